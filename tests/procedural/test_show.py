@@ -1,0 +1,121 @@
+"""The command that shows rows, its pictures, and the sequential versions the benchmark compares with."""
+
+import json
+from random import Random
+
+import numpy as np
+import pytest
+
+from vitwarm.procedural import benchmark, keyed_rng, list_rules, make_rule
+from vitwarm.procedural.draw import partners
+from vitwarm.procedural.sequential import SEQUENTIAL, sequential_batch
+from vitwarm.procedural.show import colours, glyphs, main, render
+
+COMPOSITE = {
+    "mixture": '{"name": "mixture", "rules": ["sort", {"name": "dyck", "k": 3}], "task_prefix": true}',
+    "shuffled": '{"name": "shuffled", "rule": "dyck_shuffle"}',
+    "curriculum": '{"name": "curriculum", "rule": "reverse", "level": 3}',
+}
+
+
+@pytest.mark.parametrize("name", list_rules())
+def test_every_rule_can_be_shown_and_drawn(name, tmp_path, capsys):
+    picture = tmp_path / "rows.png"
+    assert main([f"rule={COMPOSITE.get(name, name)}", "count=2", "--png", str(picture)]) == 0
+    output = capsys.readouterr().out
+    assert output.startswith("row 0: ") and "\nrow 1: " in output
+    assert "\x1b" not in output  # not a terminal: no colour
+    assert picture.read_bytes().startswith(b"\x89PNG") and [p.name for p in tmp_path.iterdir()] == ["rows.png"]
+
+
+def test_text_shows_the_tokens_and_marks_the_hidden_ones():
+    rule = make_rule("dyck", k=2)
+    rows = rule.sample(keyed_rng(0), 2, 8)
+    masked = rows.scored.copy()
+    lines = render(rule, rows, masked, width=80, colour=False).splitlines()
+    for index in (0, 1):
+        text, marks = lines[3 * index + 1 : 3 * index + 3]
+        assert text == "".join("()[]"[2 * ((t - 2) % 2) + (t >= 4)] for t in rows.tokens[index])
+        assert marks == "".join("?" if hidden else " " for hidden in masked[index]).rstrip()
+    shuffled = make_rule("shuffled", rule=rule)
+    rows = shuffled.sample(keyed_rng(0), 1, 8)
+    assert set(render(shuffled, rows, rows.scored, 80, False).splitlines()[2]) <= {"~", " "}
+    coloured = render(shuffled, rows, rows.scored, 80, True)
+    assert coloured.count("\x1b[7;38;2;") == rows.scored.sum()
+
+
+def test_narrow_terminals_break_lines():
+    rule = make_rule("sort")
+    rows = rule.sample(keyed_rng(1), 1, 40)
+    assert max(map(len, render(rule, rows, rows.scored, 30, False).splitlines()[1:])) <= 30
+
+
+@pytest.mark.parametrize("name", [name for name in list_rules() if name != "mixture"])
+def test_symbols_have_texts_and_colours_of_their_own(name):
+    vocab = make_rule(name, **({"rule": "dyck"} if name in COMPOSITE else {})).vocab
+    assert len(set(glyphs(vocab))) == vocab.size == len(colours(vocab))
+
+
+@pytest.mark.parametrize(("name", "options", "length"), [
+    ("dyck", {"k": 4}, 48), ("dyck_shuffle", {"k": 4}, 48), ("ww", {"packed": True}, 60), ("identity", {}, 40),
+    ("reverse", {"min_length": 2}, 40), ("sort", {"symbols": 5}, 40), ("set", {"symbols": 5}, 40),
+    ("union", {"symbols": 5}, 40), ("delete", {"symbols": 5}, 40), ("stack", {}, 40),
+])
+def test_arcs_join_every_answer_to_its_origin(name, options, length):
+    rule = make_rule(name, **options)
+    rows = rule.sample(keyed_rng(2), 40, length)
+    for tokens, scored in zip(rows.tokens, rows.scored, strict=True):
+        pairs = partners(rule, tokens)
+        step = rule.k if "dyck" in name else 0
+        assert all(a < b and tokens[b] == tokens[a] + step for a, b in pairs)
+        ends = [b for _, b in pairs]
+        assert len({a for a, _ in pairs}) == len(ends)
+        assert sorted(ends) == [t for t in np.flatnonzero(scored) if tokens[t] != rule.vocab.end]
+        if name in ("dyck", "reverse", "stack"):  # nested: no two arcs cross
+            assert not any(a < c < b < d for a, b in pairs for c, d in pairs)
+
+
+@pytest.mark.parametrize(("arguments", "message"), [
+    (["rule=dick"], "did you mean 'dyck'"), (["k=4"], "rule=NAME is missing"), (["rule=dyck", "fast"], "NAME=VALUE"),
+    (["rule=dyck", "length=7"], "even length"), (["rule=dyck", "mask=2"], "mask must be"),
+    (["rule=dyck", "--png"], "--png"),
+    (["rule=dyck", "--png", "x.jpg"], "ends in .png"), (["rule=dyck", "--png", "/nowhere/x.png"], "folder that exists"),
+    (["rule=dyck", "count=0"], "count must be"), (["rule=dyck", "length=ten"], "whole number"),
+    (["rule=[1]"], "there is no rule"), (['rule={"k": 3}'], "needs a name"),
+])
+def test_mistakes_end_in_one_line(arguments, message, capsys):
+    assert main(arguments) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("vitwarm-show: error: ") and message in error and error.count("\n") == 1
+
+
+def test_help_names_the_rules(capsys):
+    assert main(["--help"]) == 0
+    text = capsys.readouterr().out
+    assert all(name in text for name in list_rules())
+
+
+@pytest.mark.parametrize("name", SEQUENTIAL)
+def test_sequential_rows_are_rows_of_the_rule(name):
+    length = {"eca": 196, "stack": 130}.get(name, 64)
+    rule = make_rule(name)
+    inputs, targets, scored, masked = sequential_batch(name, Random(0), 40, length, 0.5)
+    assert (inputs == np.where(masked, 1, targets)).all() and not (masked & ~scored).any() and masked.any()
+    if name != "dyck_shuffle":
+        assert (rule.solve(np.where(scored, 1, targets), scored) == targets).all()
+    ours = rule.sample(keyed_rng(3, name), 40, length)
+    assert (ours.tokens.max() < rule.vocab.size) and targets.max() < rule.vocab.size
+    mean, deviation = ours.scored.sum(axis=1).mean(), ours.scored.sum(axis=1).std()
+    assert abs(scored.sum(axis=1).mean() - mean) <= 5 * deviation / np.sqrt(20) + 1e-9
+
+
+def test_the_benchmark_measures_every_case(tmp_path, capsys):
+    assert benchmark.main(["--rounds", "2", "--batches", "10", "--json", str(tmp_path / "rules.json")]) in (0, 1)
+    result = json.loads((tmp_path / "rules.json").read_text())
+    assert {record["rule"] for record in result["rules"]} == set(SEQUENTIAL)
+    for record in result["rules"]:
+        assert record["masked_mtokens_per_s"] > 0 and record["passes"] == (
+            record[f"{record['counted']}_mtokens_per_s"] >= record["bar"])
+    assert benchmark.markdown(result) == capsys.readouterr().out.strip()
+    with pytest.raises(SystemExit, match="names a checkout"):
+        benchmark.main(["--rounds", "2", "--peer", str(tmp_path)])

@@ -1,0 +1,174 @@
+"""Pictures of rows: arcs between what belongs together, the depth of brackets, the space-time of automata."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.colors import to_rgb
+from matplotlib.figure import Figure
+from matplotlib.patches import Arc, Patch, Rectangle
+
+from vitwarm.procedural.brackets import BracketRule
+from vitwarm.procedural.composite import Curriculum, Mixture
+from vitwarm.procedural.eca import Eca
+from vitwarm.procedural.rule import Rule, Sequences
+from vitwarm.procedural.show import colours, glyphs
+from vitwarm.procedural.tasks import TaskRule
+
+__all__ = ["draw", "partners"]
+
+_HIDDEN, _HIDDEN_CELL, _OPEN = "#111111", "#6ea8e0", "#d62728"  # hidden tokens: determined (a frame, a cell), and not
+_MAX_WIDTH = 24.0  # inches
+
+
+def draw(rule: Rule, rows: Sequences, masked: np.ndarray, path: Path) -> None:
+    """Writes a PNG of the rows: what is hidden is framed, black where it is determined and red where it is not."""
+    count, length = rows.tokens.shape
+    if isinstance(rule, Eca):
+        figure = _automata(rule, rows, masked)
+    else:
+        cell = min(0.27, _MAX_WIDTH / length)  # inches
+        depth = isinstance(rule, BracketRule)
+        arcs = [_tallest(rule, row) for row in rows.tokens]
+        heights = [1.4 + arc + 3.0 * depth for arc in arcs]  # in cells
+        size = cell * (length + 2) + 0.6, cell * sum(heights) + 0.1 * count + 0.4
+        figure = Figure(figsize=size, layout="constrained")
+        panels = figure.subplots(count, 1, squeeze=False, height_ratios=heights)[:, 0]
+        for index, (panel, arc) in enumerate(zip(panels, arcs, strict=True)):
+            _row(panel, rule, rows, masked, index, arc, depth, cell)
+    figure.suptitle(_title(rule), x=0.01, ha="left", fontsize=10)
+    labels = {"hidden, determined": _HIDDEN, "hidden, not determined": _OPEN}
+    if isinstance(rule, Eca):
+        handles = [Patch(color=c, label=text) for text, c in zip(labels, (_HIDDEN_CELL, _OPEN), strict=True)]
+    else:
+        handles = [Patch(facecolor="white", edgecolor=c, linewidth=1.8, label=text) for text, c in labels.items()]
+    figure.legend(handles=handles, loc="upper right", ncols=2, fontsize=8, frameon=False)
+    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        figure.savefig(aside, format="png", dpi=110, metadata={"Software": None})
+        os.replace(aside, path)
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+def _title(rule: Rule) -> str:
+    inner = rule.rules if isinstance(rule, Mixture) else [rule.rule] if hasattr(rule, "rule") else []
+    changed = {name: value for name, value in rule.spec().items() if name not in ("name", "rule", "rules")
+               and value != type(rule).__dataclass_fields__[name].default}
+    text = rule.name + "".join(f"  {name}={value}" for name, value in changed.items())
+    return text + (" of " + " | ".join(_title(part) for part in inner) if inner else "")
+
+
+def partners(rule: Rule, row: np.ndarray) -> list[tuple[int, int]]:
+    """Pairs of positions that belong together: opener and closer, or a symbol of the input and its place in the output.
+
+    Brackets of one type pair innermost first. Equal symbols of a task pair in their order, or in the reverse order
+    where the rule reverses.
+    """
+    if isinstance(rule, Curriculum):
+        return partners(rule.rule, row)
+    if isinstance(rule, Mixture) and rule.task_prefix:
+        part = rule.rules[int(rule.vocab.names[row[0]][4:])]
+        own = np.array([part.vocab.ids[rule.vocab.names[token]] for token in row[1:]])
+        return [(a + 1, b + 1) for a, b in partners(part, own)]
+    names = rule.vocab.names
+    pairs: list[tuple[int, int]] = []
+    waiting: dict[str, list[int]] = {}
+    if rule.name == "ww":
+        start = 0
+        content = int(np.count_nonzero(row))
+        for stop in np.flatnonzero(row == rule.vocab.sep).tolist() if rule.packed else [content]:
+            half = (stop - start) // 2
+            pairs += [(start + i, start + half + i) for i in range(half)]
+            start = stop + 1
+        return pairs
+    if isinstance(rule, BracketRule):
+        for t, token in enumerate(row):
+            name = names[token]
+            if name.startswith("("):
+                waiting.setdefault(name[1:], []).append(t)
+            elif name.startswith(")") and waiting.get(name[1:]):
+                pairs.append((waiting[name[1:]].pop(), t))
+        return pairs
+    if not isinstance(rule, TaskRule):
+        return []
+    seps = np.flatnonzero(row == rule.vocab.sep)[: rule.inputs]
+    inputs = [t for t in range(seps[-1]) if names[row[t]].isdigit()]
+    if rule.name == "delete":
+        target = row[seps[-1] - 1]
+        inputs.remove(seps[-1] - 1)
+        removed = next((t for t in inputs if row[t] == target), None)
+        inputs = [t for t in inputs if t != removed]
+    if rule.name in ("reverse", "stack"):
+        inputs.reverse()
+    for t in inputs:
+        waiting.setdefault(names[row[t]], []).append(t)
+    for t in range(seps[-1] + 1, len(row)):
+        if waiting.get(names[row[t]]):
+            pairs.append((waiting[names[row[t]]].pop(0), t))
+    return pairs
+
+
+def _tallest(rule: Rule, row: np.ndarray) -> float:
+    """Height of the tallest arc, in cells."""
+    return min(9.0, 0.4 + 0.22 * max((b - a for a, b in partners(rule, row)), default=0))
+
+
+def _row(axes: Axes, rule: Rule, rows: Sequences, masked: np.ndarray, index: int, arc: float, depth: bool, cell: float):
+    tokens, hidden, sure = rows.tokens[index], masked[index], rows.determined[index]
+    length = len(tokens)
+    texts, palette = glyphs(rule.vocab), colours(rule.vocab)
+    pad = tokens == rule.vocab.pad
+    longest = max(len(texts[token]) for token in tokens)
+    for t, token in enumerate(tokens):
+        fill = (1, 1, 1) if pad[t] else tuple(1 - (1 - palette[token]) * (0.75 if rows.scored[index, t] else 0.35))
+        axes.add_patch(Rectangle((t, 0), 1, 1, facecolor=fill, edgecolor="white", linewidth=0.5))
+        if cell * 72 > 6:
+            axes.text(t + 0.5, 0.47, texts[token], ha="center", va="center", color="#999999" if pad[t] else "black",
+                      fontsize=min(10.0, cell * 72 * 0.95 / max(longest, 1.6)))
+    for t in np.flatnonzero(hidden):
+        axes.add_patch(Rectangle((t + 0.07, 0.07), 0.86, 0.86, fill=False, linewidth=1.6,
+                                 edgecolor=_HIDDEN if sure[t] else _OPEN, zorder=3))
+    pairs = partners(rule, tokens)
+    widest = max((b - a for a, b in pairs), default=1)
+    for a, b in pairs:
+        axes.add_patch(Arc(((a + b + 1) / 2, 1.05), b - a, 2 * arc * (b - a) / widest, theta1=0, theta2=180,
+                           color=palette[tokens[a]], linewidth=1.1, alpha=0.85))
+    low = -0.1
+    if depth:
+        content = int((~pad).sum())
+        opens = np.array([rule.vocab.names[token].startswith("(") for token in tokens[:content]])
+        heights = np.concatenate([[0], np.cumsum(np.where(opens, 1, -1))])
+        scale = 2.4 / max(int(heights.max(initial=0)), 1)
+        axes.fill_between(np.arange(content + 1), -0.5 - heights * scale, -0.5, color="#b0bec5", linewidth=0)
+        axes.text(content + 0.2, -0.5, f"depth, up to {heights.max()}", fontsize=7, va="top", color="#607d8b")
+        low = -3.1
+    for sep in np.flatnonzero(tokens == rule.vocab.sep) if rule.vocab.sep is not None else ():
+        axes.plot([sep + 0.5] * 2, [1.0, 1.0 + arc], color="#bbbbbb", linewidth=0.8, linestyle=":", zorder=0)
+    axes.set(xlim=(-0.3, length + (2.6 if depth else 0.3)), ylim=(low, 1.3 + arc))
+    axes.axis("off")
+
+
+def _automata(rule: Eca, rows: Sequences, masked: np.ndarray) -> Figure:
+    """Each row's space-time picture, and below it the same with what is hidden in colour."""
+    count, length = rows.tokens.shape
+    row = rule.row_tokens(length)
+    states, shown, used = length // row, row * rule.block, slice(0, length // row * row)
+    side = min(3.6, max(1.6, 0.12 * shown))
+    figure = Figure(figsize=(side * count * 1.05 + 0.3, 2.1 * side * states / shown + 0.8), layout="constrained")
+    panels = figure.subplots(2, count, squeeze=False)
+    for index, (above, below) in enumerate(panels.T):
+        bits = (rows.tokens[index, used, None] - 2 >> np.arange(rule.block)[::-1] & 1).reshape(states, shown)
+        image = np.where(bits[..., None] == 1, 0.15, 0.97) * np.ones(3)
+        above.imshow(image, interpolation="nearest")
+        for sure, tint in ((True, _HIDDEN_CELL), (False, _OPEN)):
+            where = (masked[index] & (rows.determined[index] == sure))[used].reshape(states, row)
+            cells = np.repeat(where, rule.block, axis=1)
+            image[cells] = 0.2 * image[cells] + 0.8 * np.array(to_rgb(tint))
+        below.imshow(image, interpolation="nearest")
+        for axes in (above, below):
+            axes.set(xticks=np.arange(rule.block, shown, rule.block) - 0.5 if rule.block > 1 else [], yticks=[])
+            axes.grid(axis="x", color="#9e9e9e", linewidth=0.6)
+            axes.tick_params(length=0, labelbottom=False)
+    return figure

@@ -1,0 +1,156 @@
+"""Elementary cellular automata: rows of cells, each the function of the three cells above it."""
+
+from dataclasses import dataclass
+from functools import cached_property
+from math import isqrt
+from typing import ClassVar
+
+import numpy as np
+
+from vitwarm.procedural.keys import bernoulli
+from vitwarm.procedural.registry import register
+from vitwarm.procedural.rule import Rule, Sequences, Vocab, parameter
+
+__all__ = ["Eca", "evolve"]
+
+
+def evolve(cells: np.ndarray, number: int) -> np.ndarray:
+    """The next state of a periodic automaton whose cells lie along axis 0.
+
+    Works on bits in parallel: any unsigned integer array, each bit position a world of its own. Bit 4l + 2c + r of
+    `number` is the next state of a cell with value c, left neighbour l and right neighbour r (Wolfram's numbering).
+    """
+    ring = np.concatenate((cells[-1:], cells, cells[:1]))
+    left, right = ring[:-2], ring[2:]
+    zero = np.zeros_like(cells)
+    of_right = (zero, ~right, right, ~zero)  # all functions of one bit, by their values at (1, 0) read in binary
+    by_pair = [of_right[number >> 2 * pair & 3] for pair in range(4)]  # for (left, centre) = 00, 01, 10, 11
+    return _choose(left, _choose(cells, *by_pair[:2]), _choose(cells, *by_pair[2:]))
+
+
+def _choose(where: np.ndarray, zero: np.ndarray, one: np.ndarray) -> np.ndarray:
+    return zero ^ ((zero ^ one) & where)
+
+
+@register
+@dataclass(frozen=True)
+class Eca(Rule):
+    """The space-time picture of an elementary cellular automaton, one state after the other, from the top.
+
+    The first state is random; every later one follows from it and is scored. The border is periodic. `window` shows
+    only part of a wider ring, as in "Intelligence at the Edge of Chaos" (width 1000, window 100, 60 states), where
+    what happens outside makes the picture's sides unpredictable: there only cells that no outside cell can have
+    reached are determined. Rows hold as many whole states as fit, then PAD.
+
+    Not in the published code of arXiv 2601.21725; a token of `block` bits as in the ViT experiments with automata.
+    """
+
+    name: ClassVar[str] = "eca"
+    number: int = parameter(110, "Wolfram's number of the automaton", low=0, high=255)
+    width: int | None = parameter(None, "cells on the ring; none: makes the picture square in tokens (14 x 14 at 196)",
+                                  low=1)
+    window: int | None = parameter(None, "cells in sight, of the ring's; none: all", low=1)
+    block: int = parameter(1, "neighbouring cells that make one symbol, the leftmost the highest bit", low=1, high=12)
+    start: str = parameter("random", "first state: every cell random, or a single 1 in the middle",
+                           choices=("random", "single"))
+    density: float = parameter(0.5, "random start: chance that a cell is 1", low=0.0, high=1.0)
+    burn_in: int = parameter(0, "states that pass before the first one in sight", low=0)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.window is not None and (self.width is None or self.window > self.width):
+            raise ValueError(f"eca.window must be none or at most eca.width, {self.width}, got {self.window}")
+        shown = self.window or self.width
+        if shown is not None and shown % self.block:
+            raise ValueError(f"eca.block must divide the {shown} cells in sight, got {self.block}")
+
+    @cached_property
+    def vocab(self) -> Vocab:
+        return Vocab.of((), (f"b{value:0{self.block}b}" for value in range(2**self.block)))
+
+    def row_tokens(self, length: int) -> int:
+        """Tokens that show one state in a row of `length` tokens."""
+        shown = self.window or self.width
+        return isqrt(length) if shown is None else shown // self.block
+
+    def length_of(self, size: int) -> int:
+        shown = self.window or self.width
+        return size * (size if shown is None else shown // self.block)
+
+    def check_length(self, length: int) -> None:
+        if length < 2 * self.row_tokens(length) or length < 4:
+            needed = max(4, 2 * self.row_tokens(length))
+            raise ValueError(f"eca: rows of {length} tokens do not hold two states; they need at least {needed}")
+
+    def draw(self, rng: np.random.Generator, count: int, length: int) -> Sequences:
+        row = self.row_tokens(length)
+        states, shown = length // row, row * self.block
+        bits = self.cells(rng, count, states, self.width or shown, shown)
+        tokens = np.zeros((count, length), np.int64)
+        if self.block > 1:
+            groups = bits.reshape(states * row, self.block, count)
+            bits = np.zeros((states * row, count), np.uint16)
+            for place in range(self.block):
+                bits = bits << np.uint16(1) | groups[:, place]
+        tokens[:, : states * row] = bits.reshape(states * row, count).T
+        tokens[:, : states * row] += 2
+        scored = np.zeros((count, length), bool)
+        scored[:, row : states * row] = True
+        sure = self._sure(states, shown).reshape(states, row, self.block).all(axis=2).reshape(-1)
+        determined = np.zeros((count, length), bool)
+        determined[:, row : states * row] = sure[row:]
+        return Sequences(tokens, scored, determined)
+
+    def cells(self, rng: np.random.Generator, count: int, states: int, width: int, shown: int) -> np.ndarray:
+        """(states, shown, count) uint8 of 0 and 1, all rows evolved side by side, eight to a byte."""
+        lanes = -(-count // 8)
+        if self.start == "single":
+            now = np.zeros((width, lanes), np.uint8)
+            now[width // 2] = 255
+        elif self.density == 0.5:
+            now = rng.integers(0, 256, size=(width, lanes), dtype=np.uint8)
+        else:
+            now = np.packbits(bernoulli(rng, self.density, (width, lanes * 8)), axis=1)
+        # A random ring looks the same from everywhere, so a window at a fixed place is a window at a random one.
+        sight = slice((width - shown) // 2, (width - shown) // 2 + shown)
+        for _ in range(self.burn_in):
+            now = evolve(now, self.number)
+        history = np.empty((states, shown, lanes), np.uint8)
+        history[0] = now[sight]
+        for state in range(1, states):
+            now = evolve(now, self.number)
+            history[state] = now[sight]
+        return np.unpackbits(history, axis=2, count=count)
+
+    def _sure(self, states: int, shown: int) -> np.ndarray:
+        """(states, shown) bool: cells that follow from the first state in sight."""
+        cell, state = np.arange(shown), np.arange(states)[:, None]
+        if self.window is None or self.window == self.width:
+            return np.ones((states, shown), bool)
+        return (cell >= state) & (cell < shown - state)
+
+    def solve(self, tokens: np.ndarray, masked: np.ndarray) -> np.ndarray:
+        """Evolves what it knows of each state into the next; cells it can not know come back as MASK."""
+        count, length = tokens.shape
+        row = self.row_tokens(length)
+        states = length // row
+        places = np.arange(self.block)[::-1]
+        used = np.where(masked, Vocab.mask, tokens)[:, : states * row].reshape(count, states, row, 1)
+        bits = ((used - 2) >> places & 1).reshape(count, states, row * self.block)
+        known = np.repeat(used[..., 0] != Vocab.mask, self.block, axis=2)
+        table = self.number >> np.arange(8) & 1
+        for state in range(1, states):
+            before, sure = bits[:, state - 1], known[:, state - 1]
+            around = 4 * np.roll(before, 1, axis=1) + 2 * before + np.roll(before, -1, axis=1)
+            follows = sure & np.roll(sure, 1, axis=1) & np.roll(sure, -1, axis=1)
+            if self.window is not None and self.window != self.width:
+                follows[:, [0, -1]] = False
+            bits[:, state] = np.where(known[:, state], bits[:, state], table[around])
+            known[:, state] |= follows
+        values = (bits.reshape(used.shape[:3] + (self.block,)) << places).sum(axis=3) + 2
+        complete = known.reshape(used.shape[:3] + (self.block,)).all(axis=3)
+        answer = np.where(complete, values, Vocab.mask).reshape(count, states * row)
+        solved = tokens.astype(np.int64)
+        hidden = masked[:, : states * row]
+        solved[:, : states * row][hidden] = answer[hidden]
+        return solved

@@ -1,0 +1,50 @@
+"""Named random streams: one generator for each (seed, key), the same on every machine and in every process."""
+
+import hashlib
+import json
+import operator
+
+import numpy as np
+
+__all__ = ["below", "bernoulli", "keyed_rng"]
+
+
+def keyed_rng(seed: int, *key: str | int) -> np.random.Generator:
+    """The generator of the stream named `key` under the root `seed`.
+
+    Any stream is reached directly, without its predecessors, and two different (seed, key) share nothing: not even
+    seeds that are neighbours, or a key that is a prefix of another. The whole (seed, key) is hashed, so that strings
+    may be part of it and no two keys run together; the hash feeds a `SeedSequence`, which keys NumPy's Philox.
+
+    Args:
+        seed: the root seed, any integer.
+        key: strings and integers that name the stream, for example `("images", "order", epoch)`.
+
+    Raises:
+        TypeError: when the seed or a part of the key is neither an integer nor (key only) a string.
+    """
+    parts = [operator.index(seed), *(part if isinstance(part, str) else operator.index(part) for part in key)]
+    digest = hashlib.blake2b(json.dumps(parts).encode(), digest_size=16).digest()
+    return np.random.Generator(np.random.Philox(np.random.SeedSequence(int.from_bytes(digest, "little"))))
+
+
+def bernoulli(rng: np.random.Generator, probability: float, shape: tuple[int, ...]) -> np.ndarray:
+    """Independent True values with the given probability, as a bool array of `shape`; exact to 2**-61.
+
+    One random byte decides nearly every value. Where it falls on the byte that holds the threshold, 1 in 256, a finer
+    draw decides.
+    """
+    threshold, rest = divmod(probability * 256, 1)  # both exact: 256 is a power of 2
+    words = rng.integers(0, 256, size=shape, dtype=np.uint8)
+    if threshold >= 256:
+        return np.ones(shape, bool)
+    result = words < np.uint8(threshold)
+    if rest:
+        ties = np.flatnonzero(words == np.uint8(threshold))
+        result.reshape(-1)[ties] = rng.random(len(ties)) < rest
+    return result
+
+
+def below(rng: np.random.Generator, bounds: np.ndarray) -> np.ndarray:
+    """One uniform integer in [0, bound) for each of `bounds` (all >= 1), exact to bound * 2**-53, as int64."""
+    return (rng.random(bounds.shape) * bounds).astype(np.int64)

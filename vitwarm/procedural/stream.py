@@ -1,0 +1,127 @@
+"""An endless, seekable stream of rows from a rule, and the masked-token objective over it."""
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from vitwarm.procedural.keys import bernoulli, keyed_rng
+from vitwarm.procedural.rule import Rule, Sequences, Vocab
+
+__all__ = ["CHUNK", "SPLITS", "MaskedRows", "RuleStream", "masked_batch"]
+
+CHUNK = 256
+"""Rows drawn from one key. A constant of the stream's definition: row r belongs to chunk r // CHUNK."""
+
+SPLITS = ("train", "validation", "test")
+
+
+def masked_batch(
+    sequences: Sequences, rng: np.random.Generator, mask_prob: float, mask_id: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Hides each scored position with probability `mask_prob`, independently.
+
+    This is the masking of the ViT warm-up (arXiv 2511.13945): always replaced by MASK, never by another token or
+    itself. The targets are the unmasked `sequences.tokens`. A row, even a batch, can come out without any hidden
+    position; the loss has to allow for it.
+
+    Returns:
+        inputs (B, N) int64 and masked (B, N) bool.
+
+    Raises:
+        ValueError: when mask_prob is outside 0..1.
+    """
+    if not 0 <= mask_prob <= 1:
+        raise ValueError(f"mask_prob must be a number from 0 to 1, got {mask_prob}")
+    masked = bernoulli(rng, mask_prob, sequences.tokens.shape)
+    masked &= sequences.scored
+    inputs = sequences.tokens - mask_id  # arithmetic, because a select by random bits is several times slower
+    inputs *= ~masked
+    inputs += mask_id
+    return inputs, masked
+
+
+@dataclass(frozen=True)
+class MaskedRows:
+    """A batch for the masked objective: inputs (B, N) int64, targets (B, N) int64, masked (B, N) bool."""
+
+    inputs: np.ndarray
+    targets: np.ndarray
+    masked: np.ndarray
+
+
+@dataclass(frozen=True)
+class RuleStream:
+    """Rows 0, 1, 2, ... of a rule under one seed: a pure function of (rule, seed, split, length, row).
+
+    Rows come in chunks of `CHUNK`, each from its own key, so any row is reached without its predecessors, and how
+    many processes or workers read the stream does not change it. The key holds the rule's `identity`: two rules, or
+    two settings of one rule, share no randomness, and neither do splits, lengths or seeds.
+
+    The chunk read last is kept, so consecutive small reads draw each chunk once; nothing else is held. What is
+    returned is the caller's own copy. One reader at a time: give each thread its own stream.
+
+    Raises:
+        ValueError: when the split is unknown or the rule cannot write rows of that length.
+    """
+
+    rule: Rule
+    seed: int
+    split: str
+    length: int
+    _last: dict = field(default_factory=dict, init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        if self.split not in SPLITS:
+            raise ValueError(f"split must be one of {', '.join(SPLITS)}, got {self.split!r}")
+        if self.length < 1:
+            raise ValueError(f"length must be at least 1, got {self.length}")
+        self.rule.check_length(self.length)
+
+    def _rng(self, purpose: str, chunk: int) -> np.random.Generator:
+        key = ("procedural", self.rule.identity, self.length, self.split, purpose, chunk)
+        return keyed_rng(self.seed, *key)
+
+    def chunk(self, index: int) -> Sequences:
+        """Rows [index * CHUNK, (index + 1) * CHUNK)."""
+        if index < 0:
+            raise ValueError(f"chunk must be at least 0, got {index}")
+        return self.rule.sample(self._rng("rows", index), CHUNK, self.length)
+
+    def rows(self, start: int, stop: int) -> Sequences:
+        """Rows [start, stop) of the stream."""
+        return Sequences(*self._gather(start, stop, None))
+
+    def masked_rows(self, start: int, stop: int, mask_prob: float) -> MaskedRows:
+        """Rows [start, stop) with scored positions hidden as in `masked_batch`.
+
+        A row is masked the same way whoever reads it.
+        """
+        return MaskedRows(*self._gather(start, stop, mask_prob))
+
+    def _draw(self, index: int, mask_prob: float | None) -> tuple[np.ndarray, ...]:
+        rows = self.chunk(index)
+        if mask_prob is None:
+            return rows.tokens, rows.scored, rows.determined
+        inputs, masked = masked_batch(rows, self._rng("mask", index), mask_prob, Vocab.mask)
+        return inputs, rows.tokens, masked
+
+    def _gather(self, start: int, stop: int, mask_prob: float | None) -> list[np.ndarray]:
+        pieces = []
+        for index, rows in _pieces(start, stop):
+            if rows == slice(0, CHUNK):  # a whole chunk is handed over as it is drawn
+                pieces.append(self._draw(index, mask_prob))
+                continue
+            if self._last.get("what") != (index, mask_prob):
+                self._last.update(what=(index, mask_prob), arrays=self._draw(index, mask_prob))
+            pieces.append([array[rows].copy() for array in self._last["arrays"]])
+        return [parts[0] if len(parts) == 1 else np.concatenate(parts) for parts in zip(*pieces, strict=True)]
+
+
+def _pieces(start: int, stop: int) -> list[tuple[int, slice]]:
+    """The chunks that hold rows [start, stop), each with the slice of its rows."""
+    if not 0 <= start < stop:
+        raise ValueError(f"rows need 0 <= start < stop, got start {start} and stop {stop}")
+    return [
+        (index, slice(max(start - index * CHUNK, 0), min(stop - index * CHUNK, CHUNK)))
+        for index in range(start // CHUNK, (stop - 1) // CHUNK + 1)
+    ]

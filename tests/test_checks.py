@@ -1,0 +1,183 @@
+"""Checks: every mistake in a recipe is one line that names the key."""
+
+import re
+from dataclasses import fields
+
+import pytest
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from vitwarm.checks import KEYS, SECTIONS
+from vitwarm.config import Config
+from vitwarm.errors import UserError
+from vitwarm.procedural import list_rules, rule_class
+from vitwarm.recipe import freeze, help_text, load_recipe, read_frozen
+
+
+def refusal(arguments: list[str]) -> str:
+    """The message with which the arguments are refused, in one line."""
+    with pytest.raises(UserError) as error:
+        load_recipe(arguments)
+    message = str(error.value)
+    assert message and "\n" not in message
+    assert not re.search(r"full_key|object_type|DictConfig|omegaconf", message), "of OmegaConf, not of the recipe"
+    return message
+
+
+# The key tree
+
+
+def test_every_number_has_bounds_and_lies_in_them_and_every_key_has_help():
+    for key in KEYS.values():
+        assert key.field.metadata["help"], key.name
+        if re.match("integer|number|list of number", key.describe()):
+            assert key.field.metadata["within"], f"{key.name} could be NaN or infinite"
+    load_recipe(["recipe=digits_proc"])  # checks the defaults against their bounds, too
+
+
+def test_help_names_every_key_and_every_parameter_of_every_rule():
+    text = help_text()
+    for key in KEYS.values():
+        assert f"\n  {key.name}: {key.describe()} = " in text
+    for rule in list_rules():
+        part = re.search(rf"\n  {rule}: .+\n(?:    .+\n)*", text)
+        assert part, rule
+        for field in fields(rule_class(rule)):
+            assert f"\n    {field.name}: " in part[0] and field.metadata["help"] in part[0]
+
+
+# Mistakes
+
+
+@pytest.mark.parametrize("override, says", [
+    ("train.lrr=1", r"train\.lrr; did you mean train\.lr\?"),
+    ("lr=1", r"unknown key lr; did you mean warmup\.lr or train\.lr\?"),
+    ("trian.lr=1", r"unknown key trian; did you mean train\?|did you mean train\.lr"),
+    ("warmup.mask_probe=1", r"did you mean warmup\.mask_prob\?"),
+    ("train.lr.x=1", r"train\.lr: expected number, got a mapping"),
+    ("train=3", r"train is a section"),
+    ("train=null", r"train is a section"),
+    ("train={lr: 3, lrr: 2}", r"train\.lrr"),
+    ("model.args=3", r"model\.args: expected mapping, got 3"),
+    ("warmup.rule=dyck", r"warmup\.rule: expected mapping, got 'dyck'"),
+    ("train.lr=abc", r"train\.lr: expected number, got 'abc'"),
+    ("train.lr=null", r"train\.lr: expected number, got null"),
+    ("train.lr=true", r"train\.lr: expected number"),
+    ("train.lr=[1]", r"train\.lr: expected number"),
+    ("train.lr=", r"train\.lr: expected number"),
+    ("train.global_batch=1.5", r"train\.global_batch: expected integer, got 1\.5"),
+    ("train.compile=2", r"train\.compile: expected true or false, got 2"),
+    ("train.schedule=cosin", r"train\.schedule: expected one of cosine, wsd, constant, got 'cosin'"),
+    ("train.betas=3", r"train\.betas: expected list of number, got 3"),
+    ("train.betas=[a,1]", r"train\.betas: expected list of number"),
+    ("train.betas=[[1],1]", r"train\.betas: expected list of number"),
+    ("train.betas=['???',0.1]", r"train\.betas: expected list of number"),
+    ("train.betas=[0.9]", r"train\.betas takes 2 values, not 1"),
+    ("train.betas=[0.9,1.0]", r"train\.betas must lie in \[0, 1\), not be 1\.0"),
+    ("train.betas[0]=0.9", r"not a key"),
+    ("train.lr=-1", r"train\.lr must lie in \(0, inf\)"),
+    ("train.lr=.nan", r"train\.lr must lie in"),
+    ("train.lr=.inf", r"train\.lr must lie in"),
+    ("train.min_lr=1", r"train\.min_lr \(1\.0\) is above"),
+    ("seed=-1", r"seed must lie in"),
+    ("seed=???", r"seed: expected integer"),
+    ("images.epochs=-1", r"images\.epochs must lie in \[0, inf\)"),
+    ("model.num_classes=0", r"model\.num_classes must lie in"),
+    ("train.global_batch=0", r"train\.global_batch must lie in"),
+    ("warmup.mask_prob=0", r"warmup\.mask_prob must lie in \(0, 1\]"),
+    ("warmup.mask_prob=1.1", r"warmup\.mask_prob must lie in"),
+    ("images.mean=[0.5]", r"images\.mean takes 3 values"),
+    ("images.std=[0,1,1]", r"images\.std must lie in"),
+    ("images.scale=[1,0.5]", r"images\.scale is a range, lowest first"),
+    ("images.ratio=[2,1]", r"images\.ratio is a range"),
+    ("transfer.groups=[trunk,heads]", r"transfer\.groups: expected list of one of trunk, .*'heads'"),
+    ("transfer.groups=trunk", r"transfer\.groups: expected list of"),
+    ("transfer.groups=[]", r"transfer\.groups is empty"),
+    ("warmup.budget=101%", r"warmup\.budget: .*100%"),
+    ("warmup.budget=-1%", r"warmup\.budget: .*negative"),
+    ("warmup.budget=3 epochs", r"warmup\.budget: .*no epochs"),
+    ("warmup.budget=soon", r"warmup\.budget: cannot use 'soon'"),
+    ("warmup.lr_warmup=3 epochs", r"warmup\.lr_warmup: .*no epochs"),
+    ("train.lr_warmup=ten", r"train\.lr_warmup: cannot use 'ten'"),
+    ("train.cooldown=200%", r"train\.cooldown: .*100%"),
+    ("warmup.rule.kk=3", r"^warmup\.rule: .*'kk'.*'k'"),
+    ("warmup.rule.k=abc", r"^warmup\.rule: .*k must be"),
+    ("warmup.rule.k=0", r"^warmup\.rule: .*k must be"),
+    ("warmup.rule.name=dick", r"^warmup\.rule: .*'dick'.*dyck"),
+    ("warmup.rule.name=3", r"^warmup\.rule"),
+    ("warmup.rule.name=null", r"^warmup\.rule\.name"),
+    ("warmup.length=7", r"^warmup\.length: "),
+    ("model.args.num_classes=3", r"model\.args\.num_classes .*model\.num_classes"),
+    ("model.args.pretrained=true", r"init_from=timm:NAME"),
+    ("model.args={1: 2}", r"model\.args: 1 is not a name"),
+    ("model.args.x={a: [{2: 1}]}", r"model\.args: 2 is not a name"),
+    ("model.args.x=[{a: '???'}]", r"model\.args"),
+    ("model.args.x=!!binary aGk=", r"model\.args"),
+    ("model.args.x=!!set {a, b}", r"model\.args"),
+    ("model.args.a=[1", r"model\.args\.a: cannot read '\[1'"),
+    ("seed=${oc.env:HOME}", r"seed: .*not evaluated"),
+    ("model.name=${oc.env:HOME}", r"model\.name: .*not evaluated"),
+    ("model.args.x=${seed}", r"model\.args: .*not evaluated"),
+    ("model.args.x={a: [1, '${seed}']}", r"model\.args: .*not evaluated"),
+    ("base=digits_default", r"base= belongs in a recipe file"),
+    ("train", r"'train' is not an override; write key=value"),
+    ("=3", r"not a key"),
+    ("train..lr=3", r"not a key"),
+    ("--train.lr=3", r"not a key"),
+    ("recipe=digits_default", r"2 recipes"),
+])
+def test_refused_overrides(override, says):
+    assert re.search(says, refusal(["recipe=digits_proc", override]))
+
+
+def test_conflicting_overrides_are_refused():
+    assert "train" in refusal(["recipe=digits_proc", "train=3", "train.lr=1"])
+    assert "train" in refusal(["recipe=digits_proc", "train.lr=1", "train=3"])
+
+
+def test_wsd_must_fit_into_the_stage():
+    arguments = ["recipe=digits_proc", "train.schedule=wsd", "train.lr_warmup=60%", "train.cooldown=50%"]
+    assert re.search(r"train\.lr_warmup and train\.cooldown together exceed 100%", refusal(arguments))
+
+
+def test_an_initialisation_that_something_would_overwrite_is_refused():
+    given = ["recipe=digits_default", "init_from=x"]
+    assert "overwritten by init_from (transfer.groups has trunk)" in refusal([*given, "model.init=mimetic"])
+    assert "groups has attention" in refusal([*given, "model.init=conditioned", "transfer.groups=[mlp, attention]"])
+    assert "groups has stem" in refusal([*given, "model.init=impulse", "transfer.groups=[mlp, stem]"])
+    assert load_recipe([*given, "model.init=mimetic", "transfer.groups=[mlp, stem]"]).model.init == "mimetic"
+    assert load_recipe(["recipe=digits_proc", "model.init=mimetic"]).model.init == "mimetic"  # then warmed up
+    assert "set warmup.budget=0" in refusal(["recipe=digits_proc", "model.init=impulse"])
+    assert load_recipe(["recipe=digits_default", "model.init=impulse"]).model.init == "impulse"
+
+
+def test_a_share_needs_an_image_stage_and_a_run_needs_a_stage():
+    assert "images.train is empty" in refusal(["recipe=digits_proc", "images.train=", "warmup.budget=1%"])
+    assert "nothing to train" in refusal(["recipe=digits_default", "images.train="])
+    assert load_recipe(["recipe=digits_proc", "images.train=", "warmup.budget=10 steps"]).images.train == ""
+
+
+JUNK = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8) | st.sampled_from(["???", "${seed}"]),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=4), inner, max_size=3),
+    max_leaves=5,
+)
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.sampled_from(sorted({*KEYS, *SECTIONS})), JUNK)
+def test_any_junk_under_any_key_is_a_recipe_or_one_line(tmp_path_factory, key, junk):
+    tree: object = junk
+    for part in reversed(key.split(".")):
+        tree = {part: tree}
+    path = tmp_path_factory.getbasetemp() / "junk.yaml"
+    path.write_text(yaml.safe_dump({"images": {"train": "x"}} | tree))
+    try:
+        config = load_recipe([f"recipe={path}"])
+    except UserError as error:
+        assert len(str(error).splitlines()) == 1
+    else:
+        assert type(config) is Config
+        path.write_text(freeze(config))
+        assert freeze(read_frozen(path)) == path.read_text()  # as text: NaN is not equal to itself

@@ -1,0 +1,106 @@
+"""The house rules that no other test would notice: floors, lean imports, commands, links."""
+
+import ast
+import re
+import subprocess
+import sys
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").rglob("*.md")])
+
+# From the bottom up; a module imports from its own floor and those below it (docs/design.md).
+FLOORS = [
+    {"procedural"},
+    {"config", "amounts", "errors"},
+    {"recipe", "checks"},
+    {"trunk"},
+    {"data"},
+    {"training"},
+    {"transfer"},
+    {"stages"},
+    {"budget"},
+    {"validate", "cost"},
+    {"run", "run_folder"},
+    {"cli"},
+]
+
+
+def imported(path: Path) -> set[str]:
+    """Names below `vitwarm` that a module imports anywhere in it, functions included."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            names = [f"{node.module}.{a.name}" for a in node.names] if node.module == "vitwarm" else [node.module]
+        else:
+            names = [a.name for a in node.names] if isinstance(node, ast.Import) else []
+        found |= {name.split(".")[1] for name in names if name.startswith("vitwarm.")}
+    return found
+
+
+def test_imports_go_downwards_only():
+    floor = {name: level for level, names in enumerate(FLOORS) for name in names}
+    modules = [p for p in (ROOT / "vitwarm").rglob("*.py") if p.name != "__main__.py"]
+    assert len(modules) > 60
+    for path in modules:
+        own = path.relative_to(ROOT / "vitwarm").parts[0].removesuffix(".py")
+        for other in imported(path) if own != "__init__" else ():
+            assert floor[other] <= floor[own], f"{path} imports {other} from a floor above"
+    for path in (ROOT / "vitwarm/procedural").glob("*.py"):
+        assert imported(path) <= {"procedural"}, path
+
+
+@pytest.mark.parametrize(
+    ("statement", "absent"),
+    [
+        ("import vitwarm", ("numpy", "torch")),
+        ("import vitwarm.cli; from vitwarm.recipe import load_recipe", ("torch", "timm", "accelerate")),
+    ],
+)
+def test_imports_are_lean(statement, absent):
+    code = f"{statement}; import sys; print(*[m for m in {absent} if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == ""
+
+
+def test_every_command_is_there():
+    pattern = r'^(vitwarm-[\w-]+) = "([\w.]+):(\w+)"$'
+    commands = re.findall(pattern, (ROOT / "pyproject.toml").read_text(), re.MULTILINE)
+    assert "vitwarm-train" in [name for name, _, _ in commands]
+    for _, module, function in commands:
+        assert callable(getattr(import_module(module), function))
+    for tool in (ROOT / "tools").glob("*.py"):
+        lines = tool.read_text().splitlines()
+        assert len(lines) < 100, tool
+        for name in re.findall(r"^from (vitwarm[\w.]*) import", "\n".join(lines), re.MULTILINE):
+            import_module(name)
+
+
+def anchors(page: Path) -> set[str]:
+    headings = re.findall(r"^#+ (.*)$", page.read_text(), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_links_and_files_of_a_page_are_there(page):
+    text = page.read_text()
+    for link in re.findall(r"\]\(([^)\s]+)\)", text):
+        if link.startswith("https://"):
+            continue
+        name, _, anchor = link.partition("#")
+        target = page.parent / name if name else page
+        assert target.exists(), f"{page.name}: {link}"
+        assert not anchor or anchor in anchors(target), f"{page.name}: {link}"
+    for name in re.findall(r"\b((?:docs|recipes|tests|tools|vitwarm)/[\w./-]+\.\w+)", text):
+        assert (ROOT / name).exists(), f"{page.name}: {name}"
+
+
+def test_files_that_code_and_recipes_point_to_are_there():
+    files = [p for folder in ("recipes", "tools", "vitwarm") for p in (ROOT / folder).rglob("*")]
+    for path in (p for p in files if p.suffix in (".py", ".sh", ".yaml")):
+        for name in re.findall(r"\b((?:docs|recipes|tools)/[\w./-]+\.(?:md|py|sh|yaml))\b", path.read_text()):
+            assert (ROOT / name).exists(), f"{path}: {name}"

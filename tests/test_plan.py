@@ -1,0 +1,160 @@
+"""The estimate against arithmetic by hand: FLOPs of a ViT, hours, shares; and against what a run itself counts."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from vitwarm.cost import PEAK_FP32, _flops, _kept, estimate
+from vitwarm.errors import UserError
+from vitwarm.recipe import load_recipe
+from vitwarm.run import run
+from vitwarm.training.meters import PEAK_FLOPS
+from vitwarm.trunk import ImageModel, build_model
+
+TINY = ["recipe=digits_proc", "model.name=test_vit", "model.args={img_size: 8, patch_size: 4}", "run.workers=0"]
+
+
+def vit_flops(width: int, depth: int, patches: int, patch: int, classes: int, prefix: int = 1) -> float:
+    """Two a multiply-add: patch embedding, q, k, v, attention twice, projection, an MLP of ratio 4, the classifier."""
+    n = patches + prefix
+    block = 2 * n * width * (3 * width + width + 2 * 4 * width) + 2 * 2 * n * n * width
+    return 2 * patches * 3 * patch**2 * width + depth * block + 2 * width * classes
+
+
+@pytest.mark.parametrize(("name", "width"), [("vit_t_proc1pct", 192), ("vit_b_proc1pct", 768)])
+def test_imagenet_by_hand(name, width):
+    found = estimate(load_recipe([f"recipe={name}", "warmup.precision=bf16"]), gpus=8, device="h100", mfu=0.4)
+    lines = {line.name: line for line in found.lines}
+    forward = vit_flops(width, 12, 196, 16, 1000)
+    steps = -(-300 * 1_281_167 // 4096)
+    assert (lines["images"].steps, lines["images"].samples) == (steps, steps * 4096)
+    assert lines["images"].tokens == steps * 4096 * 197
+    assert lines["images"].flops == pytest.approx(3 * forward * steps * 4096, rel=1e-9)
+    assert lines["images"].seconds == pytest.approx(3 * forward * steps * 4096 / (8 * 0.4 * 989e12), rel=1e-9)
+    assert lines["evaluation"].samples == 50_000 * 300
+    assert lines["evaluation"].flops == pytest.approx(forward * 15e6, rel=1e-9)
+    assert (lines["warmup"].steps, lines["warmup"].samples) == (15_000, 3_840_000)
+    masked = 49 * 2 * width * 130  # the head reads about 49 masked tokens; no patches, no classifier
+    assert lines["warmup"].flops / 3 / 3.84e6 == pytest.approx(vit_flops(width, 12, 196, 0, 0) + masked, rel=5e-3)
+    assert found.share("samples") == pytest.approx(0.01, rel=2e-3)
+    assert found.share("flops") == pytest.approx(0.01, rel=0.05)
+    assert found.share("seconds") == pytest.approx(found.share("flops"))
+
+
+def test_fp32_is_dear_and_says_so():
+    found = estimate(load_recipe(["recipe=vit_b_proc1pct"]), gpus=8, device="H100")
+    ratio = PEAK_FLOPS["H100"] / PEAK_FP32["H100"]
+    assert found.share("seconds") == pytest.approx(ratio * found.share("flops"))
+    assert "66.9 TFLOP/s (fp32)" in str(found)
+    assert PEAK_FP32.keys() == PEAK_FLOPS.keys()
+
+
+def test_a_run_counts_the_same(tmp_path):
+    config = load_recipe(
+        [*TINY, f"run.dir={tmp_path}", "warmup.budget=2 steps", "warmup.lr_warmup=0", "images.epochs=0.2",
+         "images.subset=30%", "images.epochs_of=full", "warmup.val_rows=4"]
+    )  # fmt: skip
+    found = {line.name: line for line in estimate(config, gpus=1, device="a100").lines}
+    stages = run(config)["stages"]
+    for name in ("warmup", "images"):
+        assert stages[name]["steps"] == found[name].steps
+        assert stages[name]["samples"] == found[name].samples
+        assert stages[name]["tokens"] == found[name].tokens
+        assert stages[name]["flops"] == pytest.approx(found[name].flops)
+    assert found["evaluation"].samples == 360
+
+
+def test_activations_are_what_autograd_keeps():
+    """The saved tensors of a real pass, counted at their storages, for one image more."""
+    with torch.device("meta"):
+        model = ImageModel(build_model(load_recipe(TINY).model, "images", seed=0))
+    sizes = [_kept(model, torch.Size((n, 3, 8, 8)), bf16=False) for n in (1, 2, 3)]
+    real, kept = ImageModel(build_model(load_recipe(TINY).model, "images", seed=0)), []
+    own = {p.untyped_storage().data_ptr() for p in real.parameters()}
+    for n in (1, 2):
+        seen = {}
+
+        def pack(t, seen=seen):
+            if t.untyped_storage().data_ptr() not in own:
+                seen[t.untyped_storage().data_ptr()] = t
+            return t
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
+            real(torch.zeros(n, 3, 8, 8))
+        kept.append(sum(t.untyped_storage().nbytes() for t in seen.values()))
+    assert sizes[1] - sizes[0] == sizes[2] - sizes[1] == kept[1] - kept[0]
+
+
+def test_checkpointing_keeps_less_and_takes_a_third_more():
+    plain, saved = (
+        estimate(load_recipe(["recipe=vit_t_proc1pct", f"model.grad_checkpointing={on}"]), 8, "h100")
+        for on in ("false", "true")
+    )
+    assert saved.lines[1].flops == plain.lines[1].flops
+    assert saved.lines[1].seconds == pytest.approx(plain.lines[1].seconds * 4 / 3)
+    each = [int(re.search(r"(\d+) MiB of activations", str(e))[1]) for e in (plain, saved)]
+    assert each[1] < each[0] / 4
+
+
+def test_flops_do_not_depend_on_the_weights_being_there():
+    with torch.device("meta"):
+        model = ImageModel(build_model(load_recipe(["recipe=vit_t_proc1pct"]).model, "images", seed=0))
+    assert _flops(lambda: model(torch.zeros(1, 3, 224, 224)), model) == vit_flops(192, 12, 196, 16, 1000)
+
+
+@pytest.mark.parametrize(
+    ("own", "why"),
+    [
+        ({"gpus": 8, "device": "h1000"}, "device=h1000 is not known; known: a100"),
+        ({"gpus": 0, "device": "h100"}, "gpus is at least 1"),
+        ({"gpus": 8, "device": "h100", "mfu": 1.2}, "mfu lies in"),
+        ({"gpus": 3, "device": "h100"}, "does not divide over 3"),
+    ],
+)
+def test_what_cannot_be_is_said_in_one_line(own, why):
+    with pytest.raises(UserError, match=re.escape(why)):
+        estimate(load_recipe(["recipe=vit_t_proc1pct"]), **own)
+
+
+def test_without_shards_a_small_set_needs_its_size():
+    config = load_recipe(["recipe=cifar10_vit_t_proc"])
+    with pytest.raises(UserError, match="train_images=N"):
+        estimate(config, 1, "a100")
+    found = estimate(config, 1, "a100", train_images=50_000)
+    assert found.lines[1].samples == -(-100 * 50_000 // 512) * 512
+    assert "not here: not counted" in str(found)
+    streamed = load_recipe(
+        ["recipe=cifar10_vit_t_proc", "images.train=https://host/train-000.tar", "images.train_samples=50000"]
+    )
+    assert estimate(streamed, 1, "a100").lines == found.lines
+
+
+def test_the_command():
+    def plan(*arguments):
+        command = [sys.executable, str(Path(__file__).parents[1] / "tools/plan.py"), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[1])
+
+    good = plan("recipe=vit_b_proc1pct", "gpus=8", "device=h100", "mfu=0.5")
+    assert good.returncode == 0 and "MFU 0.5 of" in good.stdout and "1.00 % of its samples" in good.stdout
+    for arguments, why in [
+        (["recipe=vit_b_proc1pct"], "say on what: gpus=8 device=h100"),
+        (["recipe=vit_b_proc1pct", "gpus=eight", "device=h100"], "gpus is a number"),
+    ]:
+        bad = plan(*arguments)
+        assert bad.returncode == 2 and why in bad.stderr and len(bad.stderr.splitlines()) == 1
+
+
+def test_the_table_in_the_documentation():
+    page = (Path(__file__).parents[1] / "docs/imagenet.md").read_text()
+    found = re.findall(r"^\| `(\w+)`" + r" \| (\S+)" * 5 + r" \|$", page, re.M)
+    rows = {name: tuple(cells) for name, *cells in found}
+    assert len(rows) >= 7
+    for name in ("vit_t_proc1pct", "vit_b_proc1pct", "deit3_b_proc1pct"):
+        h100, a100 = (estimate(load_recipe([f"recipe={name}"]), 8, device) for device in ("h100", "a100"))
+        warmup, images, _ = h100.lines
+        hours = [cost / 3600 for cost in (warmup.seconds, images.seconds, h100.seconds, a100.seconds)]
+        assert rows[name] == (f"{images.flops:.3g}", *(f"{hour:.2f}" for hour in hours))

@@ -1,0 +1,341 @@
+"""Recipes: found, inherited, overridden, frozen and hashed by their laws, and a bad file is one line that names it."""
+
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import yaml
+
+from vitwarm.amounts import Amount
+from vitwarm.checks import KEYS, check_tree, value_of
+from vitwarm.config import Config, ModelConfig
+from vitwarm.errors import UserError
+from vitwarm.procedural import make_rule
+from vitwarm.recipe import freeze, list_recipes, load_recipe, read_frozen, recipe_hash, recipes_folder
+
+SHIPPED = [name for name, _, _ in list_recipes()]
+
+
+@pytest.fixture
+def write(tmp_path):
+    """Writes a recipe file and returns its `recipe=` argument."""
+
+    def write(text: str, name: str = "mine") -> str:
+        path = tmp_path / f"{name}.yaml"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+        return f"recipe={path}"
+
+    return write
+
+
+def refusal(arguments: list[str]) -> str:
+    with pytest.raises(UserError) as error:
+        load_recipe(arguments)
+    assert len(str(error.value).splitlines()) == 1
+    return str(error.value)
+
+
+# Shipped recipes
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_shipped_recipes_load_and_say_what_they_are_for(name):
+    config = load_recipe([f"recipe={name}"])
+    assert type(config) is Config and type(config.model) is ModelConfig
+    assert config.name == name
+    _, path, purpose = next(row for row in list_recipes() if row[0] == name)
+    assert purpose == config.description and yaml.safe_load(path.read_text())["description"] == purpose, "own purpose"
+    header = path.read_text().split("\n\n")[0]
+    assert all(f"# {part}" in header for part in ("Expected", "Cost", "Command"))
+    assert f"recipe={name}" in header
+
+
+def test_names_of_shipped_recipes_are_unique():
+    assert len(set(SHIPPED)) == len(SHIPPED) >= 8
+    others = {"budgets", "accelerate"}
+    assert {path for path in recipes_folder().rglob("*.yaml") if not others & set(path.parts)} == {
+        path for _, path, _ in list_recipes()
+    }
+
+
+@pytest.mark.parametrize("warmed, default", [
+    ("digits_proc", "digits_default"),
+    ("cifar10_vit_t_proc", "cifar10_vit_t_default"),
+    ("vit_b_proc1pct", "vit_b_default"),
+    ("deit_b_proc1pct", "deit_b_default"),
+    ("deit3_b_proc1pct", "deit3_b_default"),
+    ("vit_s_90ep_proc1pct", "vit_s_90ep_default"),
+])
+def test_a_control_differs_by_the_warm_up_alone(warmed, default):
+    warmed, default = load_recipe([f"recipe={warmed}"]), load_recipe([f"recipe={default}"])
+    differing = {name for name in KEYS if value_of(warmed, name) != value_of(default, name)}
+    assert differing == {"name", "description", "warmup.budget"}
+    assert default.warmup.budget == "0"
+
+
+def test_the_papers_settings():
+    """arXiv 2511.13945 as the public sources have it; the numbers are written here a second time on purpose."""
+    config = load_recipe(["recipe=vit_b_proc1pct"])
+    warmup, images, train = config.warmup, config.images, config.train
+    assert (warmup.rule["name"], warmup.rule["k"], warmup.rule["p_open"]) == ("dyck", 64, 0.6)
+    assert (warmup.global_batch, warmup.budget, warmup.mask_prob) == (256, "15000 steps", 0.5)
+    assert (warmup.lr, warmup.start_lr, warmup.min_lr, warmup.lr_warmup) == (2e-3, 1e-7, 1e-6, "1000 steps")
+    assert (warmup.weight_decay, warmup.decay_all, warmup.betas) == (0.05, True, [0.9, 0.999])
+    assert (warmup.clip_grad, warmup.precision, warmup.schedule) == (None, "fp32", "cosine")
+    assert (train.global_batch, train.lr, images.epochs, train.lr_warmup) == (4096, 4e-3, 300, "50 epochs")
+    assert (images.mixup, images.cutmix, images.label_smoothing, images.random_erasing) == (0.8, 1.0, 0.1, 0.25)
+    assert images.auto_augment == "rand-m9-mstd0.5-inc1"
+    small, tiny = load_recipe(["recipe=vit_s_proc1pct"]), load_recipe(["recipe=vit_t_proc1pct"])
+    for other in (small, tiny):
+        assert {name for name in KEYS if value_of(other, name) != value_of(config, name)} == {
+            "name", "description", "model.name"
+        }
+    assert (small.model.name, tiny.model.name) == ("vit_small_patch16_224", "vit_tiny_patch16_224")
+
+
+def settings(name: str, *keys: str) -> list:
+    config = load_recipe([f"recipe={name}"])
+    return [value_of(config, key) for key in keys]
+
+
+LENGTH = ("images.epochs", "train.global_batch", "train.lr", "train.lr_warmup", "train.min_lr", "train.weight_decay")
+MIX = ("images.repeats", "images.auto_augment", "images.mixup", "images.cutmix", "images.random_erasing")
+
+
+def test_deits_settings():
+    """arXiv 2012.12877 and the defaults of its public main.py; 5e-4 is its rate at a batch of 512."""
+    for size, model in (("b", "vit_base"), ("s", "vit_small"), ("t", "vit_tiny")):
+        assert settings(f"deit_{size}_proc1pct", *LENGTH) == [300, 1024, 2 * 5e-4, "5 epochs", 1e-5, 0.05]
+        assert settings(f"deit_{size}_proc1pct", *MIX) == [3, "rand-m9-mstd0.5-inc1", 0.8, 1.0, 0.25]
+        assert settings(f"deit_{size}_proc1pct", "images.loss", "images.label_smoothing") == ["ce", 0.1]
+        assert settings(f"deit_{size}_proc1pct", "model.args") == [{"drop_path_rate": 0.1}]
+        assert settings(f"deit_{size}_proc1pct", "model.name") == [f"{model}_patch16_224"]
+
+
+def test_deit3s_settings():
+    """arXiv 2204.07118 and the training commands in its public README_revenge.md; AdamW and its rate are ours."""
+    sizes = {"b": ("base", 192, 0.2), "s": ("small", 224, 0.05), "l": ("large", 192, 0.45)}
+    for size, (model, pixels, drop_path) in sizes.items():
+        assert settings(f"deit3_{size}_proc1pct", *LENGTH) == [800, 2048, 2e-3, "5 epochs", 1e-5, 0.05]
+        assert settings(f"deit3_{size}_proc1pct", *MIX, "images.color_jitter") == [3, "3a", 0.8, 1.0, 0.0, 0.3]
+        assert settings(f"deit3_{size}_proc1pct", "images.loss", "images.label_smoothing") == ["bce", 0.0]
+        args = {"img_size": pixels, "init_values": 1e-4, "drop_path_rate": drop_path}
+        assert settings(f"deit3_{size}_proc1pct", "model.args") == [args]
+        assert settings(f"deit3_{size}_proc1pct", "model.name") == [f"deit3_{model}_patch16_224"]
+
+
+def test_big_visions_settings():
+    """Its public configs/vit_s16_i1k.py; its decoupled weight decay of 1e-4 is AdamW's 1e-4 / 1e-3."""
+    assert settings("vit_s_90ep_proc1pct", *LENGTH) == [90, 1024, 1e-3, "10000 steps", 0.0, 1e-4 / 1e-3]
+    assert settings("vit_s_90ep_proc1pct", *MIX) == [1, "rand-m10-n2", 0.2, 0.0, 0.0]
+    keys = ("train.clip_grad", "images.label_smoothing", "images.mean", "model.args")
+    assert settings("vit_s_90ep_proc1pct", *keys) == [
+        1.0, 0.0, [0.5] * 3, {"class_token": False, "global_pool": "avg"}
+    ]
+
+
+def test_the_page_on_recipes_lists_them_all_and_speaks_of_real_keys():
+    page = (recipes_folder().parent / "docs/recipes.md").read_text()
+    assert set(re.findall(r"^\| \[`(\w+)`\]", page, re.M)) == set(SHIPPED)
+    for _, path, _ in list_recipes():
+        assert f"(../recipes/{path.relative_to(recipes_folder())})" in page
+    overrides = re.findall(r"\b((?:model|warmup|images|train|run|transfer)\.\w+(?:\.\w+)*)=", page)
+    assert overrides and all(any(key == name or key.startswith(name + ".") for name in KEYS) for key in overrides)
+    for written in re.findall(r"^\| (`.+?) \| .+ \|$", page.split("## Amounts")[1].split("##")[0], re.M):
+        for amount in re.findall("`(.+?)`", written):
+            Amount.parse(amount)
+
+
+# Layers
+
+
+def test_defaults_then_ancestors_then_recipe_then_command_line(write):
+    write("train: {lr: 1, min_lr: 0.1, eps: 0.1, betas: [0.1, 0.2]}\nimages: {train: x}", "grand")
+    write("base: grand\ntrain: {lr: 2, min_lr: 0.2, betas: [0.3, 0.4]}", "parent")
+    train = load_recipe([write("base: parent\ntrain: {lr: 3}"), "train.betas=[0.5, 0.6]"]).train
+    assert (train.lr, train.min_lr, train.eps, train.betas, train.weight_decay) == (3.0, 0.2, 0.1, [0.5, 0.6], 0.05)
+
+
+@pytest.mark.parametrize("base", ["parent", "parent.yaml", "./parent.yaml", "../{folder}/parent.yaml"])
+def test_a_base_is_found_by_name_or_relative_path_from_anywhere(write, tmp_path, base, monkeypatch):
+    monkeypatch.chdir("/")
+    write("seed: 7\nimages: {train: x}", "parent")
+    assert load_recipe([write(f"base: {base.format(folder=tmp_path.name)}")]).seed == 7
+
+
+def test_a_users_recipe_inherits_a_shipped_one(write):
+    config = load_recipe([write("base: digits_default\nseed: 5")])
+    assert (config.seed, config.name) == (5, "mine")
+    assert config.images == load_recipe(["recipe=digits_default"]).images
+
+
+def test_another_rule_does_not_inherit_the_parents_parameters(write):
+    write("images: {train: x}\nwarmup: {rule: {name: dyck, k: 7, p_open: 0.3}, length: 8}", "parent")
+    same = load_recipe([write("base: parent\nwarmup: {rule: {k: 9}}")]).warmup.rule
+    assert (same["k"], same["p_open"]) == (9, 0.3)
+    named = load_recipe([write("base: parent\nwarmup: {rule: {name: dyck, k: 9}}")]).warmup.rule
+    assert named == same
+    for other in ("dyck_shuffle", "ww"):  # the first has a k and a p_open of its own
+        rule = load_recipe([write("base: parent"), f"warmup.rule.name={other}"]).warmup.rule
+        assert rule == make_rule(other).spec()
+
+
+def test_a_rule_within_a_rule_merges_likewise(write):
+    write("images: {train: x}\nwarmup: {rule: {name: shuffled, rule: {name: dyck, k: 7, p_open: 0.3}}}", "parent")
+    same = load_recipe([write("base: parent"), "warmup.rule.rule.k=9"]).warmup.rule
+    assert (same["name"], same["rule"]["k"], same["rule"]["p_open"]) == ("shuffled", 9, 0.3)
+    other = load_recipe([write("base: parent"), "warmup.rule.rule.name=ww"]).warmup.rule
+    assert (other["name"], other["rule"]) == ("shuffled", make_rule("ww").spec())
+
+
+def test_model_args_merge(write):
+    write("images: {train: x}\nmodel: {args: {img_size: 8, depth: 6}}", "parent")
+    args = load_recipe([write("base: parent\nmodel: {args: {depth: 3}}"), "model.args.qkv_bias=false"]).model.args
+    assert args == {"img_size": 8, "depth": 3, "qkv_bias": False}
+
+
+def test_of_two_overrides_the_last_counts():
+    assert load_recipe(["seed=1", "recipe=digits_proc", "seed=2"]).seed == 2
+
+
+@pytest.mark.parametrize("text", [
+    "*.tar", "{a,b}/x-{000..009}.tar", "2024-01-01", "007", "a: b", "x#y", "[1]", "off", "a=b", "'q'",
+])
+def test_text_is_taken_letter_by_letter(text):
+    assert load_recipe(["recipe=digits_proc", f"images.train={text}"]).images.train == text
+
+
+def test_values_take_the_keys_type():
+    config = load_recipe(["recipe=digits_proc", "train.lr=1e-3", "train.clip_grad=1", "train.ema=null", "run.dir=null",
+                          "warmup.budget=3840000", "train.compile=true", "transfer.groups=[norm,mlp]"])
+    assert (config.train.lr, config.train.clip_grad, config.train.ema, config.run.dir) == (1e-3, 1.0, None, None)
+    assert (config.warmup.budget, config.train.compile, config.transfer.groups) == ("3840000", True, ["norm", "mlp"])
+
+
+# Bad files
+
+
+def test_which_recipe():
+    assert "recipe=NAME" in refusal([])
+    assert "recipe=NAME" in refusal(["train.lr=1"])
+    assert "did you mean digits_proc?" in refusal(["recipe=digit_proc"])
+    assert "no recipe file nowhere.yaml" in refusal(["recipe=nowhere.yaml"])
+
+
+@pytest.mark.parametrize("text, says", [
+    ("seed: 1\nseed: 2\n", r"mine\.yaml, line 2: .*duplicate key seed"),
+    ("seed: [1\n", r"mine\.yaml, line 2: not readable"),
+    ("model:\n\tname: x\n", r"mine\.yaml, line 2: not readable"),
+    ("seed: !!python/object/apply:os.getpid []\n", r"mine\.yaml, line 1: not readable"),
+    ("- 1\n", r"mine\.yaml: a recipe is a mapping"),
+    ("3\n", r"mine\.yaml: cannot be read"),
+    ("seed: 1\x00\n", r"mine\.yaml: not readable"),
+    ("seed: ${\n", r"mine\.yaml"),
+    ("seed: ${oc.env:HOME}\n", r"mine\.yaml: seed: .*not evaluated"),
+    ("1: 2\n", r"mine\.yaml: unknown key 1"),
+    ("train: {lrr: 2}\n", r"mine\.yaml: unknown key train\.lrr; did you mean train\.lr\?"),
+    ("train:\n", r"mine\.yaml: train is a section"),
+    ("train: {lr: {a: 1}}\n", r"mine\.yaml: train\.lr: expected number"),
+    ("train: {lr: abc}\n", r"mine\.yaml: train\.lr: expected number, got 'abc'"),
+    ("images: {auto_augment: off}\n", r"mine\.yaml: images\.auto_augment: expected text or null, got False"),
+    ("base: [a, b]\n", r"mine\.yaml: base is the name or the path of one recipe"),
+    ("base: mine\n", r"inherit from itself"),
+    ("base: digit_proc\n", r"mine\.yaml: base: .*did you mean digits_proc"),
+    ("base: gone.yaml\n", r"mine\.yaml: base: no recipe file .*gone\.yaml"),
+])
+def test_refused_files(write, text, says):
+    assert re.search(says, refusal([write(text)]))
+
+
+def test_a_cycle_of_two_is_refused(write):
+    write("base: mine", "other")
+    assert "inherit from itself" in refusal([write("base: other")])
+
+
+def test_unreadable_files(write, tmp_path):
+    (tmp_path / "folder.yaml").mkdir()
+    assert "folder.yaml" in refusal([f"recipe={tmp_path}/folder.yaml"])
+    (tmp_path / "latin.yaml").write_bytes(b"description: caf\xe9\n")
+    assert "latin.yaml: not readable" in refusal([f"recipe={tmp_path}/latin.yaml"])
+
+
+def read_back(text: str, write) -> Config:
+    return read_frozen(write(text, "frozen/recipe").removeprefix("recipe="))
+
+
+# Freeze and hash
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_a_frozen_recipe_reads_back_equal_and_runs_as_a_recipe(name, write):
+    config = load_recipe([f"recipe={name}", "run.dir=007", "model.args.x=1e-3", "train.min_lr=1e-7", "init_from=null"])
+    text = freeze(config)
+    assert recipe_hash(config) in text.splitlines()[0]
+    tree = yaml.safe_load(text)
+    check_tree(tree)
+    assert set(KEYS) == {name for name in KEYS if _has(tree, name)}, "every key is written"
+    frozen = read_back(text, write)
+    assert frozen == config and recipe_hash(frozen) == recipe_hash(config) and freeze(frozen) == text
+    assert load_recipe([write(text, "frozen/recipe")]) == config
+
+
+def _has(tree: dict, name: str) -> bool:
+    for part in name.split("."):
+        if part not in tree:
+            return False
+        tree = tree[part]
+    return True
+
+
+@pytest.mark.parametrize("name", sorted(KEYS))
+def test_the_hash_knows_every_key_that_shapes_the_result_and_no_other(name):
+    config = load_recipe(["recipe=digits_proc"])
+    before = recipe_hash(config)
+    assert re.fullmatch("[0-9a-f]{12}", before)
+    *sections, leaf = name.split(".")
+    section = config
+    for part in sections:
+        section = getattr(section, part)
+    setattr(section, leaf, _another(KEYS[name], getattr(section, leaf)))
+    same = name in ("name", "description", "resume_from") or name.startswith("run.")
+    assert (recipe_hash(config) == before) == same
+
+
+def _another(key, value):
+    """A different value of the key's type."""
+    described = key.describe().removesuffix(" or null")
+    if described.startswith("one of"):
+        return next(option for option in described.removeprefix("one of ").split(", ") if option != value)
+    if described == "integer":
+        return (value or 0) + 1
+    if described == "true or false":
+        return not value
+    if described.startswith("list of one of"):
+        return [*value, "head"]
+    if described.startswith("list"):
+        return [number / 2 for number in value]
+    if described == "mapping":
+        return {**value, "k": 5}
+    return {"number": 0.0625, "text": "7 steps"}[described]
+
+
+def test_the_hash_does_not_depend_on_how_a_value_was_written(write):
+    same = [
+        write("warmup: {rule: {k: 64}}\nimages: {train: x, epochs: 300}", "a"),
+        write("images: {epochs: 3.0e+2, train: 'x'}", "b"),
+        write("seed: 0\nimages: {train: x}\nwarmup: {rule: {p_open: 0.6, name: dyck}}", "c"),
+    ]
+    assert len({recipe_hash(load_recipe([argument])) for argument in same}) == 1
+    config = replace(Config(), images=replace(Config().images, train="x"))
+    assert recipe_hash(config) == recipe_hash(load_recipe(same[:1])), "also without a file"
+
+
+def test_a_frozen_recipe_that_was_damaged_is_refused(tmp_path):
+    path = Path(tmp_path / "recipe.yaml")
+    path.write_text(freeze(load_recipe(["recipe=digits_proc"])).replace("  lr: 0.001", "  lr: [", 1))
+    with pytest.raises(UserError, match=r"recipe\.yaml, line \d+: not readable"):
+        read_frozen(path)
+    with pytest.raises(UserError, match="no recipe file"):
+        read_frozen(tmp_path / "gone.yaml")

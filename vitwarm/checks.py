@@ -1,0 +1,275 @@
+"""What makes a recipe impossible, said in one line with the full key: unknown keys, wrong types, impossible values."""
+
+import difflib
+import math
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import MISSING, Field, dataclass, fields, is_dataclass
+from types import NoneType, UnionType
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+from vitwarm.amounts import Amount
+from vitwarm.config import Config, OptimConfig
+from vitwarm.errors import UserError
+from vitwarm.procedural import Rule, list_rules, make_rule
+
+# Keys of timm.create_model that a recipe sets elsewhere, and where.
+_MODEL_ARGS_ELSEWHERE = {
+    "num_classes": "model.num_classes",
+    "model_name": "model.name",
+    "pretrained": "init_from=timm:NAME",
+    "checkpoint_path": "init_from",
+}
+
+
+@dataclass(frozen=True)
+class Key:
+    """One leaf of the key tree: its full name, its type and the dataclass field that declares it."""
+
+    name: str
+    hint: Any
+    field: Field
+
+    @property
+    def optional(self) -> bool:
+        """Whether null is a value of this key."""
+        return NoneType in get_args(self.hint)
+
+    @property
+    def type(self) -> Any:
+        """The type without null."""
+        if get_origin(self.hint) in (Union, UnionType):
+            return next(hint for hint in get_args(self.hint) if hint is not NoneType)
+        return self.hint
+
+    @property
+    def is_text(self) -> bool:
+        """Whether the value is text, so that an override is taken letter by letter."""
+        return self.type is str or get_origin(self.type) is Literal
+
+    @property
+    def default(self) -> Any:
+        return self.field.default if self.field.default is not MISSING else self.field.default_factory()
+
+    def describe(self) -> str:
+        """The type in a user's words."""
+        return _describe(self.type) + (" or null" if self.optional else "")
+
+
+def _describe(hint: Any) -> str:
+    if get_origin(hint) is Literal:
+        return "one of " + ", ".join(get_args(hint))
+    if get_origin(hint) is list:
+        return f"list of {_describe(get_args(hint)[0])}"
+    if get_origin(hint) is dict:
+        return "mapping"
+    return {str: "text", int: "integer", float: "number", bool: "true or false"}[hint]
+
+
+def key_tree(section: type = Config, prefix: str = "") -> Iterator[Key]:
+    """Every key below `section`, in order of declaration."""
+    hints = get_type_hints(section)
+    for field in fields(section):
+        if is_dataclass(hints[field.name]):
+            yield from key_tree(hints[field.name], f"{prefix}{field.name}.")
+        else:
+            yield Key(prefix + field.name, hints[field.name], field)
+
+
+KEYS = {key.name: key for key in key_tree()}
+SECTIONS = {name[:dot] for name in KEYS for dot in range(len(name)) if name[dot] == "."}
+
+
+def nearest(word: str, words: Iterable[str]) -> str:
+    """'; did you mean ...?' for an error message, or nothing when no word is near."""
+    near = difflib.get_close_matches(word, list(words), n=1, cutoff=0.5)
+    return f"; did you mean {near[0]}?" if near else ""
+
+
+def _nearest_key(name: str) -> str:
+    """Prefer a key of the same section, then the same last part anywhere, then whatever looks alike."""
+    section, _, leaf = name.rpartition(".")
+    children = {full.rpartition(".")[2]: full for full in (*KEYS, *SECTIONS) if full.rpartition(".")[0] == section}
+    near = difflib.get_close_matches(leaf, children, n=1, cutoff=0.6)
+    if near:
+        return f"; did you mean {children[near[0]]}?"
+    elsewhere = [full for full in KEYS if full.rpartition(".")[2] == leaf]
+    return f"; did you mean {' or '.join(elsewhere)}?" if elsewhere else nearest(name, KEYS)
+
+
+def check_tree(tree: dict, where: str = "", prefix: str = "") -> None:
+    """Refuse unknown keys, misplaced mappings and interpolations in a tree of plain values, before it is merged.
+
+    OmegaConf would find most of these too, but says it in several lines and without the nearest full key.
+
+    Raises:
+        UserError: With `where` (the recipe file) in front.
+    """
+    for name, value in tree.items():
+        full = f"{prefix}{name}"
+        if full in SECTIONS:
+            if not isinstance(value, dict):
+                example = next(key for key in KEYS if key.startswith(full + "."))
+                raise UserError(f"{where}{full} is a section with keys such as {example}, not a value")
+            check_tree(value, where, full + ".")
+            continue
+        if full not in KEYS:
+            shown = full if full.isprintable() else repr(full)
+            raise UserError(f"{where}unknown key {shown}{_nearest_key(full)} (--help lists all)")
+        _check_type(KEYS[full], value, where)
+
+
+def _check_type(key: Key, value: Any, where: str) -> None:
+    _check_plain(key, value, where)
+    container = get_origin(key.type) if get_origin(key.type) in (list, dict) else None
+    wrong = (
+        (value is None and not key.optional)
+        or (container is not None and not isinstance(value, container))
+        or (container is None and isinstance(value, (list, dict)))
+        or (container is list and any(isinstance(part, (list, dict, NoneType)) for part in value))
+        or (key.type is bool and not isinstance(value, bool))  # OmegaConf would read 2 as true
+        or (key.is_text and isinstance(value, bool))  # YAML reads off, no, yes as booleans
+    )
+    if wrong:
+        raise wrong_type(key.name, value, where)
+
+
+def wrong_type(name: str, value: Any, where: str = "") -> UserError:
+    """The error for a value that the key cannot hold."""
+    return UserError(f"{where}{name}: expected {KEYS[name].describe()}, got {_show(value)}")
+
+
+def _check_plain(key: Key, value: Any, where: str) -> None:
+    """Refuse whatever is not plain data, at any depth."""
+    if isinstance(value, dict):
+        for name in value:
+            if not isinstance(name, str):
+                raise UserError(f"{where}{key.name}: {name!r} is not a name; names are text")
+        value = list(value) + list(value.values())
+    if isinstance(value, list):
+        for part in value:
+            _check_plain(key, part, where)
+    elif isinstance(value, str) and "${" in value:
+        raise UserError(f"{where}{key.name}: '${{...}}' is not evaluated in a recipe; write the value itself")
+    elif value == "???" or not isinstance(value, (NoneType, bool, int, float, str)):  # ??? is OmegaConf's "missing"
+        raise wrong_type(key.name, value, where)
+
+
+def _show(value: Any) -> str:
+    text = "null" if value is None else "a mapping" if isinstance(value, dict) else repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def check(config: Config) -> None:
+    """Refuse values that no run could honour.
+
+    Raises:
+        UserError: One line that starts with the key.
+    """
+    for key in KEYS.values():
+        _check_bounds(key, value_of(config, key.name))
+    for name in ("images.scale", "images.ratio"):
+        low, high = value_of(config, name)
+        if low > high:
+            raise UserError(f"{name} is a range, lowest first; it has {low} before {high}")
+    for stage in ("warmup", "train"):
+        _check_schedule(stage, getattr(config, stage))
+    for name, instead in _MODEL_ARGS_ELSEWHERE.items():
+        if name in config.model.args:
+            raise UserError(f"model.args.{name} is set by vitwarm; use {instead}")
+    if config.images.loss == "bce" and config.images.label_smoothing:
+        raise UserError("images.label_smoothing smooths the targets of images.loss=ce; under bce set it to 0")
+    if config.images.epochs_of == "full" and not config.images.subset:
+        raise UserError("images.epochs_of=full is about a subset; set images.subset, or leave it at subset")
+    if not config.transfer.groups:
+        raise UserError("transfer.groups is empty: nothing would be transferred; for no warm-up write warmup.budget=0")
+    _check_init(config)
+    rule = rule_of(config.warmup.rule)
+    if config.warmup.length is not None:
+        try:
+            rule.check_length(config.warmup.length)
+        except ValueError as error:
+            raise UserError(f"warmup.length: {error}") from error
+    budget = Amount.parse(config.warmup.budget, "warmup.budget")
+    _refuse_epochs(budget)
+    if not config.images.train:
+        if budget.value == 0:
+            raise UserError("nothing to train: set images.train, warmup.budget, or both")
+        if budget.unit == "%":
+            raise UserError("warmup.budget is a share of the image stage, but images.train is empty; write samples")
+
+
+def value_of(config: Config, name: str) -> Any:
+    """The value under a full key such as `train.lr`."""
+    value: Any = config
+    for part in name.split("."):
+        value = getattr(value, part)
+    return value
+
+
+def _check_bounds(key: Key, value: Any) -> None:
+    count, within = key.field.metadata["count"], key.field.metadata["within"]
+    if count is not None and len(value) != count:
+        raise UserError(f"{key.name} takes {count} values, not {len(value)}")
+    if within is None:
+        return
+    for number in value if isinstance(value, list) else [value]:
+        if number is not None and not _inside(number, within):
+            raise UserError(f"{key.name} must lie in {within}, not be {number}")
+
+
+def _inside(number: float, within: str) -> bool:
+    opening, low, high, closing = re.fullmatch(r"([\[(])(.+), (.+)([\])])", within).groups()
+    above = number >= float(low) if opening == "[" else number > float(low)
+    below = number <= float(high) if closing == "]" else number < float(high)
+    return above and below and math.isfinite(number)
+
+
+def _check_schedule(stage: str, optim: OptimConfig) -> None:
+    for name in ("start_lr", "min_lr"):
+        if getattr(optim, name) > optim.lr:
+            raise UserError(f"{stage}.{name} ({getattr(optim, name)}) is above the peak, {stage}.lr ({optim.lr})")
+    lengths = [Amount.parse(getattr(optim, name), f"{stage}.{name}") for name in ("lr_warmup", "cooldown")]
+    if stage == "warmup":
+        for length in lengths:
+            _refuse_epochs(length)
+    if optim.schedule == "wsd" and all(part.unit == "%" for part in lengths) and sum(p.value for p in lengths) > 100:
+        raise UserError(f"{stage}.lr_warmup and {stage}.cooldown together exceed 100% of the stage")
+
+
+def _check_init(config: Config) -> None:
+    """Refuse an initialisation that something else would overwrite or that the warm-up could not use."""
+    init, groups = config.model.init, config.transfer.groups
+    if init == "default":
+        return
+    if config.init_from:
+        own = ("trunk", "attention", "stem") if init == "impulse" else ("trunk", "attention")  # impulse sets positions
+        if lost := next((group for group in groups if group in own), None):
+            raise UserError(
+                f"model.init={init} would be overwritten by init_from (transfer.groups has {lost}); "
+                "set model.init=default, or leave that group out"
+            )
+    elif init == "impulse" and Amount.parse(config.warmup.budget, "warmup.budget").value:
+        raise UserError(
+            "model.init=impulse ties attention to the image positions, which a warm-up does not see; "
+            "set warmup.budget=0"
+        )
+
+
+def _refuse_epochs(amount: Amount) -> None:
+    if amount.unit == "epochs":
+        raise UserError(f"{amount.key}: a rule's stream has no epochs; write samples, tokens, steps or a share")
+
+
+def rule_of(spec: dict[str, Any]) -> Rule:
+    """The rule that a recipe describes.
+
+    Raises:
+        UserError: Unknown rule, unknown or impossible parameter.
+    """
+    if not isinstance(spec.get("name"), str):
+        raise UserError(f"warmup.rule.name is missing; it is one of {', '.join(list_rules())}")
+    try:
+        return make_rule(**spec)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"warmup.rule: {error}") from error

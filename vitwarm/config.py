@@ -1,0 +1,154 @@
+"""Every key of a recipe: type, default, meaning. Nothing here does anything; `vitwarm.recipe` reads and checks it.
+
+The class tree is the key tree (`warmup.mask_prob`, `train.lr`), and the help texts are what `--help` prints.
+`run` holds what may differ between two runs of the same recipe (folders, logging, workers); all else is its identity
+and enters its hash.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any, Literal, get_args
+
+
+def key(default: Any, help: str, within: str | None = None, count: int | None = None) -> Any:
+    """A dataclass field that carries its help text; mutable defaults are copied per instance.
+
+    `within` is the interval that the number, or each number of a list, must lie in; `count` is the length of a list.
+    """
+    metadata = {"help": help, "within": within, "count": count}
+    if isinstance(default, (list, dict)):
+        return field(default_factory=lambda: type(default)(default), metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
+Init = Literal["default", "mimetic", "mimetic_as_published", "conditioned", "impulse"]
+INITS = get_args(Init)
+
+
+@dataclass
+class ModelConfig:
+    """The timm model whose trunk every stage shares."""
+
+    name: str = key("vit_tiny_patch16_224", "timm model name (a ViT, DeiT, DeiT-III, SigLIP, EVA-02 or DINOv3)")
+    num_classes: int = key(1000, "number of classes of the image head", "[1, inf)")
+    args: dict[str, Any] = key({}, "further arguments of timm.create_model (img_size, patch_size, drop_path_rate, ...)")
+    init: Init = key("default", "fresh attention weights, in every stage: timm's own, or one in closed form")
+    grad_checkpointing: bool = key(False, "recompute block activations in the backward pass to save memory")
+
+
+@dataclass
+class OptimConfig:
+    """Optimisation of one stage: AdamW under a schedule that is a pure function of the step."""
+
+    global_batch: int = key(256, "samples a step over all processes; accumulation is derived from it", "[1, inf)")
+    lr: float = key(1e-3, "peak learning rate", "(0, inf)")
+    start_lr: float = key(1e-7, "learning rate at step 0, start of the linear warm-up of the learning rate", "[0, inf)")
+    min_lr: float = key(1e-6, "learning rate at the end of the schedule", "[0, inf)")
+    lr_warmup: str = key("5%", "length of the linear LR warm-up: '1000 steps', '50 epochs', '5%' of the stage")
+    schedule: Literal["cosine", "wsd", "constant"] = key("cosine", "shape after the LR warm-up")
+    cooldown: str = key("20%", "length of the linear decay that ends a wsd schedule, written like lr_warmup")
+    weight_decay: float = key(0.05, "AdamW weight decay", "[0, inf)")
+    decay_all: bool = key(False, "decay biases, norms, class token and positions as well")
+    betas: list[float] = key([0.9, 0.999], "AdamW betas", "[0, 1)", 2)
+    eps: float = key(1e-8, "AdamW epsilon", "(0, inf)")
+    clip_grad: float | None = key(None, "largest gradient norm; null does not clip", "(0, inf)")
+    ema: float | None = key(None, "decay of an fp32 average of the weights that is evaluated and exported", "(0, 1)")
+    precision: Literal["fp32", "bf16"] = key("fp32", "bf16 is autocast over fp32 weights")
+    compile: bool = key(False, "torch.compile each block in place")
+
+
+@dataclass
+class WarmupConfig(OptimConfig):
+    """Stage `warmup`: masked-token prediction on sequences of a rule (arXiv 2511.13945)."""
+
+    lr: float = key(2e-3, "peak learning rate", "(0, inf)")
+    lr_warmup: str = key("1000 steps", "length of the linear LR warm-up: '1000 steps', '5%' of the stage")
+    decay_all: bool = key(True, "decay biases, norms, class token and positions as well (the paper does)")
+    rule: dict[str, Any] = key({"name": "dyck"}, "the rule and its parameters: warmup.rule.name, warmup.rule.k, ...")
+    budget: str = key("1%", "'1%' of the main stage's samples, '3.84M' samples, '20M tokens', '15000 steps'; 0: none")
+    length: int | None = key(None, "tokens a sequence; null is the model's own token grid", "[1, inf)")
+    mask_prob: float = key(0.5, "probability that a token which the rule lets be asked for is masked", "(0, 1]")
+    val_rows: int = key(1024, "sequences of the validation stream in one evaluation", "[1, inf)")
+    eval_every: int = key(1000, "steps between evaluations; the last step is always evaluated", "[1, inf)")
+
+
+@dataclass
+class TransferConfig:
+    """What goes from the source trunk to the target model; all else starts fresh."""
+
+    groups: list[Literal["trunk", "attention", "mlp", "norm", "stem", "head"]] = key(["trunk"], "tensor groups to copy")
+
+
+@dataclass
+class ImagesConfig:
+    """Stage `images`: classification of images in WebDataset tars."""
+
+    train: str = key("", "training tars: folder, glob, brace pattern, URL or 'digits'; empty for no image stage")
+    train_samples: int | None = key(None, "images in streamed tars; null reads manifest.json beside them", "[1, inf)")
+    val: str = key("", "validation tars, written likewise")
+    epochs: float = key(300.0, "passes over the training images: as many presentations as there are images", "[0, inf)")
+    subset: str | None = key(None, "train on a part: '10%' or '1300 samples' (classes balanced), or a file of names")
+    subset_seed: int = key(0, "which images make up the subset; not tied to seed, so that seeds share it", "[0, inf)")
+    epochs_of: Literal["subset", "full"] = key("subset", "an epoch is as long as the subset, or as the full set")
+    repeats: int = key(1, "times that an image comes in a row, augmented anew (repeated augmentation)", "[1, inf)")
+    size: int | None = key(None, "image side in pixels; null is the model's own", "[1, inf)")
+    mean: list[float] = key([0.485, 0.456, 0.406], "channel means that normalise pixels in [0, 1]", "[0, 1]", 3)
+    std: list[float] = key([0.229, 0.224, 0.225], "channel standard deviations, likewise", "(0, inf)", 3)
+    interpolation: Literal["bicubic", "bilinear"] = key("bicubic", "resampling filter")
+    resident: bool = key(False, "keep the training images on the device, decoded once; crops and flips happen there")
+    crop: Literal["rrc", "pad", "none"] = key("rrc", "random-resized-crop, zero-pad and random crop, or none")
+    pad: int = key(4, "pixels of zero padding on each side when crop is pad", "[0, inf)")
+    scale: list[float] = key([0.08, 1.0], "range of the crop's share of the image area when crop is rrc", "(0, 1]", 2)
+    ratio: list[float] = key([0.75, 1.3333333], "range of the crop's aspect ratio when crop is rrc", "(0, inf)", 2)
+    hflip: float = key(0.5, "probability of a horizontal flip", "[0, 1]")
+    auto_augment: str | None = key(None, "timm policy such as rand-m9-mstd0.5-inc1, or 3a")
+    color_jitter: float = key(0.0, "brightness, contrast, saturation jitter; of policies only 3a keeps it", "[0, inf)")
+    random_erasing: float = key(0.0, "probability of erasing one box with noise", "[0, 1]")
+    mixup: float = key(0.0, "mixup alpha; 0 is off", "[0, inf)")
+    cutmix: float = key(0.0, "cutmix alpha; 0 is off", "[0, inf)")
+    mix_prob: float = key(1.0, "probability that a step mixes", "[0, 1]")
+    mix_switch_prob: float = key(0.5, "probability of cutmix when both are on", "[0, 1]")
+    loss: Literal["ce", "bce"] = key("ce", "cross-entropy; bce: one sigmoid a class, every class mixed in counts fully")
+    label_smoothing: float = key(0.1, "label smoothing; 0 under bce", "[0, 1)")
+    eval_crop_pct: float = key(0.875, "share of the resized side that the centre crop of evaluation keeps", "(0, 1]")
+    eval_every: int = key(1, "epochs between evaluations; the last step is always evaluated", "[1, inf)")
+    max_damaged: float = key(0.001, "largest share of unreadable training images before the run stops", "[0, 1]")
+
+
+@dataclass
+class TrainConfig(OptimConfig):
+    """Optimisation of the main stage (`images`)."""
+
+    layer_decay: float | None = key(None, "learning rate of a block over the next one's; null: all alike", "(0, 1]")
+
+
+@dataclass
+class RunConfig:
+    """Where and how to run; not part of the recipe's identity."""
+
+    dir: str | None = key(None, "run folder; null is runs/RECIPE-seedSEED")
+    device_batch: int | None = key(None, "most samples a device takes at once; null is its share", "[1, inf)")
+    workers: int | None = key(None, "loader processes a rank; null scales with the CPUs, at most 8", "[0, inf)")
+    log_every: int = key(50, "steps between log lines", "[1, inf)")
+    checkpoint_every: int = key(1000, "steps between checkpoints; the end of a stage is always saved", "[1, inf)")
+    keep_last: int = key(2, "checkpoints to keep besides the best one", "[1, inf)")
+    deterministic: bool = key(False, "deterministic kernels on CUDA; the CPU always is")
+    tensorboard: bool = key(False, "also write TensorBoard events (pip install vitwarm[tensorboard])")
+    wandb: str | None = key(None, "also log to this Weights & Biases project (pip install vitwarm[wandb])")
+    push: str | None = key(None, "push the export of the finished run to this Hugging Face Hub repository (USER/NAME)")
+
+
+@dataclass
+class Config:
+    """A resolved recipe."""
+
+    name: str = key("", "the recipe's name; set from its file name")
+    description: str = key("", "one line on what the recipe is for")
+    seed: int = key(0, "root seed of every random stream", "[0, inf)")
+    init_from: str | None = key(None, "start here, not from a warm-up: run, export folder, .safetensors, timm:NAME")
+    resume_from: str | None = key(None, "run folder or checkpoint of the same recipe to go on from")
+    model: ModelConfig = field(default_factory=ModelConfig)
+    warmup: WarmupConfig = field(default_factory=WarmupConfig)
+    transfer: TransferConfig = field(default_factory=TransferConfig)
+    images: ImagesConfig = field(default_factory=ImagesConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    run: RunConfig = field(default_factory=RunConfig)

@@ -1,0 +1,216 @@
+"""An export in plain timm: equal logits, true metadata, whole or absent."""
+
+import json
+import os
+
+import pytest
+import timm
+import torch
+import yaml
+from timm.data import resolve_model_data_config
+
+from vitwarm.config import Config, ImagesConfig, ModelConfig
+from vitwarm.errors import UserError
+from vitwarm.transfer import export_model, push_to_hub
+from vitwarm.transfer.export import model_card
+from vitwarm.trunk import ImageModel, build_model
+
+SMALL = {"img_size": 32, "patch_size": 8, "embed_dim": 48, "depth": 2, "num_heads": 3}
+DROPS = {"drop_rate": 0.2, "pos_drop_rate": 0.2, "proj_drop_rate": 0.2, "attn_drop_rate": 0.2, "drop_path_rate": 0.2,
+         "patch_drop_rate": 0.2}  # fmt: skip
+FACTS = {
+    "recipe_hash": "0123456789ab",
+    "start": "warm-up of 5 steps on dyck",
+    "warmed_keys": ["blocks.0.attn.qkv.weight"],
+    "metrics": {"top1": 0.5, "count": 10},
+}
+
+
+def made(name="deit_tiny_patch16_224", arguments=SMALL, classes=5):
+    config = Config(
+        name="a_recipe",
+        description="On `x: y`, # and 'quotes'.",
+        model=ModelConfig(name=name, num_classes=classes, args=dict(arguments)),
+        images=ImagesConfig(mean=[0.1, 0.2, 0.3], std=[0.4, 0.5, 0.6], eval_crop_pct=0.9, interpolation="bilinear"),
+    )
+    model = build_model(config.model, "images", seed=0).eval()
+    with torch.no_grad():
+        for p in model.parameters():
+            p.add_(torch.randn_like(p), alpha=0.1)
+    return config, model
+
+
+def exported(folder, **made_with):
+    config, model = made(**made_with)
+    export_model(model, folder, config, FACTS)
+    return config, model
+
+
+def load(folder, **arguments):
+    return timm.create_model(f"local-dir:{folder}", pretrained=True, **arguments).eval()
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments"),
+    [
+        ("deit_tiny_patch16_224", SMALL),
+        ("deit_tiny_patch16_224", SMALL | DROPS),
+        ("deit_tiny_patch16_224", SMALL | {"global_pool": "avg", "class_token": False}),
+        ("deit_tiny_distilled_patch16_224", SMALL),
+        ("deit3_small_patch16_224", SMALL),
+        ("vit_base_patch16_siglip_224", SMALL),
+        ("vit_base_patch16_clip_224", SMALL),
+        ("vit_medium_patch16_reg4_gap_256", SMALL),
+        ("eva02_tiny_patch14_224", SMALL | {"img_size": 28, "patch_size": 7}),
+        ("vit_small_patch16_dinov3", SMALL),
+        ("vit_base_patch16_rope_mixed_224", SMALL),
+        ("test_vit", {}),
+        ("test_vit", {"dynamic_img_size": True}),
+    ],
+)
+def test_plain_timm_gives_our_logits_bit_for_bit(tmp_path, name, arguments):
+    _, model = exported(tmp_path / "export", name=name, arguments=arguments)
+    images = torch.randn(2, 3, *model.patch_embed.img_size)
+    theirs = load(tmp_path / "export")
+    ours = ImageModel(model).eval()(images)
+    assert torch.equal(theirs(images), ours)
+    drops = [m for m in theirs.modules() if getattr(m, "p", 0) or getattr(m, "drop_prob", 0)]
+    assert type(theirs) is type(model) and not drops  # settings of training are not baked in
+    assert torch.equal(theirs.train()(images), theirs(images)) and theirs.pretrained_cfg["tag"] == "vitwarm"
+
+
+def test_other_image_size_and_classes(tmp_path):
+    """Positions are resized as timm resizes them; all other tensors are ours."""
+    _, model = exported(tmp_path / "export")
+    other = load(tmp_path / "export", img_size=48, num_classes=3)
+    ours, theirs = model.state_dict(), other.state_dict()
+    expected = timm.layers.resample_abs_pos_embed(ours["pos_embed"], [6, 6], num_prefix_tokens=1)
+    assert torch.equal(theirs["pos_embed"], expected)
+    same = set(ours) - {"pos_embed", "head.weight", "head.bias"}
+    assert all(torch.equal(theirs[n], ours[n]) for n in same)
+    assert other(torch.randn(2, 3, 48, 48)).shape == (2, 3)
+    assert load(tmp_path / "export", num_classes=0)(torch.randn(2, 3, 32, 32)).shape == (2, 48)
+
+
+@pytest.mark.parametrize("name", ["vit_base_patch16_224", "deit3_small_patch16_224", "vit_small_patch16_dinov3"])
+def test_metadata_is_ours_and_nothing_of_timms_weights(tmp_path, name):
+    """1000 classes as timm's own weights have, so that nothing but the exporter keeps their labels away."""
+    config, model = exported(tmp_path / "export", name=name, classes=1000)
+    text = (tmp_path / "export" / "config.json").read_text()
+    cfg = json.loads(text)
+    assert cfg["architecture"] == name and cfg["num_classes"] == 1000
+    weights = cfg["pretrained_cfg"]
+    assert (weights["tag"], weights["license"]) == ("vitwarm", "apache-2.0")
+    for word in ("augreg", "imagenet", "label_", "url", "fb_in", "lvd", "hf_hub_id", "dinov3-license", "notes"):
+        assert word not in text.lower(), word
+    loaded = load(tmp_path / "export")
+    for use_test_size in (False, True):
+        data = resolve_model_data_config(loaded, use_test_size=use_test_size)
+        assert tuple(data["mean"]) == (0.1, 0.2, 0.3) and tuple(data["std"]) == (0.4, 0.5, 0.6)
+        assert tuple(data["input_size"]) == (3, 32, 32)
+        assert (data["crop_pct"], data["interpolation"], data["crop_mode"]) == (0.9, "bilinear", "center")
+
+
+def test_folder_is_complete_and_without_pickle(tmp_path):
+    exported(tmp_path / "export")
+    names = {p.name for p in (tmp_path / "export").iterdir()}
+    assert names == {"config.json", "model.safetensors", "README.md", "vitwarm.json"}
+    facts = json.loads((tmp_path / "export" / "vitwarm.json").read_text())
+    assert facts == FACTS | {"trunk": {"block": "Block", "width": 48, "depth": 2, "heads": 3}}
+    assert [p.name for p in tmp_path.iterdir()] == ["export"]
+
+
+def test_model_card(tmp_path):
+    config, _ = exported(tmp_path / "export")
+    text = (tmp_path / "export" / "README.md").read_text()
+    _, header, body = text.split("---\n", 2)
+    header = yaml.safe_load(header)
+    assert header["license"] == "apache-2.0" and header["library_name"] == "timm" and "vitwarm" in header["tags"]
+    assert header["pipeline_tag"] == "image-classification"
+    for piece in ("a_recipe", "0123456789ab", "warm-up of 5 steps on dyck", "| top1 | 0.5000 |", "| count | 10 |",
+                  "trained on images", "On `x: y`, # and 'quotes'."):  # fmt: skip
+        assert piece in body
+    untrained = model_card(config, FACTS | {"metrics": {}})
+    assert "not trained on images" in untrained and "top1" not in untrained
+
+
+def test_an_older_export_is_replaced_as_a_whole(tmp_path):
+    exported(tmp_path / "export")
+    (tmp_path / "export" / "left_over.txt").write_text("old")
+    (tmp_path / ".export.tmp").mkdir()
+    (tmp_path / ".export.tmp" / "half").write_text("of a run that was killed")
+    _, model = exported(tmp_path / "export", classes=9)
+    assert load(tmp_path / "export").num_classes == 9
+    assert [p.name for p in tmp_path.iterdir()] == ["export"]
+    assert not (tmp_path / "export" / "left_over.txt").exists() and not (tmp_path / "export" / "half").exists()
+
+
+@pytest.mark.parametrize("broken", ["export.save_for_hf", "export.model_card", "folder.flush"])
+def test_a_full_disk_leaves_the_older_export(tmp_path, monkeypatch, broken):
+    _, model = exported(tmp_path / "export")
+    before = {p.name: p.read_bytes() for p in (tmp_path / "export").iterdir()}
+
+    def full(*_args, **_kwargs):
+        raise OSError(28, "No space left on device")
+
+    config, other = made(classes=9)
+    monkeypatch.setattr(f"vitwarm.transfer.{broken}", full)
+    with pytest.raises(OSError, match="No space"):
+        export_model(other, tmp_path / "export", config, FACTS)
+    assert {p.name: p.read_bytes() for p in (tmp_path / "export").iterdir()} == before
+    assert [p.name for p in tmp_path.iterdir()] == ["export"]
+
+
+def test_a_kill_between_the_renames_is_mended_by_the_next_export(tmp_path):
+    exported(tmp_path / "export")
+    os.rename(tmp_path / "export", tmp_path / ".export.old")
+    exported(tmp_path / "export")
+    assert [p.name for p in tmp_path.iterdir()] == ["export"]
+
+
+# The Hub
+
+
+class FakeApi:
+    """Records what would be uploaded."""
+
+    calls: list = []
+    trouble: Exception | None = None
+
+    def create_repo(self, repo_id, exist_ok):
+        self.calls.append(("create", repo_id, exist_ok))
+        if self.trouble:
+            raise self.trouble
+
+    def upload_folder(self, *, folder_path, repo_id):
+        self.calls.append(("upload", repo_id, sorted(os.listdir(folder_path))))
+        return f"https://huggingface.co/{repo_id}/tree/main"
+
+
+@pytest.fixture
+def api(monkeypatch):
+    monkeypatch.setattr("huggingface_hub.HfApi", FakeApi)
+    monkeypatch.setattr(FakeApi, "calls", [])
+    return FakeApi
+
+
+def test_push_uploads_the_whole_folder(tmp_path, api):
+    exported(tmp_path / "export")
+    assert push_to_hub(tmp_path / "export", "me/vit") == "https://huggingface.co/me/vit/tree/main"
+    files = ["README.md", "config.json", "model.safetensors", "vitwarm.json"]
+    assert api.calls == [("create", "me/vit", True), ("upload", "me/vit", files)]
+
+
+@pytest.mark.parametrize("trouble", [RuntimeError("401 Unauthorized\nlong\nstory"), ConnectionError()])
+def test_push_that_fails_says_why_in_one_line(tmp_path, api, monkeypatch, trouble):
+    exported(tmp_path / "export")
+    monkeypatch.setattr(api, "trouble", trouble)
+    with pytest.raises(UserError, match="cannot push to me/vit: (401 Unauthorized|ConnectionError);") as caught:
+        push_to_hub(tmp_path / "export", "me/vit")
+    assert "\n" not in str(caught.value)
+
+
+def test_push_of_another_folder_is_refused_before_the_hub_is_asked(tmp_path, api):
+    with pytest.raises(UserError, match="no export folder"):
+        push_to_hub(tmp_path, "me/vit")
+    assert api.calls == []

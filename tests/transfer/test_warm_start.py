@@ -1,0 +1,276 @@
+"""What a transfer copies, leaves fresh and refuses, and what it reads."""
+
+import shutil
+
+import pytest
+import timm
+import torch
+from safetensors.torch import load_file, save_file
+
+import vitwarm
+from vitwarm.config import Config, ModelConfig
+from vitwarm.errors import UserError
+from vitwarm.transfer import canonical, export_model, group_of, read_source, require_fit, select, transfer
+from vitwarm.trunk import Trunk
+
+NAME = "deit_tiny_patch16_224"
+SMALL = {"img_size": 32, "patch_size": 8, "embed_dim": 48, "depth": 3, "num_heads": 3}
+FACTS = {"recipe_hash": "0" * 12, "start": "a test", "warmed_keys": [], "metrics": {}}
+
+
+def model(seed, name=NAME, **more):
+    """A model whose tensors all differ from those of another seed (fresh norms and biases would not)."""
+    torch.manual_seed(seed)
+    vit = timm.create_model(name, **{"num_classes": 5, **SMALL, **more})
+    with torch.no_grad():
+        for p in vit.parameters():
+            p.add_(torch.randn_like(p), alpha=0.02)
+    return vit
+
+
+def state(vit):
+    return {n: t.clone() for n, t in vit.state_dict().items()}
+
+
+def trunk_file(path, vit):
+    """A file of the trunk alone, with canonical names."""
+    save_file({n: t.contiguous() for n, t in Trunk(vit).state_dict().items()}, path)
+    return path
+
+
+def in_trunk(name):
+    return name.startswith(("blocks.", "norm.", "fc_norm.", "norm_pre."))
+
+
+def check_trunk_only(target, before, source):
+    """Trunk tensors hold the source's values, all others are untouched bit for bit."""
+    theirs = {n.removeprefix("fc_"): t for n, t in source.state_dict().items() if in_trunk(n)}
+    for name, tensor in target.state_dict().items():
+        expected = theirs[name.removeprefix("fc_")] if in_trunk(name) else before[name]
+        assert torch.equal(tensor, expected), name
+
+
+# What is copied
+
+
+def test_trunk_moves_and_nothing_else_and_the_report_names_every_tensor(tmp_path):
+    source, target = model(0), model(1)
+    before = state(target)
+    assert not any(torch.equal(t, before[n]) for n, t in source.state_dict().items())
+    report = vitwarm.warm_start(target, trunk_file(tmp_path / "trunk.safetensors", source))
+    check_trunk_only(target, before, source)
+    assert sorted([*report.copied, *report.fresh]) == sorted(before) and not report.refused
+    assert set(report.copied) == {n for n in before if in_trunk(n)}
+    assert {"cls_token", "pos_embed", "patch_embed.proj.weight", "head.weight", "head.bias"} == set(report.fresh) - {
+        "patch_embed.proj.bias"
+    }
+    assert str(tmp_path) in str(report) and "attention: 12 copied" in str(report) and "head: 2 fresh" in str(report)
+
+
+@pytest.mark.parametrize(("pool_from", "pool_to"), [("token", "avg"), ("avg", "token"), ("avg", "avg")])
+def test_final_norm_finds_its_place_under_any_pooling(tmp_path, pool_from, pool_to):
+    source, target = model(0, global_pool=pool_from), model(1, global_pool=pool_to)
+    before = state(target)
+    report = vitwarm.warm_start(target, trunk_file(tmp_path / "t.safetensors", source))
+    check_trunk_only(target, before, source)
+    assert ("fc_norm.weight" if pool_to == "avg" else "norm.weight") in report.copied
+
+
+@pytest.mark.parametrize(
+    ("name", "more"),
+    [
+        ("vit_base_patch16_clip_224", {}),
+        ("vit_base_patch16_siglip_224", {}),
+        ("vit_medium_patch16_reg4_gap_256", {}),
+        ("deit_tiny_distilled_patch16_224", {}),
+        ("deit3_small_patch16_224", {}),
+        ("vit_small_patch16_18x2_224", {}),
+        ("vit_base_patch16_xp_224", {}),
+        ("eva02_tiny_patch14_224", {"img_size": 28, "patch_size": 7}),
+        ("vit_small_patch16_dinov3", {}),
+        ("vit_base_patch16_rope_mixed_224", {}),
+    ],
+)
+def test_every_family_moves_its_trunk_and_only_that(tmp_path, name, more):
+    source, target = model(0, name, **more), model(1, name, **more)
+    before = state(target)
+    vitwarm.warm_start(target, trunk_file(tmp_path / "t.safetensors", source))
+    check_trunk_only(target, before, source)
+
+
+@pytest.mark.parametrize(
+    ("group", "pieces"),
+    [
+        ("attention", (".attn.",)),
+        ("mlp", (".mlp.",)),
+        ("norm", (".norm1.", ".norm2.", "norm.")),
+        ("stem", ("cls_token", "pos_embed", "patch_embed.")),
+        ("head", ("head.",)),
+    ],
+)
+def test_a_group_moves_alone(group, pieces):
+    source, target = model(0), model(1)
+    before = state(target)
+    report = transfer(target, state(source), source="it", groups=[group])
+    expected = {n for n in before if any(n.startswith(p) or (p[0] == "." and p in n) for p in pieces)}
+    assert set(report.copied) == expected
+    for name, tensor in target.state_dict().items():
+        assert torch.equal(tensor, source.state_dict()[name] if name in expected else before[name])
+
+
+def test_layer_scale_goes_with_what_it_scales():
+    names = list(model(0, "deit3_small_patch16_224").state_dict())
+    assert {n for n in select(names, ["attention"]) if ".ls" in n} == {n for n in names if ".ls1." in n} != set()
+    assert group_of("blocks.0.gamma_1") == "attention" and group_of("blocks.11.gamma_2") == "mlp"
+    assert group_of("blocks.0.mlp.norm.weight") == "mlp" and group_of("blocks.0.attn.q_norm.weight") == "attention"
+    assert group_of("blocks.0.in_proj.weight") == "trunk"  # attention and MLP in one tensor: only the whole carries it
+    assert select(["blocks.0.in_proj.weight"], ["attention", "mlp", "norm"]) == []
+
+
+def test_what_the_source_lacks_stays_fresh():
+    """A layer scale is the target's own; the tensors around it are copied."""
+    source, target = model(0), model(1, "deit3_small_patch16_224")
+    before = state(target)
+    report = transfer(target, state(source), source="it")
+    require_fit(report, ["trunk"])
+    scales = [n for n in before if ".ls" in n]
+    assert len(scales) == 6 and set(scales) < set(report.fresh)
+    for name, tensor in target.state_dict().items():
+        own = not in_trunk(name) or name in scales
+        assert torch.equal(tensor, before[name] if own else source.state_dict()[name]), name
+
+
+def test_other_image_size_patch_size_and_classes_do_not_matter(tmp_path):
+    source, target = model(0), model(1, img_size=48, patch_size=4, num_classes=11)
+    before = state(target)
+    vitwarm.warm_start(target, trunk_file(tmp_path / "t.safetensors", source))
+    check_trunk_only(target, before, source)
+
+
+def test_half_precision_targets_keep_their_type():
+    source, target = model(0), model(1).to(torch.bfloat16)
+    transfer(target, state(source), source="it")
+    weight = target.blocks[0].attn.qkv.weight
+    assert weight.dtype == torch.bfloat16 and torch.equal(weight, source.blocks[0].attn.qkv.weight.to(torch.bfloat16))
+
+
+def test_canonical_names():
+    assert canonical(["fc_norm.bias", "head.bias"]) == {"fc_norm.bias": "norm.bias", "head.bias": "head.bias"}
+    both = ["norm.weight", "fc_norm.weight"]  # the first closes the trunk, the second belongs to the head
+    assert canonical(both) == {n: n for n in both} and group_of("fc_norm.weight") == "head"
+
+
+# What is refused
+
+
+@pytest.mark.parametrize(
+    ("more", "reason"),
+    [
+        ({"embed_dim": 96}, r"source \(48,\), target \(96,\)"),
+        ({"depth": 2}, "the target has no such tensor"),
+        ({"depth": 4}, "the source has 3 blocks"),
+        ({"mlp_ratio": 2}, r"blocks.0.mlp.fc1.bias \(source \(192,\), target \(96,\)\)"),
+        ({"name": "eva02_tiny_patch14_224", "img_size": 28, "patch_size": 7}, "the target has no such tensor"),
+    ],
+)
+def test_what_does_not_fit_is_refused_in_one_line_and_changes_nothing(tmp_path, more, reason):
+    target = model(1, **more)
+    before = state(target)
+    with pytest.raises(UserError, match=reason) as caught:
+        vitwarm.warm_start(target, trunk_file(tmp_path / "t.safetensors", model(0)))
+    assert "\n" not in str(caught.value)
+    assert all(torch.equal(t, before[n]) for n, t in target.state_dict().items())
+
+
+def test_a_refused_report_claims_no_copy():
+    target = model(1, depth=4)
+    report = transfer(target, state(model(0)), source="it")
+    assert report.copied == [] and len(report.refused) == 12
+    assert sorted([*report.fresh, *report.refused]) == sorted(target.state_dict())
+    assert "attention: 12 fresh, 4 refused" in str(report) and "refused blocks.3." in str(report)
+
+
+def test_nothing_to_copy_is_refused(tmp_path):
+    save_file({"norm_of_something.weight": torch.zeros(3)}, tmp_path / "other.safetensors")
+    with pytest.raises(UserError, match="holds no tensor of the groups trunk"):
+        vitwarm.warm_start(model(0), tmp_path / "other.safetensors")
+
+
+def test_unknown_group_is_refused():
+    with pytest.raises(UserError, match="unknown tensor group 'atention'; known: trunk"):
+        transfer(model(0), {}, source="it", groups=["atention"])
+
+
+def test_a_family_without_trunk_is_refused(tmp_path):
+    with pytest.raises(UserError, match="no plain sequence"):
+        vitwarm.warm_start(timm.create_model("test_resnet"), trunk_file(tmp_path / "t.safetensors", model(0)))
+
+
+def test_equal_shapes_of_other_blocks_are_refused_when_the_export_tells(tmp_path):
+    config = Config(model=ModelConfig(name=NAME, num_classes=5, args=SMALL))
+    export_model(model(0), tmp_path / "export", config, FACTS)
+    target = model(1, num_heads=4)  # the same shapes, another function
+    before = state(target)
+    with pytest.raises(UserError, match="its trunk has heads 3, the model's 4"):
+        vitwarm.warm_start(target, tmp_path / "export")
+    assert all(torch.equal(t, before[n]) for n, t in target.state_dict().items())
+
+
+# What is read
+
+
+def test_sources_of_every_kind_give_the_same_trunk(tmp_path):
+    """Run folder, export folder, warm-up checkpoint, image checkpoint, file with timm's names, file of the trunk."""
+    source = model(0, global_pool="avg")
+    config = Config(model=ModelConfig(name=NAME, num_classes=5, args=SMALL | {"global_pool": "avg"}))
+    run = tmp_path / "run"
+    run.mkdir()
+    export_model(source, run / "warmup", config, FACTS)
+    export_model(model(7, global_pool="avg"), run / "export", config, FACTS)
+    shutil.copytree(run / "warmup", tmp_path / "only" / "export")
+    save_file(source.state_dict(), tmp_path / "timm.safetensors")
+    for name, prefix, tensors in (
+        ("warm", "trunk.", Trunk(source).state_dict()),
+        ("images", "vit.", source.state_dict()),
+    ):
+        (tmp_path / name).mkdir()
+        others = {"stem.prefix": torch.ones(1, 1, 48), "head.weight": torch.ones(9, 48)} if name == "warm" else {}
+        prefixed = {prefix + n: t.contiguous() for n, t in tensors.items()}
+        save_file(prefixed | others, tmp_path / name / "model.safetensors")
+    trunk = trunk_file(tmp_path / "trunk.safetensors", source)
+    paths = [run, run / "warmup", tmp_path / "only", tmp_path / "timm.safetensors", tmp_path / "warm",
+             tmp_path / "images", trunk, str(trunk)]  # fmt: skip
+    for path in paths:
+        target = model(1, global_pool="avg")
+        before = state(target)
+        vitwarm.warm_start(target, path)
+        check_trunk_only(target, before, source)
+    assert "head.weight" not in read_source(tmp_path / "warm")[0]
+
+
+def test_a_home_folder_is_found(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    trunk_file(tmp_path / "t.safetensors", model(0))
+    assert read_source("~/t.safetensors")[1] == str(tmp_path / "t.safetensors")
+
+
+def test_bad_sources_end_in_one_line(tmp_path):
+    whole = trunk_file(tmp_path / "whole.safetensors", model(0))
+    content = whole.read_bytes()
+    (tmp_path / "cut.safetensors").write_bytes(content[: len(content) // 2])
+    (tmp_path / "junk.safetensors").write_bytes(b"\xff" * 100)
+    (tmp_path / "empty.safetensors").write_bytes(b"")
+    (tmp_path / "empty").mkdir()
+    torch.save(model(0).state_dict(), tmp_path / "model.pth")
+    for name, reason in [
+        ("cut.safetensors", "damaged"),
+        ("junk.safetensors", "damaged"),
+        ("empty.safetensors", "damaged"),
+        ("empty", "no weights at"),
+        ("absent", "no weights at"),
+        ("model.pth", "not a .safetensors file"),
+    ]:
+        with pytest.raises(UserError, match=reason) as caught:
+            read_source(tmp_path / name)
+        assert "\n" not in str(caught.value) and name in str(caught.value)
+    assert load_file(whole)

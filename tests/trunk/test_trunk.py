@@ -1,0 +1,190 @@
+"""The trunk on arbitrary tokens: masks, causality, gradient checkpointing, the final norm, refusals."""
+
+import pytest
+import timm
+import torch
+from families import FAMILIES, tiny
+from timm.layers import set_fused_attn
+from torch import nn
+
+from vitwarm.config import ModelConfig
+from vitwarm.errors import UserError
+from vitwarm.trunk import Trunk, build_model, image_size, merge_causal, refusal
+
+MASKED = sorted(set(FAMILIES) - {"dynamic size"})
+
+
+def tokens(trunk, length=9, batch=2):
+    return torch.randn(batch, length, trunk.width, generator=torch.Generator().manual_seed(3))
+
+
+def reference_mask(mask, length):
+    """What mask and causality say together, written out place by place."""
+    out = mask.clone()
+    for query in range(length):
+        for key in range(query + 1, length):
+            out[..., query, key] = False if mask.dtype == torch.bool else float("-inf")
+    return out
+
+
+@pytest.mark.parametrize("shape", [(9, 9), (2, 1, 9, 9), (2, 3, 9, 9)])
+@pytest.mark.parametrize("kind", ["bool", "float"])
+def test_merged_mask_is_mask_and_causal(kind, shape):
+    mask = torch.rand(shape) < 0.7 if kind == "bool" else torch.randn(shape)
+    before = mask.clone()
+    merged = merge_causal(mask, 9)
+    assert merged.dtype == mask.dtype and torch.equal(merged, reference_mask(mask, 9))
+    assert torch.equal(mask, before)
+
+
+@pytest.mark.parametrize("fused", [True, False])
+@pytest.mark.parametrize("label", ["token", "EVA-02", "parallel scaling", "differential"])
+def test_mask_with_causality_equals_one_mask(label, fused):
+    """timm raises on the pair (fused) or forgets the mask (unfused); the trunk does neither."""
+    set_fused_attn(fused)
+    try:
+        trunk = Trunk(tiny(label)).eval()
+    finally:
+        set_fused_attn(True)
+    x = tokens(trunk)
+    mask = torch.rand(2, 1, 9, 9) < 0.6
+    mask |= torch.eye(9, dtype=torch.bool)  # a row without any key is undefined
+    both = trunk(x, attn_mask=mask, is_causal=True)
+    torch.testing.assert_close(both, trunk(x, attn_mask=reference_mask(mask, 9)))
+    assert not torch.allclose(both, trunk(x, is_causal=True), atol=1e-3)
+    assert not torch.allclose(both, trunk(x, attn_mask=mask), atol=1e-3)
+
+
+@pytest.mark.parametrize("label", MASKED)
+def test_causal_prefix(label):
+    """Outputs up to a token do not depend on what follows it, and is_causal is the tril mask."""
+    trunk = Trunk(tiny(label)).eval()
+    x = tokens(trunk)
+    full = trunk(x, is_causal=True)
+    torch.testing.assert_close(trunk(x[:, :5], is_causal=True), full[:, :5], atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(trunk(x, attn_mask=torch.ones(9, 9).tril().bool()), full, atol=1e-4, rtol=1e-4)
+    assert not torch.allclose(trunk(x)[:, :5], full[:, :5], atol=1e-3)
+
+
+@pytest.mark.parametrize("label", MASKED)
+def test_checkpointing_works_under_masks(label):
+    """Recomputed blocks (counted), equal gradients: timm's own loop gives up checkpointing when a mask is set."""
+    model = tiny(label, drop_path_rate=0.2, proj_drop_rate=0.1).train()
+    calls = []
+    for block in model.blocks:
+        block.register_forward_pre_hook(lambda *_: calls.append(1))
+
+    def run(checkpointing):
+        model.zero_grad()
+        calls.clear()
+        torch.manual_seed(5)
+        trunk = Trunk(model, grad_checkpointing=checkpointing).train()
+        mask = torch.rand(9, 9) < 0.7
+        trunk(tokens(trunk), attn_mask=mask | torch.eye(9, dtype=torch.bool), is_causal=True).square().sum().backward()
+        return len(calls), {n: p.grad.clone() for n, p in trunk.named_parameters()}
+
+    once, expected = run(False)
+    twice, grads = run(True)
+    assert once == len(model.blocks) and twice == 2 * once
+    assert all(torch.equal(grads[n], expected[n]) for n in expected)
+
+
+@pytest.mark.parametrize("label", sorted(set(FAMILIES) - {"no norm"}))
+def test_features_pass_the_real_final_norm(label):
+    """With the affine part at its start, each token leaves with mean square 1, whatever the model's pooling."""
+    name, arguments = FAMILIES[label]
+    model = timm.create_model(name, num_classes=7, **arguments)
+    with torch.no_grad():
+        for block in model.blocks:
+            for p in block.parameters():
+                p.add_(torch.randn_like(p), alpha=0.3)  # far from normed inside
+    trunk = Trunk(model).eval()
+    assert not isinstance(trunk.norm, nn.Identity)
+    power = trunk(tokens(trunk)).square().mean(-1)
+    torch.testing.assert_close(power, torch.ones_like(power), atol=1e-3, rtol=0)
+
+
+@pytest.mark.parametrize("label", FAMILIES)
+def test_trunk_names_are_the_same_for_every_pooling(label):
+    """Only norm_pre, blocks and norm; the tensors are the model's own, not copies."""
+    model = tiny(label)
+    trunk = Trunk(model)
+    assert {n.split(".")[0] for n in trunk.state_dict()} <= {"norm_pre", "blocks", "norm"}
+    own = {p.data_ptr() for p in model.parameters()}
+    assert all(p.data_ptr() in own for p in trunk.parameters())
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("swin_tiny_patch4_window7_224", "no plain sequence of transformer blocks"),
+        ("convnext_atto", "no plain sequence of transformer blocks"),
+        ("beit_base_patch16_224", "do not take attn_mask"),
+        ("cait_xxs24_224", "do not take attn_mask"),
+        ("xcit_nano_12_p16_224", "do not take attn_mask"),
+        ("test_vit_relpos", "do not take attn_mask"),
+        ("naflexvit_base_patch16_gap", "no patch_embed"),
+        ("resnet18", "no plain sequence of transformer blocks"),
+    ],
+)
+def test_other_families_are_refused_with_the_reason(name, reason):
+    if not timm.is_model(name):
+        pytest.skip(f"this timm has no {name}")
+    with torch.device("meta"), pytest.raises(UserError, match=reason) as caught:
+        build_model(ModelConfig(name=name), "images", seed=0)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_supported_family_is_not_refused():
+    assert refusal(tiny("token")) is None
+
+
+def test_unknown_model_names_the_nearest():
+    with pytest.raises(UserError, match="vit_tiny_patch16_224") as caught:
+        build_model(ModelConfig(name="vit_tiny_patch16_225"), "images", seed=0)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "arguments", [{"img_sise": 32}, {"img_size": "big"}, {"depth": -1}, {"patch_size": 0},
+                  {"embed_dim": 50, "num_heads": 3}, {"global_pool": "best"}],
+)  # fmt: skip
+def test_arguments_that_timm_cannot_use_end_in_one_line(arguments):
+    with pytest.raises(UserError) as caught:
+        build_model(ModelConfig(name="test_vit", args=arguments), "images", seed=0)
+    assert "\n" not in str(caught.value) and "test_vit" in str(caught.value)
+
+
+def test_fresh_weights_depend_on_seed_and_key_alone():
+    config = ModelConfig(name="test_vit", args={"img_size": 32})
+
+    def weights(key, seed):
+        return build_model(config, key, seed=seed).blocks[0].attn.qkv.weight
+
+    before = torch.random.get_rng_state()
+    first = weights("images", 0)
+    assert torch.equal(torch.random.get_rng_state(), before)
+    torch.manual_seed(99)
+    assert torch.equal(weights("images", 0), first)
+    assert not torch.equal(weights("images", 1), first) and not torch.equal(weights("warmup", 0), first)
+
+
+def test_image_size_is_square_or_refused():
+    assert image_size(tiny("token")) == 32
+    with pytest.raises(UserError, match="square"):
+        image_size(timm.create_model("test_vit", img_size=(32, 64)))
+
+
+def test_compiled_blocks_keep_their_names_and_values():
+    model = tiny("DeiT-III")
+    trunk = Trunk(model, grad_checkpointing=True).train()
+    names = list(model.state_dict())
+    x = tokens(trunk)
+    expected = trunk(x, is_causal=True)
+    for block in model.blocks:
+        block.compile(backend="aot_eager")
+    compiled = trunk(x, is_causal=True)
+    compiled.square().sum().backward()
+    torch.testing.assert_close(compiled, expected)
+    assert list(model.state_dict()) == names and list(trunk.state_dict())[0].startswith(("norm_pre", "blocks.0."))
+    assert all(p.grad is not None for p in trunk.parameters())

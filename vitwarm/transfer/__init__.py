@@ -1,0 +1,32 @@
+"""Which tensors go from a source trunk to a target model, and how a trained model leaves for plain timm."""
+
+from vitwarm.transfer.export import export_model, push_to_hub
+from vitwarm.transfer.gpt2 import export_gpt2, read_gpt2
+from vitwarm.transfer.groups import GROUPS, canonical, group_of, select
+from vitwarm.transfer.initialise import initialise
+from vitwarm.transfer.warm_start import (
+    TransferReport,
+    read_source,
+    require_fit,
+    require_same_blocks,
+    transfer,
+    warm_start,
+)
+
+__all__ = [
+    "GROUPS",
+    "TransferReport",
+    "canonical",
+    "export_gpt2",
+    "export_model",
+    "group_of",
+    "initialise",
+    "push_to_hub",
+    "read_gpt2",
+    "read_source",
+    "require_fit",
+    "require_same_blocks",
+    "select",
+    "transfer",
+    "warm_start",
+]

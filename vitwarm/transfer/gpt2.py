@@ -1,0 +1,202 @@
+"""GPT-2 as Hugging Face keeps it: weights into our decoder, and a decoder into a folder that `transformers` loads.
+
+`transformers` keeps GPT-2's matrices as (in, out), timm as (out, in); the fused query, key and value are in the same
+order. Only safetensors and JSON are read and written.
+"""
+
+import json
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from vitwarm.data.tokenizers import Tokenizer
+from vitwarm.errors import UserError
+from vitwarm.transfer.folder import CONFIG, PROVENANCE, WEIGHTS, whole_folder
+from vitwarm.trunk import Decoder, DecoderSize, trunk_facts
+from vitwarm.trunk.decoder import LAYER_NORM_EPS
+
+_IN_BLOCK = {  # GPT-2's name -> ours, and whether the matrix lies the other way
+    "ln_1": ("norm1", False),
+    "attn.c_attn": ("attn.qkv", True),
+    "attn.c_proj": ("attn.proj", True),
+    "ln_2": ("norm2", False),
+    "mlp.c_fc": ("mlp.fc1", True),
+    "mlp.c_proj": ("mlp.fc2", True),
+}
+_OUTSIDE = {"wte": "token_embed", "wpe": "pos_embed", "ln_f": "norm", "lm_head": "head"}
+_MASKS = (".attn.bias", ".attn.masked_bias")  # older files hold the causal mask as well
+_NAME = re.compile(r"(?:transformer\.)?(?:h\.(?P<block>\d+)\.)?(?P<module>.+)\.(?P<kind>weight|bias)")
+
+_FIXED = {  # what a GPT-2 configuration may say; the first value is what we write
+    "activation_function": ("gelu_new", "gelu_pytorch_tanh"),
+    "layer_norm_epsilon": (LAYER_NORM_EPS,),
+    "scale_attn_weights": (True,),
+    "scale_attn_by_inverse_layer_idx": (False,),
+    "add_cross_attention": (False,),
+}
+
+
+def is_gpt2(names: Iterable[str]) -> bool:
+    """Whether tensors bear GPT-2's names."""
+    return any(n.endswith("attn.c_attn.weight") for n in names)
+
+
+def from_gpt2(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """GPT-2's tensors under the decoder's names and in its layout; masks are left out.
+
+    Raises:
+        UserError: a tensor that GPT-2 does not have.
+    """
+    ours = {}
+    for name, tensor in tensors.items():
+        if name.endswith(_MASKS):
+            continue
+        parts = _NAME.fullmatch(name)
+        block, module, kind = (parts["block"], parts["module"], parts["kind"]) if parts else (None, name, "")
+        if block is None and module in _OUTSIDE:
+            ours[f"{_OUTSIDE[module]}.{kind}"] = tensor
+        elif block is not None and module in _IN_BLOCK:
+            to, turned = _IN_BLOCK[module]
+            ours[f"blocks.{block}.{to}.{kind}"] = tensor.T.contiguous() if turned and kind == "weight" else tensor
+        else:
+            raise UserError(f"GPT-2 has no tensor {name}; this is another model's file")
+    return ours
+
+
+def to_gpt2(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The decoder's tensors as `GPT2LMHeadModel` names and lays them out."""
+    back = {to: (module, turned) for module, (to, turned) in _IN_BLOCK.items()}
+    outside = {to: module for module, to in _OUTSIDE.items()}
+    theirs = {}
+    for name, tensor in tensors.items():
+        if parts := re.fullmatch(r"blocks\.(\d+)\.(.+)\.(weight|bias)", name):
+            module, turned = back[parts[2]]
+            turned = turned and parts[3] == "weight"
+            theirs[f"transformer.h.{parts[1]}.{module}.{parts[3]}"] = tensor.T if turned else tensor
+        else:
+            module, kind = name.split(".")
+            prefix = "" if module == "head" else "transformer."
+            theirs[f"{prefix}{outside[module]}.{kind}"] = tensor
+    return {n: t.detach().cpu().contiguous() for n, t in theirs.items()}
+
+
+def gpt2_facts(config: dict[str, Any]) -> dict[str, str | int]:
+    """`trunk_facts` of the model that a GPT-2 configuration describes."""
+    names = {"width": "n_embd", "depth": "n_layer", "heads": "n_head"}
+    return {"block": "Block", **{fact: config[name] for fact, name in names.items()}}
+
+
+def read_gpt2(folder: str | Path, *, dropout: float = 0.0, grad_checkpointing: bool = False) -> Decoder:
+    """A decoder with the weights of a GPT-2 folder of `transformers`, in fp32.
+
+    Args:
+        folder: holds `config.json` and `model.safetensors`.
+        dropout, grad_checkpointing: see `Decoder`; settings of training, so not read from the folder.
+
+    Raises:
+        UserError: no such folder, another kind of model, or files that do not belong together.
+    """
+    folder = Path(folder).expanduser()
+    config = _read_config(folder / CONFIG)
+    if not (folder / WEIGHTS).is_file():
+        raise UserError(f"no {WEIGHTS} in {folder}; nothing else is read (save it in transformers with its defaults)")
+    try:
+        tensors = from_gpt2(load_file(folder / WEIGHTS))
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{folder / WEIGHTS} cannot be read ({error}); it is damaged or no safetensors file") from error
+    facts = gpt2_facts(config)
+    size = DecoderSize.parse(f"{facts['depth']}_{facts['heads']}_{facts['width']}")
+    tied = config.get("tie_word_embeddings", True)
+    with torch.device("meta"):
+        decoder = Decoder(
+            size,
+            config["vocab_size"],
+            config["n_positions"],
+            dropout=dropout,
+            tied=tied,
+            grad_checkpointing=grad_checkpointing,
+        )
+    if tied:
+        tensors.pop("head.weight", None)  # the token table again
+    expected = {n: t.shape for n, t in decoder.state_dict().items()}
+    wrong = [n for n in sorted({*expected, *tensors}) if n not in tensors or expected.get(n) != tensors[n].shape]
+    if wrong:
+        raise UserError(f"{folder / WEIGHTS} does not fit its {CONFIG}: {len(wrong)} tensors differ, first {wrong[0]}")
+    decoder.load_state_dict({n: t.float() for n, t in tensors.items()}, assign=True)
+    return decoder
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+        kind = config.get("model_type")
+    except OSError as error:
+        raise UserError(f"no readable {path.name} in {path.parent}; give a folder of transformers' GPT-2") from error
+    except (ValueError, AttributeError) as error:
+        raise UserError(f"{path} is not the JSON of a configuration") from error
+    if kind != "gpt2":
+        raise UserError(f"{path} describes a model of type {kind!r}; only gpt2 can be read")
+    sizes = [k for k in ("n_embd", "n_layer", "n_head", "vocab_size", "n_positions") if not _whole(config.get(k))]
+    if sizes:
+        raise UserError(f"{path}: {sizes[0]} is {config.get(sizes[0])!r}, not a whole number above 0")
+    if (inner := config.get("n_inner")) not in (None, 4 * config["n_embd"]):
+        raise UserError(f"{path}: n_inner is {inner!r}; the decoder's MLP has 4 widths, {4 * config['n_embd']}")
+    for name, known in _FIXED.items():
+        if config.get(name, known[0]) not in known:
+            raise UserError(f"{path}: {name} is {config[name]!r}; the decoder has {known[0]!r}")
+    return config
+
+
+def _whole(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value > 0
+
+
+def export_gpt2(
+    decoder: Decoder, folder: Path, *, tokenizer: Tokenizer | None = None, provenance: dict[str, Any] | None = None
+) -> None:
+    """Write a folder for `transformers.AutoModelForCausalLM`; it appears whole or not at all.
+
+    Args:
+        decoder: the model; its logits and those of the folder in `transformers` agree.
+        folder: target; an older export there is replaced.
+        tokenizer: its files go along, and its end-of-text id into the configuration.
+        provenance: JSON-able facts for `vitwarm.json`.
+
+    Raises:
+        UserError: a tokenizer with more ids than the decoder.
+        OSError: full disk, no permission.
+    """
+    end = tokenizer.end if tokenizer else None
+    if tokenizer and tokenizer.vocab_size > decoder.vocab_size:
+        raise UserError(f"the tokenizer has {tokenizer.vocab_size} ids, the decoder {decoder.vocab_size}")
+    config = {
+        "architectures": ["GPT2LMHeadModel"],
+        "model_type": "gpt2",
+        "vocab_size": decoder.vocab_size,
+        "n_positions": decoder.n_positions,
+        "n_embd": decoder.size.width,
+        "n_layer": decoder.size.depth,
+        "n_head": decoder.size.heads,
+        "n_inner": None,
+        **{name: known[0] for name, known in _FIXED.items()},
+        **{f"{name}_pdrop": decoder.dropout for name in ("attn", "embd", "resid")},
+        "initializer_range": 0.02,
+        "tie_word_embeddings": decoder.tied,
+        "bos_token_id": end,  # GPT-2 begins a text with the token that ends one
+        "eos_token_id": end,
+        "dtype": "float32",
+    }
+    generation = {"bos_token_id": end, "eos_token_id": end}
+    record = {**(provenance or {}), "trunk": trunk_facts(decoder)}
+    with whole_folder(folder) as aside:
+        save_file(to_gpt2(decoder.state_dict()), aside / WEIGHTS, metadata={"format": "pt"})
+        for name, content in ((CONFIG, config), ("generation_config.json", generation), (PROVENANCE, record)):
+            (aside / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+        if tokenizer:
+            tokenizer.save(aside)

@@ -1,0 +1,195 @@
+"""Copy a warmed trunk into a model, and say what was copied, what stays fresh and what was refused."""
+
+import contextlib
+import json
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from vitwarm.errors import UserError
+from vitwarm.transfer.folder import CONFIG, EXPORT, PROVENANCE, WARMUP, WEIGHTS
+from vitwarm.transfer.gpt2 import from_gpt2, gpt2_facts, is_gpt2
+from vitwarm.transfer.groups import GROUPS, block_of, canonical, group_of, select
+from vitwarm.trunk import Trunk, trunk_facts
+
+
+@dataclass
+class TransferReport:
+    """What a transfer did, by tensor name of the target model.
+
+    Attributes:
+        source: where the tensors came from.
+        copied: tensors that now hold the source's values.
+        fresh: tensors of the target that keep their own values: not asked for, or not in the source.
+        refused: tensor -> why a tensor that was asked for could not be copied.
+    """
+
+    source: str
+    copied: list[str] = field(default_factory=list)
+    fresh: list[str] = field(default_factory=list)
+    refused: dict[str, str] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        """One line a group, such as `attention: 48 copied`."""
+        lines = [f"transfer from {self.source}"]
+        shown = canonical([*self.copied, *self.fresh])
+        counts = {
+            label: Counter(group_of(shown.get(n, n)) for n in names)
+            for label, names in (("copied", self.copied), ("fresh", self.fresh), ("refused", self.refused))
+        }
+        for group in GROUPS:
+            parts = [f"{c[group]} {label}" for label, c in counts.items() if c[group]]
+            if parts:
+                lines.append(f"  {group}: {', '.join(parts)}")
+        lines += [f"  refused {name}: {why}" for name, why in list(self.refused.items())[:5]]
+        return "\n".join(lines)
+
+    def to_dict(self) -> dict:
+        return {"source": self.source, "copied": self.copied, "fresh": self.fresh, "refused": self.refused}
+
+
+def read_source(source: str | Path) -> tuple[dict[str, Tensor], str]:
+    """Tensors of a run (its warmed model, else its export), an export, a checkpoint or a .safetensors file.
+
+    Returns:
+        ({canonical name: tensor}, the file that was read).
+
+    Raises:
+        UserError: nothing readable there.
+    """
+    path = Path(source).expanduser()
+    candidates = [path] if path.is_file() else [path / WARMUP / WEIGHTS, path / WEIGHTS, path / EXPORT / WEIGHTS]
+    found = next((c for c in candidates if c.is_file()), None)
+    if found is None:
+        raise UserError(
+            f"no weights at {source}: expected the folder of a run, of an export or of a checkpoint, with {WEIGHTS}, "
+            "or a .safetensors file"
+        )
+    if found.suffix != ".safetensors":
+        raise UserError(f"{found} is not a .safetensors file; convert it first (nothing else is read, for safety)")
+    try:
+        tensors = load_file(found)
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{found} cannot be read ({error}); it is damaged or not a safetensors file") from error
+    for wrapper in ("trunk.", "vit."):  # checkpoints hold the stage's model; its stem and head are not the trunk's
+        if any(n.startswith(wrapper) for n in tensors):
+            tensors = {n.removeprefix(wrapper): t for n, t in tensors.items() if n.startswith(wrapper)}
+    if is_gpt2(tensors):
+        tensors = from_gpt2(tensors)
+    names = canonical(tensors)
+    return {names[n]: t for n, t in tensors.items()}, str(found)
+
+
+@torch.no_grad()
+def transfer(
+    model: nn.Module, tensors: dict[str, Tensor], *, source: str, groups: Sequence[str] = ("trunk",)
+) -> TransferReport:
+    """Copy the groups' tensors into a timm model and report; nothing is changed when one of them is refused.
+
+    Tensors of the model that the source lacks (say, a layer scale) stay fresh; a block that it lacks is refused, and so
+    is a tensor that the model has no place for.
+
+    Args:
+        model: timm model with a supported trunk.
+        tensors: {canonical name: tensor}.
+        source: what to call the tensors in the report.
+        groups: names of `vitwarm.transfer.groups`.
+
+    Raises:
+        UserError: unknown group, unsupported family.
+    """
+    Trunk(model)
+    own = model.state_dict()
+    names = {c: n for n, c in canonical(own).items()}  # canonical -> the model's own name
+    wanted = set(select([*tensors, *names], groups))
+    report = TransferReport(source)
+    blocks = {block_of(n) for n in tensors if n in wanted} - {None}
+    fits = {}  # the model's name -> canonical
+    for name in sorted(wanted | set(names), key=_natural):
+        if name in wanted and name in tensors:
+            if name not in names:
+                report.refused[name] = "the target has no such tensor"
+            elif own[names[name]].shape != tensors[name].shape:
+                shapes = tuple(tensors[name].shape), tuple(own[names[name]].shape)
+                report.refused[names[name]] = "source {}, target {}".format(*shapes)
+            else:
+                fits[names[name]] = name
+        elif name in wanted and blocks and block_of(name) not in {None, *blocks}:
+            report.refused[names[name]] = f"the source has {len(blocks)} blocks, none with this number"
+        else:
+            report.fresh.append(names[name])
+    if report.refused:
+        report.fresh = sorted([*report.fresh, *fits], key=_natural)
+        return report
+    for own_name, name in fits.items():
+        own[own_name].copy_(tensors[name])
+    report.copied = list(fits)
+    return report
+
+
+def warm_start(model: nn.Module, source: str | Path, groups: Sequence[str] = ("trunk",)) -> TransferReport:
+    """Put the warmed trunk of a run, export or safetensors file into a timm model that you already have.
+
+    The model changes in place, or not at all. Class token, patch embedding, positions and head stay as they are.
+
+        model = timm.create_model("vit_tiny_patch16_224", num_classes=10)
+        print(vitwarm.warm_start(model, "runs/vit_t_proc1pct-seed0"))
+
+    Args:
+        model: any supported timm model of the source's width and depth.
+        source: folder of a run, an export or a checkpoint, or a .safetensors file.
+        groups: what to copy: `trunk`, or a part of it (`attention`, `mlp`, `norm`), `stem`, `head`.
+
+    Returns:
+        What was copied and what stays fresh.
+
+    Raises:
+        UserError: nothing to read, nothing to copy, or tensors that do not fit; then the model is unchanged.
+    """
+    tensors, found = read_source(source)
+    require_same_blocks(model, found)
+    report = transfer(model, tensors, source=found, groups=groups)
+    require_fit(report, groups)
+    return report
+
+
+def require_same_blocks(model: nn.Module, found: str | Path) -> None:
+    """Refuse a source whose export says that its blocks compute something else, though the shapes may be equal."""
+    theirs = _facts_beside(Path(found))
+    Trunk(model)
+    for fact, ours in trunk_facts(model).items():
+        if theirs.get(fact, ours) != ours:
+            raise UserError(
+                f"{found} does not fit the model: its trunk has {fact} {theirs[fact]}, the model's {ours}; "
+                "width, depth, heads and block type must be equal"
+            )
+
+
+def _facts_beside(weights: Path) -> dict[str, str | int]:
+    """What our record or GPT-2's configuration says of the trunk; nothing, where shapes are all there is to go by."""
+    for name, facts in ((PROVENANCE, lambda record: record["trunk"]), (CONFIG, gpt2_facts)):
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+            return facts(json.loads(weights.with_name(name).read_text()))
+    return {}
+
+
+def require_fit(report: TransferReport, groups: Iterable[str]) -> None:
+    """Refuse a transfer that does not fit or copied nothing, in one line that names the reason."""
+    if report.refused:
+        name, why = next(iter(report.refused.items()))
+        raise UserError(
+            f"{report.source} does not fit the model: {len(report.refused)} tensors differ, first {name} ({why}); "
+            "width, depth and block type must be equal"
+        )
+    if not report.copied:
+        raise UserError(f"{report.source} holds no tensor of the groups {', '.join(groups)}")
+
+
+def _natural(name: str) -> list:
+    return [(part.isdigit(), int(part) if part.isdigit() else part) for part in name.split(".")]

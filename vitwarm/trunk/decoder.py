@@ -1,0 +1,211 @@
+"""GPT-2 from timm's own blocks: the trunk of a ViT under a causal mask, with a token table and learned positions.
+
+| part | choice (Radford et al. 2019, and its released weights) |
+|---|---|
+| blocks | timm's pre-norm `Block`: biases everywhere, MLP of 4 widths, tanh GELU, LayerNorm epsilon 1e-5 |
+| positions | learned, added to the tokens |
+| head | the token table itself (tied), or its own matrix; no bias |
+| fresh weights | N(0, 0.02); what writes to the residual stream N(0, 0.02 / sqrt(2 depth)); biases 0, norms 1 |
+| dropout | one rate: on the embeddings, on attention, before each residual sum |
+
+Shapes: B sequences, N tokens, D channels, V symbols.
+"""
+
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from timm.layers import GELUTanh, LayerNorm
+from timm.models.vision_transformer import Block
+from torch import Tensor, nn
+
+from vitwarm.errors import UserError
+from vitwarm.procedural.keys import keyed_rng
+from vitwarm.trunk.token_loss import MAX_LOGITS, HeadChunk, TokenLoss, token_loss
+from vitwarm.trunk.trunk import run_blocks
+
+LAYER_NORM_EPS = 1e-5
+INIT_STD = 0.02
+
+
+@dataclass(frozen=True)
+class DecoderSize:
+    """Depth, heads and width; written `DEPTH_HEADS_WIDTH`, as arXiv 2601.21725 names its models."""
+
+    depth: int
+    heads: int
+    width: int
+
+    @classmethod
+    def parse(cls, text: str) -> "DecoderSize":
+        """`12_12_768` (124M), `24_16_1024` (350M), `24_16_2048` (1.3B), `2_4_16`, or any other.
+
+        Raises:
+            UserError: not three whole numbers, or a width that the heads do not divide.
+        """
+        parts = str(text).split("_")
+        if len(parts) != 3 or not all(p.isascii() and p.isdigit() and int(p) > 0 for p in parts):
+            raise UserError(f"decoder size {text!r} is not DEPTH_HEADS_WIDTH, such as 12_12_768 or 2_4_16")
+        size = cls(*map(int, parts))
+        if size.width % size.heads:
+            fits = -(-size.width // size.heads) * size.heads
+            raise UserError(f"decoder size {text}: {size.heads} heads do not divide width {size.width}; take {fits}")
+        return size
+
+    def __str__(self) -> str:
+        return f"{self.depth}_{self.heads}_{self.width}"
+
+
+class Decoder(nn.Module):
+    """A GPT-2 language model. Its trunk's tensors have a timm ViT's names: `blocks.N.*`, `norm.*`.
+
+    Args:
+        size: see `DecoderSize.parse`.
+        vocab_size: V.
+        n_positions: longest sequence.
+        dropout: rate of all dropouts.
+        tied: the head is the token table.
+        grad_checkpointing: recompute each block in the backward pass.
+        generator: draws the fresh weights, on the CPU; None is torch's global one.
+
+    Raises:
+        UserError: an impossible size.
+    """
+
+    def __init__(
+        self,
+        size: DecoderSize | str,
+        vocab_size: int,
+        n_positions: int,
+        *,
+        dropout: float = 0.0,
+        tied: bool = True,
+        grad_checkpointing: bool = False,
+        generator: torch.Generator | None = None,
+    ):
+        super().__init__()
+        self.size = size = size if isinstance(size, DecoderSize) else DecoderSize.parse(size)
+        self.vocab_size, self.n_positions, self.dropout = vocab_size, n_positions, dropout
+        self.embed_dim = size.width
+        self.tied = tied
+        self.grad_checkpointing = grad_checkpointing
+        self.max_logits = MAX_LOGITS
+        norm_layer = partial(LayerNorm, eps=LAYER_NORM_EPS)
+        with torch.device("meta"):  # timm's and torch's own fresh weights would be drawn in vain
+            self.token_embed = nn.Embedding(vocab_size, size.width)
+            self.pos_embed = nn.Embedding(n_positions, size.width)
+            self.blocks = nn.Sequential(
+                *(
+                    Block(
+                        size.width,
+                        size.heads,
+                        qkv_bias=True,
+                        proj_drop=dropout,
+                        attn_drop=dropout,
+                        act_layer=GELUTanh,
+                        norm_layer=norm_layer,
+                        depth=i,
+                    )
+                    for i in range(size.depth)
+                )
+            )
+            self.norm = norm_layer(size.width)
+            self.head = None if tied else nn.Linear(size.width, vocab_size, bias=False)
+        for block in self.blocks:
+            block.mlp.drop1 = nn.Identity()  # timm drops inside the MLP as well, GPT-2 only behind it
+        self.embed_drop = nn.Dropout(dropout)
+        self.head_chunk = HeadChunk()
+        self.to_empty(device=torch.get_default_device())
+        self.init_weights(generator)
+
+    @torch.no_grad()
+    def init_weights(self, generator: torch.Generator | None = None) -> None:
+        """GPT-2's fresh weights; see the module's table."""
+        for name, p in self.named_parameters():
+            if p.is_meta:
+                continue
+            if p.ndim == 1:
+                p.fill_(1.0 if name.endswith("weight") else 0.0)  # norms, and biases
+                continue
+            residual = name.endswith(("attn.proj.weight", "mlp.fc2.weight"))
+            std = INIT_STD / (2 * self.size.depth) ** 0.5 if residual else INIT_STD
+            p.copy_(torch.empty(p.shape, dtype=p.dtype).normal_(std=std, generator=generator))
+
+    @property
+    def head_weight(self) -> Tensor:
+        """(V, D)."""
+        return self.token_embed.weight if self.head is None else self.head.weight
+
+    def embed(self, tokens: Tensor, start: int = 0) -> Tensor:
+        """(B, N) ids at the places from `start` on to (B, N, D).
+
+        Raises:
+            UserError: more places than the model has.
+        """
+        stop = start + tokens.shape[1]
+        if stop > self.n_positions:
+            raise UserError(f"{stop} tokens do not fit the decoder's {self.n_positions} positions")
+        return self.embed_drop(self.token_embed(tokens) + self.pos_embed.weight[start:stop])
+
+    def features(self, x: Tensor, attn_mask: Tensor | None = None) -> Tensor:
+        """(B, N, D) embedded tokens to (B, N, D) normalised features; a token sees itself and those before it.
+
+        Args:
+            x: what `embed` gives, or another stem's tokens.
+            attn_mask: as in `run_blocks`, on top of causality; keeps packed documents apart, say.
+        """
+        x = run_blocks(self.blocks, x, attn_mask=attn_mask, is_causal=True, grad_checkpointing=self.grad_checkpointing)
+        return self.norm(x)
+
+    def logits(self, features: Tensor) -> Tensor:
+        """(..., D) features to (..., V) logits."""
+        return F.linear(features, self.head_weight)
+
+    def loss(
+        self, tokens: Tensor, targets: Tensor, weights: Tensor | None = None, attn_mask: Tensor | None = None
+    ) -> TokenLoss:
+        """Summed cross-entropy in nats, in chunks of the vocabulary's logits; see `token_loss`.
+
+        Args:
+            tokens: (B, N) ids.
+            targets: (B, N), the id that is to be predicted at each place.
+            weights: (B, N), what each prediction counts, None for 1.
+            attn_mask: see `features`.
+        """
+        x = self.features(self.embed(tokens), attn_mask)
+        return token_loss(x, self.head_weight, targets, weights, head=self.head_chunk, max_logits=self.max_logits)
+
+    def forward(
+        self,
+        tokens: Tensor,
+        targets: Tensor | None = None,
+        weights: Tensor | None = None,
+        attn_mask: Tensor | None = None,
+    ) -> Tensor | TokenLoss:
+        """(B, N) ids to (B, N, V) logits; with targets, to the loss: wrappers such as DDP see no other method."""
+        if targets is not None:
+            return self.loss(tokens, targets, weights, attn_mask)
+        return self.logits(self.features(self.embed(tokens), attn_mask))
+
+    def compile_parts(self) -> list[nn.Module]:
+        """Modules to compile in place."""
+        return [*self.blocks, self.head_chunk]
+
+
+def build_decoder(size: str, vocab_size: int, n_positions: int, *init_key: str | int, seed: int, **more) -> Decoder:
+    """A decoder with seeded fresh weights; the global torch RNG is left as it was.
+
+    Args:
+        size: `DEPTH_HEADS_WIDTH`.
+        vocab_size: V.
+        n_positions: longest sequence.
+        init_key: names the random stream of the initialisation, e.g. `"text"`.
+        seed: root seed.
+        more: further arguments of `Decoder`.
+
+    Raises:
+        UserError: an impossible size.
+    """
+    generator = torch.Generator().manual_seed(int(keyed_rng(seed, "init", *init_key).integers(2**63)))
+    return Decoder(size, vocab_size, n_positions, generator=generator, **more)

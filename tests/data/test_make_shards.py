@@ -1,0 +1,300 @@
+"""Making shards: same bytes for any workers, kills, damage, odd images, mistakes. Results are read with tarfile."""
+
+import io
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from sourcemaking import contents, files_of, jpeg, pixels, quiet, tree
+from tarmaking import encode, samples, write_tar
+
+from vitwarm.cli import _make_shards
+from vitwarm.data.decoding import MAX_PIXELS, decode
+from vitwarm.data.making import Options, make_shards
+from vitwarm.data.making.encode import checked
+from vitwarm.data.shards import DamagedSample, ShardSet
+from vitwarm.errors import Interrupted, UserError
+
+REPO = Path(__file__).parents[2]
+LOCK_AND_WAIT = "import fcntl, sys; f = open(sys.argv[1], 'w'); fcntl.lockf(f, 2); print(1, flush=True); input()"
+
+
+def trouble() -> dict[str, bytes]:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    stream = io.BytesIO()
+    Image.fromarray(pixels(1)).convert("CMYK").save(stream, "JPEG")
+    return {
+        "cmyk.jpg": stream.getvalue(),
+        "png.jpg": encode(pixels(2), "PNG"),
+        "turned.jpg": jpeg(3, exif=exif),
+        "grey.jpg": encode(pixels(4)[..., 0], "JPEG"),
+        "gif.gif": encode(pixels(5), "GIF"),
+        "webp.jpeg": encode(pixels(6), "WEBP", lossless=True),
+        "deep.png": encode(pixels(7)[..., 0].astype(np.uint16) * 257, "PNG"),
+        "plain.JPEG": jpeg(8),
+    }
+
+
+def test_images_that_decoders_disagree_on(tmp_path):
+    (tmp_path / "in/c").mkdir(parents=True)
+    for name, data in trouble().items():
+        (tmp_path / "in/c" / name).write_bytes(data)
+    made = quiet(tmp_path / "in", tmp_path / "out")
+    found = contents(tmp_path / "out", "train")
+    for name, data in trouble().items():
+        extension, stored, _ = found[f"c_{name.partition('.')[0]}"]
+        if name in ("cmyk.jpg", "gif.gif"):
+            image = Image.open(io.BytesIO(stored))
+            assert (extension, image.format, image.mode) == ("png", "PNG", "RGB")
+            assert np.array_equal(image, Image.open(io.BytesIO(data)).convert("RGB"))
+        else:
+            assert stored == data
+            assert extension == {"png.jpg": "png", "webp.jpeg": "webp", "deep.png": "png"}.get(name, "jpg")
+    split = made.splits["train"]
+    assert split.notes == {
+        "CMYK stored as PNG": 1,
+        "EXIF orientation, not applied": 1,
+        "GIF stored as PNG": 1,
+        "grey": 2,
+    }
+    assert sorted(key for key, _ in split.stored_as_png) == ["c_cmyk", "c_gif"]
+
+
+def test_what_is_let_in_is_what_the_reader_can_decode():
+    """The quick check against the reader's own full decoding, on cut and flipped files of each kind."""
+    rng, outcomes = np.random.default_rng(0), {True: 0, False: 0}
+    big = np.asarray(Image.fromarray(pixels(0, 8)).resize((90, 70), Image.Resampling.BICUBIC))
+    kinds = [
+        encode(big, "JPEG"),
+        encode(big, "JPEG", progressive=True),
+        encode(big, "PNG"),
+        encode(big[..., 0], "JPEG"),
+    ]
+    for data in [*kinds, *trouble().values()]:
+        for _ in range(40):
+            broken = bytearray(data[: rng.integers(len(data) + 1)] if rng.random() < 0.5 else data)
+            if broken and rng.random() < 0.5:
+                broken[rng.integers(len(broken))] ^= 1 << rng.integers(8)
+            answers = []
+            for read in (decode, lambda b: checked(b, MAX_PIXELS)):
+                try:
+                    read(bytes(broken))
+                    answers.append(True)
+                except DamagedSample:
+                    answers.append(False)
+            assert answers[0] == answers[1]
+            outcomes[answers[0]] += 1
+    assert min(outcomes.values()) > 100
+
+
+def test_damaged_images_are_named_counted_and_refused_past_the_limit(tmp_path):
+    made = tree(tmp_path / "in")
+    (tmp_path / "in/ant/2.jpg").write_bytes(made["ant/2.jpg"][:200])
+    (tmp_path / "in/bee/3.jpg").write_bytes(b"")
+    (tmp_path / "in/cat/9.jpg").symlink_to("nowhere.jpg")
+    with pytest.raises(UserError, match=r"of 19 images are damaged, more than max_damaged=0.001.*(ant_2|bee_3|cat_9)"):
+        quiet(tmp_path / "in", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    split = quiet(tmp_path / "in", tmp_path / "out", options=Options(max_damaged=0.2)).splits["train"]
+    assert sorted(key for key, _ in split.damaged) == ["ant_2", "bee_3", "cat_9"]
+    assert (split.samples, split.class_counts) == (16, [5, 5, 6])
+    assert len(contents(tmp_path / "out", "train")) == 16
+
+
+def test_bytes_do_not_depend_on_the_workers(tmp_path):
+    tree(tmp_path / "in")
+    for workers in (1, 2):
+        quiet(tmp_path / "in", tmp_path / str(workers), workers=workers, options=Options(images_per_shard=5))
+    assert len(files_of(tmp_path / "1")) == 9
+    assert files_of(tmp_path / "1") == files_of(tmp_path / "2")
+
+
+def test_order(tmp_path):
+    made = tree(tmp_path / "in", 40)
+    source = [f"{name[:3]}_{name[4:-4]}" for name in sorted(made, key=lambda n: (n[:3], n[4:]))]
+    orders = {}
+    for name, options in {
+        "kept": Options(shuffle=False),
+        "zero": Options(images_per_shard=50),
+        "one": Options(seed=1, images_per_shard=50),
+    }.items():
+        quiet(tmp_path / "in", tmp_path / name, options=options)
+        orders[name] = list(contents(tmp_path / name, "train"))
+    assert orders["kept"] == source
+    assert orders["zero"] != orders["one"] and sorted(orders["zero"]) == sorted(orders["one"]) == sorted(source)
+    for tar in sorted((tmp_path / "zero").glob("*.tar")):  # 40 images of 3 equal classes: 13.3, sd 2.4 a class
+        counts = np.bincount(ShardSet([tar]).labels, minlength=3)
+        assert counts.sum() == 40 and counts.min() >= 4
+
+
+@pytest.mark.parametrize(
+    ("options", "tars"), [(Options(shard_mb=0.004), 5), (Options(images_per_shard=7), 3), (None, 1)]
+)
+def test_size_of_shards(tmp_path, options, tars):
+    made = tree(tmp_path / "in")
+    assert 0.016 < sum(map(len, made.values())) / 1e6 <= 0.020
+    split = quiet(tmp_path / "in", tmp_path / "out", options=options).splits["train"]
+    counts = [shard.samples for shard in split.shards]
+    assert len(counts) == tars and sum(counts) == 18 and max(counts) - min(counts) <= 1
+
+
+def test_a_killed_maker_is_gone_on_with(tmp_path):
+    """SIGKILL in the midst; workers end by themselves, whole shards stay, the end is the same."""
+    (tmp_path / "in/c").mkdir(parents=True)
+    big = encode(np.random.default_rng(0).integers(0, 256, (1200, 1200, 3), dtype=np.uint8), "JPEG")
+    for i in range(24):
+        (tmp_path / f"in/c/{i}.jpg").write_bytes(big)
+    tool = [sys.executable, REPO / "tools/make_shards.py", f"source={tmp_path}/in", "images_per_shard=2", "workers=2"]
+    environment = os.environ | {"PYTHONPATH": str(REPO)}
+    maker = subprocess.Popen([*tool, f"out={tmp_path}/out"], env=environment, stdout=subprocess.DEVNULL)
+    partial, end = tmp_path / "out.partial", time.time() + 60
+    while len(list(partial.glob("*.tar.json"))) < 3:
+        assert maker.poll() is None and time.time() < end, "it is to be killed while it writes"
+        time.sleep(0.005)
+    maker.send_signal(signal.SIGKILL)
+    maker.wait()
+    time.sleep(1)  # the workers look for their parent twice a second
+    whole = {path.name: path.stat().st_mtime_ns for path in partial.glob("*.tar")}
+    assert 3 <= len(whole) < 12 and not (tmp_path / "out").exists()
+    said = []
+    make_shards(tmp_path / "in", tmp_path / "out", options=Options(images_per_shard=2), say=said.append)
+    assert any(re.match(r"going on: \d+ of 12 shards", line) for line in said)
+    kept = [name for name in whole if (tmp_path / "out" / name).stat().st_mtime_ns == whole[name]]
+    assert len(kept) >= 3, "whole shards are not made again"
+    quiet(tmp_path / "in", tmp_path / "at once", options=Options(images_per_shard=2))
+    assert files_of(tmp_path / "out") == files_of(tmp_path / "at once")
+
+
+def stopped(tmp_path, monkeypatch, after: int = 2) -> Path:
+    """A maker that Ctrl-C stopped after some shards."""
+    from vitwarm.data.making import make
+
+    real, calls = make.write_shard, []
+
+    def write(task):
+        if len(calls) == after:
+            raise KeyboardInterrupt
+        calls.append(task)
+        return real(task)
+
+    tree(tmp_path / "in")
+    with monkeypatch.context() as patch:
+        patch.setattr(make, "write_shard", write)
+        with pytest.raises(Interrupted, match="stopped"):
+            quiet(tmp_path / "in", tmp_path / "out", options=Options(images_per_shard=4))
+    return tmp_path / "out.partial"
+
+
+def test_a_finished_shard_that_rots_is_noticed_and_made_again(tmp_path, monkeypatch):
+    partial = stopped(tmp_path, monkeypatch)
+    tar = partial / "train-00001.tar"
+    data = bytearray(tar.read_bytes())
+    data[700] ^= 1
+    tar.write_bytes(data)
+    with pytest.raises(UserError, match="train-00001.tar: what is on the disk is not what was written"):
+        quiet(tmp_path / "in", tmp_path / "out", options=Options(images_per_shard=4))
+    assert not (tmp_path / "out").exists()
+    quiet(tmp_path / "in", tmp_path / "out", options=Options(images_per_shard=4))
+    assert len(contents(tmp_path / "out", "train")) == 18
+
+
+def test_what_another_plan_began_is_not_mixed_in(tmp_path, monkeypatch):
+    partial = stopped(tmp_path, monkeypatch)
+    for options in (Options(images_per_shard=5), Options(images_per_shard=4, seed=1)):
+        with pytest.raises(UserError, match="out.partial: was begun from another source or with other options"):
+            quiet(tmp_path / "in", tmp_path / "out", options=options)
+    assert len(list(partial.glob("*.tar"))) == 2
+
+
+def test_two_makers_do_not_share_a_folder(tmp_path, monkeypatch):
+    partial = stopped(tmp_path, monkeypatch)
+    holder = subprocess.Popen(
+        [sys.executable, "-c", LOCK_AND_WAIT, partial / ".lock"], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    holder.stdout.readline()
+    with pytest.raises(UserError, match="another process is at work there"):
+        quiet(tmp_path / "in", tmp_path / "out", options=Options(images_per_shard=4))
+    holder.communicate(b"\n")
+    quiet(tmp_path / "in", tmp_path / "out", options=Options(images_per_shard=4))
+
+
+def test_a_folder_in_use_is_left_alone_and_one_that_is_made_is_not_made_again(tmp_path):
+    tree(tmp_path / "in")
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/mine.txt").write_text("x")
+    with pytest.raises(UserError, match="out: exists and holds something else"):
+        quiet(tmp_path / "in", tmp_path / "out")
+    assert files_of(tmp_path / "out") == {"mine.txt": b"x"} and not (tmp_path / "out.partial").exists()
+    (tmp_path / "out/mine.txt").unlink()
+    made = quiet(tmp_path / "in", tmp_path / "out")
+    times = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").iterdir()}
+    assert quiet(tmp_path / "in", tmp_path / "out") == made
+    assert times == {path: path.stat().st_mtime_ns for path in (tmp_path / "out").iterdir()}
+    with pytest.raises(UserError, match="exists and holds something else"):
+        quiet(tmp_path / "in", tmp_path / "out", options=Options(seed=5))
+
+
+def test_a_full_disk_is_seen_before_anything_is_written(tmp_path, monkeypatch):
+    tree(tmp_path / "in")
+    monkeypatch.setattr("shutil.disk_usage", lambda _: type("Usage", (), {"free": 1000}))
+    with pytest.raises(UserError, match="0.0 GB are free"):
+        quiet(tmp_path / "in", tmp_path / "out")
+    assert [path.name for path in tmp_path.iterdir()] == ["in"]
+
+
+REFUSED = {
+    "nothing there": ({"source": "gone"}, "there is nothing"),
+    "empty": ({"source": "empty"}, "no data set that is known here; kind= is one of"),
+    "a file": ({"source": "file.zip"}, "is a file; unpack it"),
+    "unknown kind": ({"source": "tree", "kind": "mnist"}, "kind=mnist is not one of imagenet, cifar10"),
+    "another kind": ({"source": "tree", "kind": "cifar10"}, "is not cifar10; it has no data_batch_1.bin"),
+    "pickled": ({"source": "cifar"}, "pickled version.*download and unpack https://.*cifar-10-binary.tar.gz"),
+    "no out": ({"source": "tree"}, "give out=FOLDER"),
+    "tars to elsewhere": ({"source": "tars", "out": "out"}, "stay where they are"),
+    "options of tars": ({"source": "tars", "seed": "1"}, "only workers= has a use"),
+    "useless labels": ({"source": "tree", "out": "out", "labels": "file.zip"}, "neither a list"),
+    "no images": ({"source": "hollow", "out": "out"}, "no images there"),
+    "unknown word": ({"source": "tree", "out": "out", "sed": "1"}, "unknown sed; usage"),
+    "no number": ({"source": "tree", "out": "out", "workers": "many"}, "workers is a whole number"),
+    "no share": ({"source": "tree", "out": "out", "max_damaged": "2"}, "max_damaged is a share"),
+    "no size": ({"source": "tree", "out": "out", "shard_mb": "0"}, "shard_mb must be above 0"),
+    "no truth": ({"source": "tree", "out": "out", "shuffle": "maybe"}, "shuffle is true or false"),
+    "no source": ({"out": "out"}, "no source=PATH"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_mistakes_end_in_one_line(tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    tree(Path("tree"))
+    for folder in ("empty", "hollow/a", "cifar/cifar-10-batches-py", "tars"):
+        Path(folder).mkdir(parents=True)
+    Path("cifar/cifar-10-batches-py/batches.meta").write_bytes(b"\x80")
+    Path("file.zip").write_bytes(b"PK")
+    write_tar(Path("tars/a.tar"), samples(2))
+    before = sorted(map(str, tmp_path.rglob("*")))
+    arguments, message = REFUSED[name]
+    with pytest.raises(UserError, match=message) as caught:
+        _make_shards([f"{key}={value}" for key, value in arguments.items()])
+    assert "\n" not in str(caught.value)
+    assert sorted(map(str, tmp_path.rglob("*"))) == before
+
+
+def test_the_command(tmp_path):
+    tree(tmp_path / "in")
+    tool = [sys.executable, REPO / "tools/make_shards.py", f"source={tmp_path}/in", f"out={tmp_path}/out"]
+    environment = os.environ | {"PYTHONPATH": str(REPO)}
+    done = subprocess.run(tool, env=environment, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.splitlines()[0] == "folders: 3 classes, 18 images of train"
+    assert done.stdout.splitlines()[-1].startswith("train  18 images in 1 tars, 0.1 MB")
+    wrong = subprocess.run([*tool, "seed=x"], env=environment, capture_output=True, text=True)
+    assert (wrong.returncode, wrong.stderr) == (2, "vitwarm: error: seed is a whole number, not 'x'\n")

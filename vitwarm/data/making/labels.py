@@ -1,0 +1,106 @@
+"""Labels of ImageNet's validation images: the devkit, a list of WordNet ids, or a table of names and ids."""
+
+import io
+import re
+import tarfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from vitwarm.errors import UserError
+
+_MOST_BYTES = 1 << 27  # of a member of the devkit; the real ones have a few megabytes
+_WNID = re.compile(r"n\d{8}")
+
+
+@dataclass(frozen=True)
+class Labels:
+    """Class names of validation images.
+
+    Attributes:
+        path: where they come from.
+        by_name: stem of an image -> class, or
+        in_order: the class of image 1, 2, ...; exactly one of the two is given.
+    """
+
+    path: Path
+    by_name: dict[str, str] | None = None
+    in_order: list[str] | None = None
+
+    @property
+    def classes(self) -> set[str]:
+        return set(self.by_name.values() if self.by_name is not None else self.in_order)
+
+    def assign(self, names: list[str]) -> list[str]:
+        """The class of each file name.
+
+        Raises:
+            UserError: a name has no label, or there are more labels than images.
+        """
+        stems = [name.partition(".")[0] for name in names]
+        if self.by_name is not None:
+            if lost := [stem for stem in stems if stem not in self.by_name]:
+                raise UserError(f"{self.path}: has no label for {lost[0]} ({len(lost)} such images)")
+            return [self.by_name[stem] for stem in stems]
+        if len(self.in_order) != len(stems):
+            raise UserError(f"{self.path}: has {len(self.in_order)} labels for {len(stems)} images")
+        numbers = [re.search(r"(\d+)$", stem) for stem in stems]
+        if sorted(int(n[1]) if n else 0 for n in numbers) != list(range(1, len(stems) + 1)):
+            raise UserError(
+                f"{self.path}: is in the order of the image numbers, but the images are not numbered 1, 2, ..."
+            )
+        return [self.in_order[int(n[1]) - 1] for n in numbers]
+
+
+def read_labels(path: Path) -> Labels:
+    """Read the devkit's .tar.gz, a list (one WordNet id a line, in the order of the image numbers), or a table.
+
+    A table has an image name and a WordNet id on each line, with a comma or white space between, and what follows is
+    not looked at: Kaggle's LOC_val_solution.csv is one.
+
+    Raises:
+        UserError: the file is none of these.
+    """
+    if path.name.endswith((".tar.gz", ".tgz", ".tar")):
+        return Labels(path, in_order=_devkit(path))
+    try:
+        lines = [line.split() for line in path.read_text().replace(",", " ").splitlines() if line.strip()]
+    except (OSError, UnicodeDecodeError):
+        raise UserError(f"{path}: is missing or is no text") from None
+    if lines and lines[0][0].lower() == "imageid":
+        lines = lines[1:]
+    if lines and all(len(line) == 1 and _WNID.fullmatch(line[0]) for line in lines):
+        return Labels(path, in_order=[line[0] for line in lines])
+    if lines and all(len(line) > 1 and _WNID.fullmatch(line[1]) for line in lines):
+        table = {line[0].partition(".")[0]: line[1] for line in lines}
+        if len(table) < len(lines):
+            raise UserError(f"{path}: names an image twice")
+        return Labels(path, by_name=table)
+    if lines and all(len(line) == 1 and line[0].isdigit() for line in lines):
+        raise UserError(
+            f"{path}: bare numbers mean nothing without the devkit; give ILSVRC2012_devkit_t12.tar.gz itself"
+        )
+    raise UserError(f"{path}: is neither a list of WordNet ids (n01440764) nor a table of image names and WordNet ids")
+
+
+def _devkit(path: Path) -> list[str]:
+    try:
+        from scipy.io import loadmat
+    except ImportError:
+        raise UserError("reading the devkit's meta.mat needs scipy: pip install scipy, or give labels=FILE") from None
+    wanted = {"ILSVRC2012_validation_ground_truth.txt": b"", "meta.mat": b""}
+    try:
+        with tarfile.open(path) as archive:
+            for member in archive:
+                directory, _, name = member.name.rpartition("/")
+                if name in wanted and directory.endswith("data") and member.isreg() and member.size < _MOST_BYTES:
+                    wanted[name] = archive.extractfile(member).read()
+        truth = [int(line) for line in wanted["ILSVRC2012_validation_ground_truth.txt"].split()]
+        synsets = loadmat(io.BytesIO(wanted["meta.mat"]), squeeze_me=True)["synsets"]
+        wnids = {int(row["ILSVRC2012_ID"]): str(row["WNID"]) for row in synsets}
+        labels = [wnids[number] for number in truth]
+    except Exception as error:  # tarfile and scipy raise many kinds on bytes that are not theirs
+        reason = " ".join(str(error).split())[:100]
+        raise UserError(f"{path}: is not the devkit ILSVRC2012_devkit_t12.tar.gz ({reason})") from None
+    if not labels or not all(_WNID.fullmatch(label) for label in labels):
+        raise UserError(f"{path}: is not the devkit ILSVRC2012_devkit_t12.tar.gz (it has no validation labels)")
+    return labels

@@ -1,0 +1,264 @@
+"""From a source to a folder of shards: plan, write, verify, and only then appear under the name that was asked for."""
+
+import contextlib
+import errno
+import fcntl
+import hashlib
+import json
+import math
+import os
+import shutil
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from vitwarm.data import manifest as manifests
+from vitwarm.data.making.pool import progress_bar, spread
+from vitwarm.data.making.samples import Source
+from vitwarm.data.making.sources import TARS, find, read_source
+from vitwarm.data.making.tars import describe_tars
+from vitwarm.data.making.write import Record, Task, read_record, record_path, verify_shard, write_shard
+from vitwarm.data.manifest import Manifest, SplitManifest
+from vitwarm.errors import Interrupted, UserError
+from vitwarm.procedural.keys import keyed_rng
+
+_PLAN, _LOCK = "plan.json", ".lock"
+
+
+@dataclass(frozen=True)
+class Options:
+    """How shards are cut.
+
+    Attributes:
+        seed: of the order of `train`.
+        shuffle: put `train` in a random order, so that any few of its shards are a fair sample; other splits keep the
+            source's order.
+        images_per_shard: most images in a tar; None goes by `shard_mb`.
+        shard_mb: megabytes of images that a tar shall hold at most, on average.
+        max_damaged: largest share of images that may be left out as damaged.
+    """
+
+    seed: int = 0
+    shuffle: bool = True
+    images_per_shard: int | None = None
+    shard_mb: float = 256
+    max_damaged: float = 0.001
+
+    def __post_init__(self) -> None:
+        if self.images_per_shard is not None and self.images_per_shard < 1:
+            raise UserError("images_per_shard must be at least 1")
+        if not (self.shard_mb > 0 and math.isfinite(self.shard_mb)):
+            raise UserError(f"shard_mb must be above 0, not {self.shard_mb:g}")
+        if not 0 <= self.max_damaged < 1:
+            raise UserError(f"max_damaged is a share in [0, 1), not {self.max_damaged:g}")
+
+
+def make_shards(
+    source: Path,
+    out: Path | None = None,
+    kind: str | None = None,
+    labels: Path | None = None,
+    split: str | None = None,
+    workers: int = 1,
+    options: Options | None = None,
+    say: Callable[[str], None] = print,
+) -> Manifest:
+    """Make shards, their indices and manifest.json; of existing tars, the indices and manifest.json only.
+
+    All is made in `OUT.partial`, verified and renamed; the same call goes on where a killed one stopped. The bytes of
+    every file are the same for any number of workers.
+
+    Args:
+        source: see docs/shards.md.
+        out: folder to make; may be left out for existing tars, whose own folder it is.
+        kind: of the source; None looks what is in it.
+        labels: file with the labels of validation images that lie unsorted.
+        split: name of the one split that a tree of class folders is; None is `train`.
+        workers: processes.
+        options: how shards are cut.
+        say: gets lines for the person who watches.
+
+    Raises:
+        UserError: a source that is missing, damaged or unknown; an `out` that is taken; a disk that is too small.
+        Interrupted: Ctrl-C; the same call goes on.
+    """
+    options = options or Options()
+    kind, folder = find(Path(source), kind)
+    if kind == TARS:
+        if labels is not None or split is not None or options != Options():
+            raise UserError("existing tars are indexed as they are; of the options, only workers= has a use here")
+        if out is not None and out.resolve() != folder.resolve():
+            raise UserError(f"{folder} holds tars, which stay where they are: omit out=")
+        return describe_tars(folder, workers, say)
+    if out is None:
+        raise UserError("give out=FOLDER, the folder to make")
+    with contextlib.ExitStack() as held:
+        try:
+            return _make(read_source(kind, folder, labels, split, workers), out, workers, options, say, held)
+        except KeyboardInterrupt:
+            raise Interrupted("stopped; finished shards are kept") from None
+
+
+def _make(
+    source: Source, out: Path, workers: int, options: Options, say: Callable[[str], None], held: contextlib.ExitStack
+) -> Manifest:
+    images = ", ".join(f"{len(split.samples):,} images of {split.name}" for split in source.splits)
+    say(f"{source.kind}: {len(source.classes)} classes, {images}")
+    if source.ignored:
+        say(f"not used: {', '.join(source.ignored)}")
+    partial = out.with_name(f"{out.name}.partial")
+    tasks = _tasks(source, partial, options)
+    plan = _digest(source, tasks, options)
+    if (made := _already_made(out, plan)) is not None:
+        say(f"{out}: is made already; source={out} checks it against its manifest")
+        return made
+    _check_space(out, sum(s.size for task in tasks if not task.tar.exists() for s in task.samples))
+    _open(partial, plan, held)
+    records = _write(tasks, workers, options.max_damaged, say)
+    _verify(tasks, records, workers)
+    made = _manifest(source, tasks, records, options, plan)
+    for split in made.splits.values():
+        for key, reason in split.damaged:
+            say(f"damaged, left out: {key}: {reason}")
+    (partial / manifests.NAME).write_text(made.dump(), encoding="utf-8")
+    for left in [*partial.glob("*.tar.json"), partial / _PLAN, partial / _LOCK]:
+        left.unlink()
+    if out.exists():
+        out.rmdir()  # an empty folder that the user made
+    os.replace(partial, out)
+    return made
+
+
+def _tasks(source: Source, folder: Path, options: Options) -> list[Task]:
+    """The shards of all splits: equal parts, to within one image, of each split's order."""
+    from vitwarm.data.decoding import MAX_PIXELS  # loads torch, which workers do without
+
+    tasks = []
+    for split in source.splits:
+        count = len(split.samples)
+        order = range(count)
+        if options.shuffle and split.name == "train":
+            order = keyed_rng(options.seed, "shards", split.name).permutation(count).tolist()
+        if options.images_per_shard is not None:
+            shards = math.ceil(count / options.images_per_shard)
+        else:
+            shards = math.ceil(sum(sample.size for sample in split.samples) / (options.shard_mb * 1e6))
+        shards = min(max(shards, 1), count)
+        for number in range(shards):
+            rows = order[number * count // shards : (number + 1) * count // shards]
+            tar = folder / f"{split.name}-{number:05d}.tar"
+            tasks.append(Task(split.name, tar, [split.samples[row] for row in rows], split.pixels, MAX_PIXELS))
+    return tasks
+
+
+def _digest(source: Source, tasks: list[Task], options: Options) -> str:
+    """What the shards follow from, but for the images' own bytes. Paths stay out, so that a source may move."""
+    digest = hashlib.sha256(json.dumps([source.kind, source.classes, options.seed, options.shuffle]).encode())
+    for task in tasks:
+        rows = [(s.key, s.label, os.path.basename(s.file), s.offset, s.size) for s in task.samples]
+        digest.update(json.dumps([task.tar.name, task.max_pixels, rows]).encode())
+    return digest.hexdigest()
+
+
+def _already_made(out: Path, plan: str) -> Manifest | None:
+    place = out / manifests.NAME
+    if place.is_file():
+        made = manifests.load(place.read_text(encoding="utf-8"), place)
+        if made.plan == plan:
+            return made
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UserError(f"{out}: exists and holds something else; choose another out=")
+    return None
+
+
+def _check_space(out: Path, needed: int) -> None:
+    there = next(folder for folder in out.absolute().parents if folder.exists())
+    free = shutil.disk_usage(there).free
+    if needed > free:
+        raise UserError(f"{out}: the shards take {needed / 1e9:.1f} GB more, but {free / 1e9:.1f} GB are free there")
+
+
+def _open(partial: Path, plan: str, held: contextlib.ExitStack) -> None:
+    """The folder in the making, ours alone: new, or begun by a killed call of the same plan."""
+    try:
+        partial.mkdir(parents=True, exist_ok=True)
+        lock = open(partial / _LOCK, "w")  # noqa: SIM115 (held until the end)
+    except OSError as error:
+        raise UserError(f"{partial}: cannot be made ({error.strerror}); choose another out=") from None
+    held.enter_context(lock)
+    try:
+        fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno in (errno.EACCES, errno.EAGAIN):
+            raise UserError(f"{partial}: another process is at work there; wait for it, or end it") from None
+        # A file system without locks: go on without.
+    file, aside = partial / _PLAN, partial / f".{_PLAN}.tmp"
+    if file.exists() and file.read_text() != plan:
+        raise UserError(f"{partial}: was begun from another source or with other options; remove it to start over")
+    aside.write_text(plan)
+    os.replace(aside, file)
+    for left in partial.glob(".*.tmp"):
+        left.unlink()
+
+
+def _write(tasks: list[Task], workers: int, max_damaged: float, say: Callable[[str], None]) -> list[Record]:
+    """Write the shards that are not there yet."""
+    records = {i: record for i, task in enumerate(tasks) if (record := read_record(task.tar)) is not None}
+    if records:
+        say(f"going on: {len(records)} of {len(tasks)} shards are there")
+    todo = [i for i in range(len(tasks)) if i not in records]
+    total = sum(len(task.samples) for task in tasks)
+    with progress_bar(total, "write", "img", total - sum(len(tasks[i].samples) for i in todo)) as bar:
+        _refuse_damaged(records, total, max_damaged)
+        for number, record in spread(write_shard, [tasks[i] for i in todo], workers):
+            records[todo[number]] = record
+            bar.update(len(tasks[todo[number]].samples))
+            _refuse_damaged(records, total, max_damaged)
+    return [records[i] for i in range(len(tasks))]
+
+
+def _refuse_damaged(records: dict[int, Record], total: int, max_damaged: float) -> None:
+    damaged = [pair for i in sorted(records) for pair in records[i].damaged]
+    if len(damaged) > max_damaged * total:
+        named = "; ".join(f"{key}: {reason}" for key, reason in damaged[:3]) + ("; ..." if len(damaged) > 3 else "")
+        raise UserError(
+            f"{len(damaged)} of {total} images are damaged, more than max_damaged={max_damaged:g} allows; "
+            f"mend the source, or raise it to leave them out ({named})"
+        )
+
+
+def _verify(tasks: list[Task], records: list[Record], workers: int) -> None:
+    """Read every tar again. One that is not what was written loses its record, so that the next call makes it anew."""
+    shards = [(task.tar, record) for task, record in zip(tasks, records, strict=True)]
+    for tar, record in shards:
+        if not record.shard.samples:
+            raise UserError(f"{tar.name}: every image that belongs in it is damaged; mend the source")
+    with progress_bar(sum(record.shard.samples for record in records), "verify", "img") as bar:
+        for number, wrong in spread(verify_shard, shards, workers):
+            tar, record = shards[number]
+            if wrong is not None:
+                record_path(tar).unlink()
+                raise UserError(f"{tar.parent}: {wrong}; check the disk, then run the same command to write it again")
+            bar.update(record.shard.samples)
+
+
+def _manifest(source: Source, tasks: list[Task], records: list[Record], options: Options, plan: str) -> Manifest:
+    splits = {}
+    for name in dict.fromkeys(task.split for task in tasks):
+        parts = [record for task, record in zip(tasks, records, strict=True) if task.split == name]
+        labels, notes = Counter(), Counter()
+        for part in parts:
+            labels.update(part.labels)
+            notes.update(part.notes)
+        splits[name] = SplitManifest(
+            samples=sum(part.shard.samples for part in parts),
+            bytes=sum(part.shard.bytes for part in parts),
+            class_counts=[labels[number] for number in range(len(source.classes))],
+            shuffle_seed=options.seed if options.shuffle and name == "train" else None,
+            shards=[part.shard for part in parts],
+            notes=dict(sorted(notes.items())),
+            stored_as_png=[pair for part in parts for pair in part.stored_as_png],
+            damaged=[pair for part in parts for pair in part.damaged],
+        )
+    return Manifest(source.kind, source.classes, splits, plan)

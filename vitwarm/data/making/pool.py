@@ -1,0 +1,65 @@
+"""Work spread over processes that end with their parent, however it ends."""
+
+import contextlib
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from typing import Any
+
+from tqdm import tqdm
+
+from vitwarm.errors import UserError
+
+
+def spread(function: Callable[[Any], Any], tasks: Sequence[Any], workers: int) -> Iterator[tuple[int, Any]]:
+    """(number of the task, result) as the results come; with one worker in this process, in order.
+
+    The first exception of a task is raised here, and what has not begun is dropped.
+
+    Raises:
+        UserError: a worker was killed.
+    """
+    workers = min(workers, len(tasks))
+    if workers <= 1:
+        yield from ((number, function(task)) for number, task in enumerate(tasks))
+        return
+    # spawn: forking a process that has loaded torch, and so threads, is not safe.
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(workers, context, initializer=_end_with_parent, initargs=(os.getpid(),)) as pool:
+        numbers = {pool.submit(function, task): number for number, task in enumerate(tasks)}
+        try:
+            for future in as_completed(numbers):
+                yield numbers.pop(future), future.result()
+        except BrokenProcessPool:
+            raise UserError(
+                "a worker process was killed, perhaps for want of memory; run the same command to go on, "
+                "with fewer workers="
+            ) from None
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _end_with_parent(parent: int) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all: the parent lets the shards in work be finished
+
+    # A pool's worker waits for ever for a parent that was killed.
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(0.5)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+@contextlib.contextmanager
+def progress_bar(total: int, name: str, unit: str, done: int = 0) -> Iterator[tqdm]:
+    """A bar on a terminal, nothing elsewhere."""
+    silent = not sys.stderr.isatty()
+    with tqdm(total=total, initial=done, desc=name, unit=unit, unit_scale=True, disable=silent) as bar:
+        yield bar

@@ -1,0 +1,140 @@
+"""What a source is to the maker of shards: labelled byte ranges of files, listed before any image is read."""
+
+import os
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from vitwarm.data.shards import DamagedSample
+from vitwarm.errors import UserError
+
+_KEY_LENGTH = 80  # KEY.webp and a number must fit into the 100 bytes of a ustar name
+
+
+class Sample(NamedTuple):
+    """One image of a source.
+
+    Attributes:
+        key: WebDataset key, unique within the split; safe characters only.
+        label: class number.
+        file: path of the file that holds it.
+        offset: its first byte in that file.
+        size: bytes.
+    """
+
+    key: str
+    label: int
+    file: str
+    offset: int
+    size: int
+
+
+@dataclass(frozen=True)
+class Pixels:
+    """Images that are bare bytes: square RGB, one colour plane after the other.
+
+    Attributes:
+        side: in pixels.
+        by_column: each plane runs down the columns (STL-10), not along the rows (CIFAR).
+    """
+
+    side: int
+    by_column: bool = False
+
+    @property
+    def bytes(self) -> int:
+        return 3 * self.side**2
+
+
+@dataclass(frozen=True)
+class Split:
+    """One part of a data set, in the source's own order, which must not depend on how a file system lists it.
+
+    Attributes:
+        name: `train`, `val` or `test`; the tars are named after it.
+        samples: all images.
+        pixels: how to read bare pixels; None for encoded images.
+    """
+
+    name: str
+    samples: list[Sample]
+    pixels: Pixels | None = None
+
+
+@dataclass(frozen=True)
+class Source:
+    """What was found.
+
+    Attributes:
+        kind: one of `vitwarm.data.making.sources.KINDS`.
+        classes: name of each class number.
+        splits: what to make.
+        ignored: what lies there and is not used, for the reader.
+    """
+
+    kind: str
+    classes: list[str]
+    splits: list[Split]
+    ignored: list[str]
+
+
+class Keys:
+    """Names of images as keys: class and stem in `[A-Za-z0-9_-]`, numbered where two would be the same."""
+
+    def __init__(self) -> None:
+        self._seen: dict[str, int] = {}
+
+    def make(self, class_name: str, file_name: str) -> str:
+        """`n01440764/n01440764_10026.JPEG` is `n01440764_10026`, `cat/7.jpg` is `cat_7`."""
+        stem = os.path.splitext(file_name)[0]
+        name = stem if not class_name or stem.startswith(f"{class_name}_") else f"{class_name}_{stem}"
+        key = re.sub(r"[^A-Za-z0-9_-]", "_", name)[-_KEY_LENGTH:]
+        # Numbers are taken from the key itself, so a made-up key can meet a real one: ask again until it is free.
+        while key in self._seen:
+            self._seen[key] += 1
+            key = f"{key}-{self._seen[key]}"
+        self._seen[key] = 1
+        return key
+
+
+def class_numbers(names: Iterable[str]) -> dict[str, int]:
+    """Class name -> number, in sorted order: for ImageNet that of everyone's, sorted WordNet ids."""
+    return {name: number for number, name in enumerate(sorted(set(names)))}
+
+
+class Reader:
+    """Reads samples; the last file stays open, for an archive holds them all."""
+
+    def __init__(self) -> None:
+        self._path: str | None = None
+        self._file = -1
+
+    def __enter__(self) -> "Reader":
+        return self
+
+    def __exit__(self, *_) -> None:
+        self._close()
+
+    def read(self, sample: Sample) -> bytes:
+        """The bytes of a sample.
+
+        Raises:
+            DamagedSample: they cannot be read.
+            UserError: the file has become shorter since it was listed.
+        """
+        try:
+            if sample.file != self._path:
+                self._close()
+                self._file, self._path = os.open(sample.file, os.O_RDONLY), sample.file
+            data = os.pread(self._file, sample.size, sample.offset)
+        except OSError as error:
+            raise DamagedSample(f"cannot be read ({error.strerror})") from None
+        if len(data) < sample.size:
+            raise UserError(f"{sample.file}: has become shorter since it was listed; restore it and start again")
+        return data
+
+    def _close(self) -> None:
+        if self._path is not None:
+            os.close(self._file)
+            self._path = None

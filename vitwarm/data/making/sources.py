@@ -1,0 +1,95 @@
+"""Which kind of source lies at a path, told by what is in it."""
+
+import os
+from pathlib import Path
+
+from vitwarm.data.making.binaries import read_cifar10, read_cifar100, read_stl10
+from vitwarm.data.making.folders import read_class_folders, read_food101, read_tiny_imagenet
+from vitwarm.data.making.imagenet import TRAIN, VAL, is_train_archive, read_archives
+from vitwarm.data.making.samples import Source
+from vitwarm.errors import UserError
+
+# kind -> (what to look for, the folder's usual name). The first that fits, in the folder or in one of that name in it.
+_MARKS = {
+    "imagenet": ((TRAIN, VAL), ""),
+    "cifar10": (("data_batch_1.bin",), "cifar-10-batches-bin"),
+    "cifar100": (("fine_label_names.txt",), "cifar-100-binary"),
+    "stl10": (("train_X.bin",), "stl10_binary"),
+    "food101": (("meta/train.txt",), "food-101"),
+    "tiny-imagenet": (("val/val_annotations.txt",), "tiny-imagenet-200"),
+}
+TARS = "tars"
+KINDS = (*_MARKS, "folders", TARS)
+
+# torchvision unpickles these; we do not.
+_PICKLED = {
+    ("cifar-10-batches-py", "batches.meta"): "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz",
+    ("cifar-100-python", "meta"): "https://www.cs.toronto.edu/~kriz/cifar-100-binary.tar.gz",
+}
+
+
+def find(source: Path, kind: str | None) -> tuple[str, Path]:
+    """The kind of a source and the folder in which it lies.
+
+    Raises:
+        UserError: nothing there, or nothing known.
+    """
+    if kind is not None and kind not in KINDS:
+        raise UserError(f"kind={kind} is not one of {', '.join(KINDS)}")
+    if not source.exists():
+        raise UserError(f"{source}: there is nothing")
+    if source.is_file():
+        if source.name in (TRAIN, VAL) or is_train_archive(source):
+            raise UserError(
+                f"{source}: give the folder of the archives, {TRAIN} and {VAL} under these names, as source="
+            )
+        raise UserError(f"{source}: is a file; unpack it, and give its folder as source=")
+    for name, (marks, usual) in _MARKS.items():
+        if kind not in (None, name):
+            continue
+        for folder in (source, source / usual):
+            if any((folder / mark).exists() for mark in marks):
+                return name, folder
+    if kind in _MARKS:
+        raise UserError(f"{source}: is not {kind}; it has no {' or '.join(_MARKS[kind][0])}")
+    for (usual, mark), url in _PICKLED.items():
+        for folder in (source, source / usual):
+            if kind is None and (folder / mark).exists() and folder.name == usual:
+                raise UserError(
+                    f"{folder}: is the pickled version, which is not safe to read; download and unpack {url}"
+                )
+    if kind is not None:
+        return kind, source
+    entries = list(os.scandir(source))
+    if any(entry.name.endswith(".tar") and entry.is_file() for entry in entries):
+        return TARS, source
+    if any(entry.is_dir() and not entry.name.startswith(".") for entry in entries):
+        return "folders", source
+    raise UserError(f"{source}: holds no data set that is known here; kind= is one of {', '.join(KINDS)}")
+
+
+def read_source(kind: str, folder: Path, labels: Path | None, split: str | None, workers: int) -> Source:
+    """List a source of any kind but existing tars.
+
+    Args:
+        kind, folder: as `find` says.
+        labels: file with the labels of validation images (`imagenet`, `folders`).
+        split: name for the one split of a tree of class folders.
+        workers: processes to read with.
+    """
+    if labels is not None and kind not in ("imagenet", "folders"):
+        raise UserError(f"labels= is for imagenet and folders; {kind} brings its own")
+    if split is not None and kind != "folders":
+        raise UserError(f"split= is for folders; {kind} has its own splits")
+    if kind == "imagenet":
+        return read_archives(folder, labels, workers)
+    if kind == "folders":
+        return read_class_folders(folder, labels, split)
+    readers = {
+        "cifar10": read_cifar10,
+        "cifar100": read_cifar100,
+        "stl10": read_stl10,
+        "food101": read_food101,
+        "tiny-imagenet": read_tiny_imagenet,
+    }
+    return readers[kind](folder)

@@ -1,0 +1,70 @@
+"""Existing WebDataset tars: indices and a manifest beside them, or a check against the manifest that they have."""
+
+import contextlib
+import os
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+from vitwarm.data import manifest as manifests
+from vitwarm.data.making.pool import progress_bar, spread
+from vitwarm.data.making.write import describe
+from vitwarm.data.manifest import Manifest, SplitManifest
+from vitwarm.data.shards import expand
+from vitwarm.errors import UserError
+
+
+def describe_tars(folder: Path, workers: int, say: Callable[[str], None]) -> Manifest:
+    """Index every tar of a folder and write manifest.json; where there is one, check the tars against it instead.
+
+    The split of a tar is told by its name: one with `val` or `test` in it is of that split, any other of `train`.
+
+    Raises:
+        UserError: a tar is damaged, or is not what the manifest says.
+    """
+    place = folder / manifests.NAME
+    known = manifests.load(place.read_text(encoding="utf-8"), place) if place.exists() else None
+    tars = expand(folder)
+    if known is not None and (lost := sorted(set(known.shards()) - {tar.name for tar in tars})):
+        raise UserError(
+            f"{folder / lost[0]}: is missing ({len(lost)} of {len(known.shards())} tars of its manifest are)"
+        )
+    found, labels = {}, {}
+    with progress_bar(sum(tar.stat().st_size for tar in tars), "verify" if known else "index", "B") as bar:
+        for i, (shard, counts) in spread(describe, tars, workers):
+            if known is not None and shard != known.shards().get(shard.name):
+                raise UserError(f"{tars[i]}: is not the tar that {place} knows; copy it again, or remove the manifest")
+            found[i], labels[i] = shard, counts
+            bar.update(shard.bytes)
+    if known is not None:
+        say(f"{folder}: all {len(tars)} tars are what its manifest says")
+        return known
+    num_classes = 1 + max(max(counts) for counts in labels.values())
+    splits = {}
+    for name in ("train", "val", "test"):
+        rows = [i for i, tar in enumerate(tars) if _split_of(tar) == name]
+        if rows:
+            total = sum((Counter(labels[i]) for i in rows), Counter())
+            shards = [found[i] for i in rows]
+            splits[name] = SplitManifest(
+                samples=sum(shard.samples for shard in shards),
+                bytes=sum(shard.bytes for shard in shards),
+                class_counts=[total[number] for number in range(num_classes)],
+                shuffle_seed=None,
+                shards=shards,
+            )
+    made = Manifest("tars", None, splits)
+    aside = folder / f".{manifests.NAME}.tmp"
+    try:
+        aside.write_text(made.dump(), encoding="utf-8")
+        os.replace(aside, place)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            aside.unlink(missing_ok=True)
+        raise UserError(f"{place}: cannot be written ({error.strerror})") from None
+    return made
+
+
+def _split_of(tar: Path) -> str:
+    name = tar.name.lower()
+    return next((split for split in ("val", "test") if split in name), "train")

@@ -1,0 +1,163 @@
+"""One shard: written by a worker, and read again at the end. Imports no torch, so that workers start at once."""
+
+import hashlib
+import io
+import json
+import os
+import tarfile
+from collections import Counter
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+
+from vitwarm.data.making.encode import checked, encode_pixels
+from vitwarm.data.making.samples import Pixels, Reader, Sample
+from vitwarm.data.manifest import Shard
+from vitwarm.data.shards import DamagedSample
+from vitwarm.data.tar_index import load_index
+from vitwarm.errors import UserError
+
+
+@dataclass(frozen=True)
+class Task:
+    """What a worker needs to write one shard.
+
+    Attributes:
+        split: its name.
+        tar: the file to write; its record goes beside it, `NAME.tar.json`.
+        samples: in order.
+        pixels: see `Split`.
+        max_pixels: most pixels of an image.
+    """
+
+    split: str
+    tar: Path
+    samples: list[Sample]
+    pixels: Pixels | None
+    max_pixels: int
+
+
+@dataclass(frozen=True)
+class Record:
+    """What a shard holds, kept beside it until all are done: a maker that was killed goes on after the last one.
+
+    Attributes:
+        shard: its line in the manifest.
+        labels: class number -> images.
+        notes, stored_as_png, damaged: see `SplitManifest`.
+    """
+
+    shard: Shard
+    labels: dict[int, int]
+    notes: dict[str, int]
+    stored_as_png: list[tuple[str, str]]
+    damaged: list[tuple[str, str]]
+
+
+def record_path(tar: Path) -> Path:
+    return tar.with_name(f"{tar.name}.json")
+
+
+def read_record(tar: Path) -> Record | None:
+    """The record of a finished shard; None when it is not finished, or not whole."""
+    try:
+        tree = json.loads(record_path(tar).read_text())
+        record = Record(
+            Shard(**tree.pop("shard")),
+            {int(label): count for label, count in tree.pop("labels").items()},
+            stored_as_png=[tuple(pair) for pair in tree.pop("stored_as_png")],
+            damaged=[tuple(pair) for pair in tree.pop("damaged")],
+            **tree,
+        )
+        return record if tar.stat().st_size == record.shard.bytes else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+class _Hashing(io.RawIOBase):
+    """Writes on, and knows the digest of what it wrote."""
+
+    def __init__(self, file):
+        self._file, self.digest, self.count = file, hashlib.sha256(), 0
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data) -> int:
+        self.digest.update(data)
+        self.count += len(data)
+        return self._file.write(data)
+
+
+def write_shard(task: Task) -> Record:
+    """Write a shard aside, rename it, then leave its record.
+
+    Its bytes depend on the samples alone: headers carry no time, owner or machine.
+    """
+    labels, notes, converted, damaged = Counter(), Counter(), [], []
+    aside = task.tar.with_name(f".{task.tar.name}.{os.getpid()}.tmp")
+    with open(aside, "wb") as file, Reader() as reader:
+        hashing = _Hashing(file)
+        with tarfile.open(fileobj=hashing, mode="w|", format=tarfile.USTAR_FORMAT) as archive:
+            for sample in task.samples:
+                try:
+                    data = reader.read(sample)
+                    if task.pixels is None:
+                        data, extension, found = checked(data, task.max_pixels)
+                    else:
+                        data, extension, found = encode_pixels(data, task.pixels), "png", []
+                except DamagedSample as error:
+                    damaged.append((sample.key, str(error)))
+                    continue
+                notes.update(found)
+                converted += [(sample.key, note) for note in found if note.endswith("stored as PNG")]
+                labels[sample.label] += 1
+                _add(archive, f"{sample.key}.{extension}", data)
+                _add(archive, f"{sample.key}.cls", str(sample.label).encode())
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(aside, task.tar)
+    shard = Shard(task.tar.name, sum(labels.values()), hashing.count, hashing.digest.hexdigest())
+    record = Record(shard, dict(labels), dict(notes), converted, damaged)
+    aside.write_text(json.dumps(asdict(record)))
+    os.replace(aside, record_path(task.tar))
+    return record
+
+
+def _add(archive: tarfile.TarFile, name: str, data: bytes) -> None:
+    info = tarfile.TarInfo(name)  # owner and time are 0
+    info.size, info.mode = len(data), 0o444
+    archive.addfile(info, io.BytesIO(data))
+
+
+def describe(tar: Path) -> tuple[Shard, dict[int, int]]:
+    """A tar as it is on the disk: its line for a manifest, and class number -> images. Leaves its index beside it.
+
+    Raises:
+        UserError: it is damaged or no set of labelled images.
+    """
+    index = load_index(tar)
+    digest, size = hashlib.sha256(), 0
+    with open(tar, "rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+            size += len(block)
+    numbers, counts = np.unique(index.label, return_counts=True)
+    labels = dict(zip(numbers.tolist(), counts.tolist(), strict=True))
+    return Shard(tar.name, len(index), size, digest.hexdigest()), labels
+
+
+def verify_shard(task: tuple[Path, Record]) -> str | None:
+    """Index a finished shard afresh and compare what is on the disk with what was written; what is wrong, or None."""
+    tar, record = task
+    tar.with_name(f"{tar.name}.index.safetensors").unlink(missing_ok=True)
+    try:
+        shard, labels = describe(tar)
+    except UserError:
+        return f"{tar.name}: cannot be read as it was written"
+    if shard.sha256 != record.shard.sha256:
+        return f"{tar.name}: what is on the disk is not what was written"
+    if (shard, labels) != (record.shard, record.labels):
+        return f"{tar.name}: its index does not count what was written"
+    return None

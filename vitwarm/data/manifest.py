@@ -1,0 +1,107 @@
+"""manifest.json, which lies beside shards and says what they hold: classes, splits, counts, bytes, SHA-256."""
+
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import PurePosixPath
+from typing import Any
+
+from vitwarm.errors import UserError
+
+NAME = "manifest.json"
+VERSION = 1
+
+
+@dataclass
+class Shard:
+    """One tar.
+
+    Attributes:
+        name: file name.
+        samples: labelled images in it.
+        bytes: of the file.
+        sha256: of the file, hexadecimal.
+    """
+
+    name: str
+    samples: int
+    bytes: int
+    sha256: str
+
+
+@dataclass
+class SplitManifest:
+    """One part of a data set.
+
+    Attributes:
+        samples: labelled images.
+        bytes: of all tars.
+        class_counts: images of each class number.
+        shuffle_seed: of the order; None where the source's own order was kept, or nobody knows.
+        shards: the tars, in order.
+        notes: oddity -> how many images have it.
+        stored_as_png: key and reason of each image whose bytes are not the source's own.
+        damaged: key and reason of each image of the source that was left out.
+    """
+
+    samples: int
+    bytes: int
+    class_counts: list[int]
+    shuffle_seed: int | None
+    shards: list[Shard]
+    notes: dict[str, int] = field(default_factory=dict)
+    stored_as_png: list[tuple[str, str]] = field(default_factory=list)
+    damaged: list[tuple[str, str]] = field(default_factory=list)
+
+
+@dataclass
+class Manifest:
+    """See the fields; nothing in it depends on the machine, the time or the number of workers.
+
+    Attributes:
+        kind: of the source.
+        classes: name of each class number; None where tars were not made here.
+        splits: `train`, `val`, ...
+        plan: SHA-256 of the list of samples and the options; None where tars were not made here.
+        format_version: of this file.
+    """
+
+    kind: str
+    classes: list[str] | None
+    splits: dict[str, SplitManifest]
+    plan: str | None = None
+    format_version: int = VERSION
+
+    def dump(self) -> str:
+        return json.dumps(asdict(self), indent=1, ensure_ascii=False) + "\n"
+
+    def shards(self) -> dict[str, Shard]:
+        """File name -> tar, over all splits."""
+        return {shard.name: shard for split in self.splits.values() for shard in split.shards}
+
+
+def load(text: str | bytes, where: object) -> Manifest:
+    """Read a manifest.
+
+    Args:
+        text: of the file.
+        where: its place, for messages.
+
+    Raises:
+        UserError: it is damaged, or of another format version.
+    """
+    try:
+        tree: dict[str, Any] = json.loads(text)
+        version = tree["format_version"]
+        if version == VERSION:
+            splits = {
+                name: SplitManifest(**split | {"shards": [Shard(**shard) for shard in split["shards"]]})
+                for name, split in tree.pop("splits").items()
+            }
+            manifest = Manifest(splits=splits, **tree)
+            for shard in manifest.shards().values():
+                if shard.name != PurePosixPath(shard.name).name or not isinstance(shard.samples, int):
+                    raise ValueError(f"{shard.name!r} is no file name, or its count is no number")
+            return manifest
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise UserError(f"{where}: is no manifest of shards; make it again with tools/make_shards.py") from None
+    raise UserError(f"{where}: has format version {version!r}, known is {VERSION}; make it again or update vitwarm")

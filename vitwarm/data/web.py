@@ -1,0 +1,95 @@
+"""Files on web servers and in object stores, opened for reading from front to end."""
+
+import http.client
+import io
+import re
+import time
+import urllib.error
+import urllib.request
+from typing import BinaryIO
+
+from vitwarm.errors import UserError
+
+_TIMEOUT, _TRIES, _PAUSE = 60, 6, 0.5  # seconds without a byte; connections in a row; seconds before the second one
+
+
+def open_url(url: str) -> BinaryIO:
+    """Open what a URL names for reading from front to end.
+
+    `http` and `https` are read here, with breaks mended; other schemes by the file system that fsspec knows for them.
+    Nothing is ever run: there are no commands as in webdataset's `pipe:`.
+
+    Raises:
+        OSError: it cannot be read.
+        UserError: nobody knows the scheme, or the package that does is not installed.
+    """
+    if url.startswith(("http://", "https://")):
+        return io.BufferedReader(_WebFile(url), 1 << 20)
+    import fsspec
+
+    try:
+        return fsspec.open(url, "rb").open()
+    except (ImportError, ValueError) as error:  # a scheme whose package is not installed, or nobody's
+        raise UserError(f"{shown(url)}: {one_line(error)}") from None
+
+
+class _WebFile(io.RawIOBase):
+    """A file on a web server, read from front to end; where a connection breaks, the next one takes it up."""
+
+    def __init__(self, url: str):
+        self._url, self._at, self._size = url, 0, None
+        self._response: http.client.HTTPResponse | None = None
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer) -> int:
+        for attempt in range(_TRIES):
+            try:
+                if self._response is None:
+                    self._response = self._connect()
+                count = self._response.readinto(buffer)
+                if count == 0 and self._size is not None and self._at < self._size:
+                    raise ConnectionError(f"cut short at byte {self._at} of {self._size}")
+                self._at += count
+                return count
+            except (OSError, http.client.HTTPException) as error:
+                final = isinstance(error, urllib.error.HTTPError) and error.code < 500 and error.code not in (408, 429)
+                if final or attempt == _TRIES - 1:
+                    raise OSError(one_line(error)) from None
+                self._response = None
+                time.sleep(_PAUSE * 2**attempt)
+        raise AssertionError("unreachable")
+
+    def _connect(self) -> http.client.HTTPResponse:
+        headers = {"Range": f"bytes={self._at}-"} if self._at else {}
+        response = urllib.request.urlopen(urllib.request.Request(self._url, headers=headers), timeout=_TIMEOUT)
+        length = response.headers.get("Content-Length")
+        size = None if length is None else int(length)
+        if response.status == 206:
+            size = None if size is None else size + self._at
+        elif self._at:  # a server that knows no ranges begins anew
+            left = self._at
+            while left and (data := response.read(min(left, 1 << 20))):
+                left -= len(data)
+        if self._at and size != self._size:
+            raise OSError("has changed while it was read")
+        self._size = size
+        return response
+
+
+def file_name(url: str) -> str:
+    return re.split(r"[?#]", url)[0].rpartition("/")[2]
+
+
+def shown(url: str) -> str:
+    """Without the signature that a URL may carry."""
+    return re.sub(r"://[^/@]*@", "://", re.split(r"[?#]", url)[0])
+
+
+def one_line(error: Exception) -> str:
+    """What an error says, in one line; of an HTTP error with its code."""
+    code = f"HTTP {error.code} " if isinstance(error, urllib.error.HTTPError) else ""
+    # Not str(error): webdataset adds the whole URL to its arguments, with the signature that it may carry.
+    said = getattr(error, "reason", None) or getattr(error, "strerror", None) or next(iter(error.args), "")
+    return code + " ".join((str(said).partition(" @ <")[0] or type(error).__name__).split())[:200]

@@ -1,0 +1,118 @@
+"""log.jsonl, TensorBoard and Weights & Biases get what the run says, once."""
+
+import json
+import sys
+import types
+
+import pytest
+
+from vitwarm.config import RunConfig
+from vitwarm.errors import UserError
+from vitwarm.training.tracking import Tracker, check_trackers
+
+
+def entry(step, **more):
+    return {"event": "train", "stage": "toy", "step": step, "run_step": step, "loss": 1 / step, **more}
+
+
+def read(folder):
+    return [json.loads(line)["step"] for line in (folder / "log.jsonl").read_text().splitlines()]
+
+
+def test_the_log_is_on_disk_at_once_and_cut_where_the_run_goes_on(tmp_path):
+    first = Tracker(tmp_path)
+    for step in (1, 2):
+        first.record(entry(step))
+    length = first.bytes
+    assert read(tmp_path) == [1, 2]
+    first.record(entry(3))
+    with open(tmp_path / "log.jsonl", "ab") as log:
+        log.write(b'{"event": "tra')  # a kill in the middle of a line
+    second = Tracker(tmp_path, log_bytes=length)
+    second.record(entry(3))
+    assert read(tmp_path) == [1, 2, 3]
+
+
+def test_a_log_that_someone_removed_is_not_padded_with_zeros(tmp_path):
+    Tracker(tmp_path, log_bytes=500).record(entry(1))
+    assert read(tmp_path) == [1]
+
+
+def test_only_the_main_process_writes(tmp_path):
+    other = Tracker(tmp_path, active=False)
+    other.record(entry(1), "shown")
+    other.warn("nothing")
+    assert other.bytes == 0
+    assert list(tmp_path.iterdir()) == []
+    other.close()
+
+
+def test_terminal_lines_and_warnings_go_where_they_belong(tmp_path, capsys):
+    tracker = Tracker(tmp_path)
+    tracker.record(entry(1), "toy 1/9")
+    tracker.warn("slow")
+    out, err = capsys.readouterr()
+    assert out == "toy 1/9\n"
+    assert err == "vitwarm: warning: slow\n"
+
+
+def test_tensorboard_has_each_step_once_also_after_going_on(tmp_path):
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    first = Tracker(tmp_path, tensorboard=True)
+    for step in (1, 2, 3):
+        first.record(entry(step, note="text is not for curves"))
+    second = Tracker(tmp_path, tensorboard=True, run_step=2)
+    for step in (3, 4):
+        second.record(entry(step))
+    events = EventAccumulator(str(tmp_path / "tensorboard"))
+    events.Reload()
+    assert events.Tags()["scalars"] == ["toy/loss"]
+    assert [e.step for e in events.Scalars("toy/loss")] == [1, 2, 3, 4]
+    assert events.Scalars("toy/loss")[1].value == pytest.approx(0.5)
+
+
+class FakeWandb(types.ModuleType):
+    def __init__(self, error=None):
+        super().__init__("wandb")
+        self.logged, self.started, self.error = [], [], error
+
+    def init(self, **arguments):
+        if self.error:
+            raise self.error
+        self.started.append(arguments)
+        return self
+
+    def log(self, numbers, step):
+        self.logged.append((step, numbers))
+
+
+def test_weights_and_biases_gets_numbers_and_finds_its_run_again(tmp_path, monkeypatch):
+    fake = FakeWandb()
+    monkeypatch.setitem(sys.modules, "wandb", fake)
+    for _ in range(2):
+        tracker = Tracker(tmp_path, wandb="project", config={"hash": "h"})
+        tracker.record(entry(1, lr=0.5, grad_norm=None))
+        tracker.record({"event": "transfer", "copied": []})
+    assert fake.logged == [(1, {"toy/loss": 1.0, "toy/lr": 0.5})] * 2
+    first, second = fake.started
+    assert first["project"] == "project"
+    assert first["id"] == second["id"]
+    assert first["resume"] == "allow"
+
+
+def test_weights_and_biases_that_refuse_are_one_line(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "wandb", FakeWandb(RuntimeError("api_key not configured\nlong story")))
+    with pytest.raises(UserError, match=r"does not start: api_key not configured; log in"):
+        Tracker(tmp_path, wandb="project")
+
+
+@pytest.mark.parametrize("key", ["tensorboard", "wandb"])
+def test_a_tracker_that_is_not_installed_is_refused_with_the_command(monkeypatch, key):
+    import importlib.util
+
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
+    check_trackers(RunConfig())
+    with pytest.raises(UserError, match=rf"pip install 'vitwarm\[{key}\]'"):
+        check_trackers(RunConfig(**{key: "project" if key == "wandb" else True}))

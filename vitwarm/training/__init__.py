@@ -1,0 +1,1 @@
+"""One loop for every stage: optimiser, schedule, moving average, checkpoints, meters, tracking."""

@@ -1,0 +1,206 @@
+"""Checkpoints of a run: safetensors and JSON, whole or absent, checked when read.
+
+    checkpoints/step-00012000/
+        model.safetensors      the stage's model
+        optimizer.safetensors  AdamW moments and step counts, `PARAMETER/exp_avg` ...
+        ema.safetensors        the moving average, when there is one
+        state.json             stage, step, recipe hash, totals, log position, sha256 of the files above
+
+Random states are absent on purpose: every random decision is a pure function of (seed, step, rank).
+"""
+
+import hashlib
+import json
+import os
+import shutil
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from vitwarm.errors import UserError
+from vitwarm.training.sharding import split_like
+
+FORMAT = 1
+
+
+@dataclass
+class State:
+    """Everything of a run that is no tensor.
+
+    Attributes:
+        stage: stage in progress.
+        step: optimiser steps of that stage that are done.
+        run_step: optimiser steps of all stages that are done; names the folder.
+        recipe_hash: of the recipe that the run follows.
+        log_bytes: length of log.jsonl at this point; a resumed run cuts it there.
+        totals: of the stage so far: samples, tokens, seconds, flops.
+        results: stage -> outcome, for the stages that are over.
+        metrics: of the last evaluation.
+        best: {metric value, run_step, metrics} of the best evaluation so far, or None.
+        damaged: names of the distinct samples that could not be read so far.
+    """
+
+    stage: str
+    step: int
+    run_step: int
+    recipe_hash: str
+    log_bytes: int = 0
+    totals: dict[str, float] = field(default_factory=dict)
+    results: dict[str, Any] = field(default_factory=dict)
+    metrics: dict[str, float] = field(default_factory=dict)
+    best: dict[str, Any] | None = None
+    damaged: list[str] = field(default_factory=list)
+
+
+def optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """Optimiser state as {`PARAMETER/ENTRY`: tensor}, split as the parameters are."""
+    names = {p: n for n, p in model.named_parameters()}
+    return {
+        f"{names[p]}/{entry}": value.detach()
+        for p, state in optimizer.state.items()
+        for entry, value in state.items()
+    }
+
+
+def restore_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
+    """Put `optimizer_tensors` back; scalars (step counts) stay where the optimiser keeps them."""
+    parameters = dict(model.named_parameters())
+    for full, value in tensors.items():
+        name, entry = full.rsplit("/", 1)
+        p = parameters[name]
+        if value.ndim:
+            optimizer.state[p][entry] = split_like(value, p)
+        else:
+            on_device = optimizer.defaults.get("fused") or optimizer.defaults.get("capturable")
+            optimizer.state[p][entry] = value.to(p.device if on_device else "cpu")
+
+
+class Checkpoints:
+    """The `checkpoints/` folder of a run.
+
+    Args:
+        folder: the folder; made on the first save.
+        keep_last: how many of the newest to keep besides the best one.
+    """
+
+    def __init__(self, folder: Path, keep_last: int):
+        self.folder = folder
+        self.keep_last = keep_last
+
+    def path(self, run_step: int) -> Path:
+        return self.folder / f"step-{run_step:08d}"
+
+    def save(self, state: State, tensors: dict[str, dict[str, Tensor]]) -> Path:
+        """Write aside, flush to disk, rename, drop what is no longer kept.
+
+        Args:
+            state: is stored as it is.
+            tensors: {`model` | `optimizer` | `ema`: {name: tensor}}.
+        """
+        target = self.path(state.run_step)
+        aside = self.folder / f".{target.name}.tmp"
+        shutil.rmtree(aside, ignore_errors=True)
+        try:
+            aside.mkdir(parents=True)
+            self._write(aside, state, tensors)
+            if target.exists():  # a damaged one, which this run has passed over
+                _remove(target)
+            aside.rename(target)
+        except BaseException:
+            shutil.rmtree(aside, ignore_errors=True)
+            raise
+        flush(self.folder)
+        self._prune(state)
+        return target
+
+    def _write(self, aside: Path, state: State, tensors: dict[str, dict[str, Tensor]]) -> None:
+        sums = {}
+        for name, group in tensors.items():
+            file = aside / f"{name}.safetensors"
+            save_file({n: t.contiguous() for n, t in group.items()}, file)
+            sums[file.name] = _digest(file)
+        (aside / "state.json").write_text(json.dumps({"format": FORMAT, **asdict(state), "files": sums}))
+        for file in [*aside.iterdir(), aside]:
+            flush(file)
+
+    def _prune(self, state: State) -> None:
+        now = self.path(state.run_step)
+        best = self.path(state.best["run_step"]) if state.best else now
+        # What lies ahead of this step was found damaged when the run went on from an earlier one.
+        ahead = [p for p in self.all() if p > now]
+        kept = [p for p in self.all() if p <= now][-self.keep_last :]
+        for old in self.all():
+            if old in ahead or old not in (*kept, best):
+                _remove(old)
+
+    def all(self) -> list[Path]:
+        """Whole checkpoints, oldest first."""
+        return sorted(p for p in self.folder.glob("step-*") if (p / "state.json").is_file())
+
+    def newest(self, warn) -> tuple[State, Path] | None:
+        """The newest checkpoint whose checksums hold; damaged ones are named through `warn` and passed over."""
+        for path in reversed(self.all()):
+            try:
+                return read_state(path), path
+            except UserError as error:
+                warn(f"{error}; using the one before it")
+        return None
+
+
+def read_state(path: Path) -> State:
+    """State of a checkpoint folder, after its files' checksums were compared.
+
+    Raises:
+        UserError: not a checkpoint of this version, or damaged.
+    """
+    try:
+        content = json.loads((path / "state.json").read_text())
+        if content.pop("format") != FORMAT:
+            raise UserError(f"checkpoint {path} was written by another version of vitwarm; use that version")
+        files = content.pop("files")
+        state = State(**content)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"checkpoint {path} is damaged (state.json: {error})") from error
+    for name, expected in files.items():
+        if Path(name).name != name or not (path / name).is_file() or _digest(path / name) != expected:
+            raise UserError(f"checkpoint {path} is damaged ({name} differs from its checksum)")
+    return state
+
+
+def read_tensors(path: Path, name: str) -> dict[str, Tensor]:
+    """One of a checkpoint's tensor files; empty when the checkpoint has none of that name."""
+    file = path / f"{name}.safetensors"
+    return load_file(file) if file.exists() else {}
+
+
+def _digest(file: Path) -> str:
+    with open(file, "rb") as handle:
+        digest = hashlib.sha256()
+        while chunk := handle.read(1 << 22):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def flush(path: Path) -> None:
+    """Wait until a file, or the names in a folder, are on the disk.
+
+    Raises:
+        OSError: they are not; the disk may be full.
+    """
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _remove(path: Path) -> None:
+    """Delete a checkpoint so that a kill in between leaves nothing that looks whole."""
+    gone = path.with_name(f".{path.name}.old")
+    shutil.rmtree(gone, ignore_errors=True)
+    path.rename(gone)
+    shutil.rmtree(gone, ignore_errors=True)

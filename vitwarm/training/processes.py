@@ -1,0 +1,114 @@
+"""Small agreements between the processes of a run, on the CPU, so that they never synchronise a GPU."""
+
+import errno
+import os
+import re
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from accelerate import Accelerator
+from safetensors import SafetensorError
+
+from vitwarm.errors import UserError
+
+# What a user can mend; any other OSError is a fault of ours.
+_DISK = ("ENOSPC", "EDQUOT", "EFBIG", "EACCES", "EPERM", "EROFS", "ENOTDIR", "EISDIR", "ENAMETOOLONG", "EIO", "ESTALE")
+_DISK_CODES = {getattr(errno, name) for name in _DISK if hasattr(errno, name)}
+DISK_ERRORS = (OSError, SafetensorError)
+
+
+def disk_trouble(error: OSError | SafetensorError) -> str | None:
+    """What to tell a user whose disk is full or closed to us; None for other faults."""
+    code, reason, where = getattr(error, "errno", None), getattr(error, "strerror", None), ""
+    if isinstance(error, SafetensorError):  # it hides the system's error in its text
+        found = re.search(r"([^:]+) \(os error (\d+)\)", str(error))
+        code, reason = (int(found[2]), found[1].strip()) if found else (None, None)
+    elif error.filename:
+        where = f" {error.filename}"
+    if code not in _DISK_CODES:
+        return None
+    return f"cannot write{where}: {reason}; free space or mend the path, then run the same command again"
+
+
+def start_accelerator() -> Accelerator:
+    """Join the processes that the launcher started: NCCL on GPUs, gloo on CPUs.
+
+    The recipe alone decides the precision, so autocast is ours and accelerate's stays off.
+    """
+    # Started by torchrun where there is no GPU, accelerate would take each process for a run of its own.
+    alone = int(os.environ.get("WORLD_SIZE", "1")) == 1
+    return Accelerator(
+        cpu=not alone and not torch.cuda.is_available(),
+        mixed_precision="no",
+    )
+
+
+class Processes:
+    """Rank, world size, and exact sums and messages between ranks.
+
+    GPU runs talk through a gloo group of their own: NCCL would have to move every number over the device.
+
+    Args:
+        rank: index of this process.
+        world: number of processes.
+        device: what this process computes on.
+    """
+
+    def __init__(self, rank: int, world: int, device: torch.device):
+        self.rank, self.world, self.device = rank, world, device
+        self.is_main = rank == 0
+        self._group = dist.new_group(backend="gloo") if world > 1 else None
+
+    def sum(self, values: list[float]) -> list[float]:
+        """Element-wise sum over all processes, in double precision."""
+        if self.world == 1:
+            return values
+        total = torch.tensor(values, dtype=torch.float64)
+        dist.all_reduce(total, group=self._group)
+        return total.tolist()
+
+    def gather(self, value: Any) -> list[Any]:
+        """The value of every rank, in rank order, on every rank."""
+        if self.world == 1:
+            return [value]
+        out = [None] * self.world
+        dist.all_gather_object(out, value, group=self._group)
+        return out
+
+    def main_does(self, action: Callable[[], Any]) -> Any:
+        """Run `action` on the main process; its result, or its UserError, reaches every process.
+
+        Without this, an error on one rank would leave the others waiting in their next collective. A disk that is
+        full or closed to us is a UserError.
+        """
+        message: list[Any] = [None, None]
+        if self.is_main:
+            message = list(_tried(action))
+        if self.world > 1:
+            dist.broadcast_object_list(message, src=0, group=self._group)
+        if message[1] is not None:
+            raise UserError(message[1])
+        return message[0]
+
+    def all_do(self, action: Callable[[], Any]) -> Any:
+        """Run `action` on every process; a UserError on any of them is raised on all. Returns this rank's result."""
+        result, trouble = _tried(action)
+        for message in self.gather(trouble):
+            if message is not None:
+                raise UserError(message)
+        return result
+
+
+def _tried(action: Callable[[], Any]) -> tuple[Any, str | None]:
+    """The result, and what the user has to mend; a fault of ours passes through."""
+    try:
+        return action(), None
+    except UserError as error:
+        return None, str(error)
+    except DISK_ERRORS as error:
+        trouble = disk_trouble(error)
+        if trouble is None:
+            raise
+        return None, trouble

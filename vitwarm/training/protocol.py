@@ -1,0 +1,71 @@
+"""What the loop knows of a stage."""
+
+from collections.abc import Generator
+from typing import Any, Protocol
+
+from torch import Tensor, nn
+
+from vitwarm.config import OptimConfig
+
+Batch = dict[str, Any]
+"""Tensors of one micro-batch on the CPU, and `weight`: a float, how many predictions its loss sums over."""
+
+
+class Stage(Protocol):
+    """Stem + trunk + head + data + objective + evaluation. The loop asks for nothing else.
+
+    Attributes:
+        name: `warmup`, `images`, ...
+        model: what is trained; tensor names are those of its checkpoints.
+        optim: optimisation keys of the recipe.
+        steps: optimiser steps of the whole stage.
+        schedule_lengths: (LR warm-up, cooldown) in steps.
+        tokens_per_sample: trunk tokens that one sample costs, prefix tokens included.
+        eval_every: steps between evaluations; the last step is always evaluated.
+        best: metric of `evaluate` that ranks checkpoints, higher is better; None keeps no best.
+    """
+
+    name: str
+    model: nn.Module
+    optim: OptimConfig
+    steps: int
+    schedule_lengths: tuple[int, int]
+    tokens_per_sample: int
+    eval_every: int
+    best: str | None
+
+    def check_device_batch(self, size: int) -> None:
+        """Raise UserError when the stage cannot work on that many samples at once."""
+        ...
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """Groups for the optimiser: `params`, `weight_decay`, and `lr_scale` that the schedule is multiplied by."""
+        ...
+
+    def blocks(self) -> list[nn.Module]:
+        """Modules to compile in place."""
+        ...
+
+    def batches(self, start: int, rank: int, world: int, device_batch: int) -> Generator[Batch, None, None]:
+        """This rank's micro-batches from step `start` to the end, in order: a pure function of the recipe."""
+        ...
+
+    def losses(self, model: nn.Module, batch: Batch, step: int) -> dict[str, Tensor]:
+        """Sums over the micro-batch's predictions; `loss` is differentiated, the others are logged beside it."""
+        ...
+
+    def evaluate(self, model: nn.Module, rank: int, world: int, device_batch: int) -> dict[str, float]:
+        """This rank's sums over its share of the validation set, and their `weight`; the loop divides the totals."""
+        ...
+
+    def example(self) -> tuple[Batch, int]:
+        """A micro-batch to count FLOPs on, and how many samples it holds."""
+        ...
+
+    def events(self) -> list[dict[str, Any]]:
+        """What happened to this rank's data since the last call, for the log: `event`, `sample` (a name), `reason`."""
+        ...
+
+    def check_events(self, damaged: list[str]) -> None:
+        """Raise UserError when too many samples are damaged; gets the names of all that any rank met so far."""
+        ...

@@ -1,0 +1,120 @@
+"""FSDP2: weights, gradients and optimiser state split over the processes, for models that one device cannot hold.
+
+`accelerate launch --config_file recipes/accelerate/fsdp2.yaml` asks for it. accelerate 1.15 knows FSDP on accelerators
+only, and its preparation keeps neither our tensor names nor our checkpoints; so its configuration is the switch, and
+torch's `fully_shard` does the work, on the CPU as well. Checkpoints hold whole tensors: a run may change between plain
+and sharded processes, and their number, from one start to the next.
+"""
+
+import contextlib
+import copy
+import os
+from collections.abc import Iterable, Iterator
+
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from vitwarm.config import Config
+from vitwarm.errors import UserError
+
+
+def _asked(name: str) -> bool:
+    return os.environ.get(name, "false").lower() in ("1", "true")
+
+
+def fsdp_requested() -> bool:
+    """Whether the launcher's configuration asks for FSDP.
+
+    Raises:
+        UserError: it asks for something of FSDP that is not done here.
+    """
+    if not _asked("ACCELERATE_USE_FSDP"):
+        return False
+    if os.environ.get("FSDP_VERSION", "1") != "2":
+        raise UserError("only FSDP2 is supported; set fsdp_version: 2, as in recipes/accelerate/fsdp2.yaml")
+    if _asked("FSDP_OFFLOAD_PARAMS"):
+        raise UserError("fsdp_offload_params is not supported; set it to false")
+    if _asked("FSDP_ACTIVATION_CHECKPOINTING"):
+        raise UserError("fsdp_activation_checkpointing is the recipe's: set model.grad_checkpointing=true")
+    return True
+
+
+def check_shardable(config: Config) -> None:
+    """Refuse what a sharded run cannot do.
+
+    Raises:
+        UserError: it keeps a moving average.
+    """
+    for key in ("warmup", "train"):
+        if getattr(config, key).ema:
+            raise UserError(f"{key}.ema is not supported under FSDP; set {key}.ema=null, or launch without FSDP")
+
+
+class Sharded:
+    """A model whose weights are split over all processes; each block is gathered when it is used.
+
+    Args:
+        model: on its device, compiled already; it is split in place and keeps its tensor names.
+        blocks: its modules that are gathered one at a time; the rest is gathered together.
+    """
+
+    def __init__(self, model: nn.Module, blocks: Iterable[nn.Module]):
+        try:
+            from torch.distributed.device_mesh import init_device_mesh
+            from torch.distributed.fsdp import fully_shard
+        except ImportError:
+            raise UserError("FSDP2 needs torch 2.7 or newer; pip install -U torch, or launch without FSDP") from None
+        self.plain = copy.deepcopy(model)
+        device = next(model.parameters()).device
+        mesh = init_device_mesh(device.type, (dist.get_world_size(),))
+        reshard = os.environ.get("FSDP_RESHARD_AFTER_FORWARD", "true").lower() in ("1", "true", "full_shard")
+        for block in blocks:
+            fully_shard(block, mesh=mesh, reshard_after_forward=reshard)
+        self.model = fully_shard(model, mesh=mesh)
+
+    @contextlib.contextmanager
+    def no_sync(self) -> Iterator[None]:
+        """Backward passes inside add to the local gradients only."""
+        self.model.set_requires_gradient_sync(False)
+        try:
+            yield
+        finally:
+            self.model.set_requires_gradient_sync(True)
+
+    def gathered(self) -> nn.Module:
+        """A plain copy with the present weights, to evaluate and to export; every process must call this.
+
+        A sharded model would have to take equally many batches on every process, and an exact evaluation does not.
+        """
+        self.plain.load_state_dict(whole(self.model.state_dict(), keep=True))
+        return self.plain
+
+
+def whole(tensors: dict[str, Tensor], keep: bool) -> dict[str, Tensor]:
+    """Split tensors put together, on the CPU; others as they are. Every process must call it with the same names.
+
+    Args:
+        tensors: by name.
+        keep: whether this process wants the result; the others only give their part.
+    """
+    found = {}
+    for name, tensor in tensors.items():
+        gathered = full(tensor)
+        if keep:
+            found[name] = gathered if gathered is tensor else gathered.cpu()
+    return found
+
+
+def full(tensor: Tensor) -> Tensor:
+    """One split tensor put together; any other as it is. Every process must call it."""
+    return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
+
+
+def split_like(tensor: Tensor, parameter: Tensor) -> Tensor:
+    """A whole tensor, split as `parameter` is; on its device."""
+    if not hasattr(parameter, "full_tensor"):
+        return tensor.to(parameter.device)
+    from torch.distributed.tensor import distribute_tensor
+
+    local = tensor.to(parameter.device)  # whole on every process, so that none needs to send its parts around
+    return distribute_tensor(local, parameter.device_mesh, parameter.placements, src_data_rank=None)

@@ -1,0 +1,152 @@
+"""Where a run speaks: log.jsonl always, the terminal, TensorBoard and Weights & Biases by option. Main process only."""
+
+import hashlib
+import importlib.util
+import json
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from vitwarm.config import RunConfig
+from vitwarm.errors import UserError
+
+
+class Tracker:
+    """Writes every record to log.jsonl and shows it.
+
+    Args:
+        folder: run folder.
+        log_bytes: cut log.jsonl at this length first, so that a resumed run's log has each step once.
+        run_step: of the run so far; TensorBoard drops what lies behind it, likewise.
+        tensorboard: also write TensorBoard events.
+        wandb: also log to this Weights & Biases project.
+        config: recipe as a dict, for the trackers.
+        active: False on all but the main process.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        log_bytes: int = 0,
+        run_step: int = 0,
+        tensorboard: bool = False,
+        wandb: str | None = None,
+        config: dict | None = None,
+        active: bool = True,
+    ):
+        self.active = active
+        self.bar: tqdm | None = None
+        self._sinks = []
+        if not active:
+            return
+        self._file = open(folder / "log.jsonl", "ab")  # noqa: SIM115 (lives as long as the run)
+        self._file.truncate(min(log_bytes, self._file.seek(0, os.SEEK_END)))  # truncate would also lengthen it
+        if tensorboard:
+            self._sinks.append(_tensorboard(folder, run_step))
+        if wandb:
+            self._sinks.append(_wandb(wandb, folder, config))
+
+    @property
+    def bytes(self) -> int:
+        """Length of the log, all of it on disk."""
+        if not self.active:
+            return 0
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        return self._file.seek(0, os.SEEK_END)
+
+    def record(self, entry: dict[str, Any], show: str | None = None) -> None:
+        """Append one JSON object; `show` is its line for the terminal."""
+        if not self.active:
+            return
+        self._file.write(json.dumps(entry).encode() + b"\n")
+        self._file.flush()
+        for sink in self._sinks:
+            sink(entry)
+        if show:
+            self.say(show)
+
+    def say(self, text: str) -> None:
+        """A line for the person who watches."""
+        if self.active:
+            tqdm.write(text, file=sys.stdout)
+            sys.stdout.flush()
+
+    def warn(self, text: str) -> None:
+        if self.active:
+            tqdm.write(f"vitwarm: warning: {text}", file=sys.stderr)
+
+    def start_stage(self, name: str, step: int, steps: int) -> None:
+        """A progress bar, on a terminal only."""
+        if self.active and sys.stderr.isatty():
+            self.bar = tqdm(total=steps, initial=step, desc=name, unit="step", dynamic_ncols=True, leave=False)
+
+    def advance(self) -> None:
+        if self.bar is not None:
+            self.bar.update()
+
+    def end_stage(self) -> None:
+        if self.bar is not None:
+            self.bar.close()
+            self.bar = None
+
+    def close(self) -> None:
+        self.end_stage()
+        if self.active:
+            self._file.close()
+
+
+def _numbers(entry: dict[str, Any]) -> dict[str, float]:
+    prefix = f"{entry['stage']}/" if entry.get("event") == "train" else f"{entry.get('stage')}/{entry.get('event')}/"
+    skip = {"step", "run_step"}
+    return {prefix + k: v for k, v in entry.items() if isinstance(v, int | float) and k not in skip}
+
+
+def check_trackers(run: RunConfig) -> None:
+    """Refuse trackers that are not installed.
+
+    Raises:
+        UserError: with the command that installs them.
+    """
+    for key, wanted, package in (("tensorboard=true", run.tensorboard, "tensorboard"), ("wandb", run.wandb, "wandb")):
+        if wanted and importlib.util.find_spec(package) is None:
+            raise UserError(f"run.{key} needs {package}: pip install 'vitwarm[{package}]'")
+
+
+def _tensorboard(folder: Path, run_step: int) -> Callable[[dict[str, Any]], None]:
+    from torch.utils.tensorboard import SummaryWriter
+
+    writer = SummaryWriter(str(folder / "tensorboard"), purge_step=run_step + 1 if run_step else None)
+
+    def sink(entry: dict[str, Any]) -> None:
+        if "run_step" in entry:
+            for name, value in _numbers(entry).items():
+                writer.add_scalar(name, value, entry["run_step"])
+            writer.flush()
+
+    return sink
+
+
+def _wandb(project: str, folder: Path, config: dict | None) -> Callable[[dict[str, Any]], None]:
+    import wandb
+
+    # A run that goes on finds its curve again by an id that follows from the folder.
+    identity = hashlib.sha256(f"{folder.resolve()} {config}".encode()).hexdigest()[:16]
+    try:
+        run = wandb.init(
+            project=project, dir=str(folder), name=folder.name, config=config, id=identity, resume="allow"
+        )
+    except Exception as error:  # no login, no network, no such project: theirs to say
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise UserError(f"Weights & Biases does not start: {reason}; log in, or set run.wandb=null") from error
+
+    def sink(entry: dict[str, Any]) -> None:
+        if "run_step" in entry:
+            run.log(_numbers(entry), step=entry["run_step"])
+
+    return sink

@@ -1,0 +1,138 @@
+"""Comparisons over run folders written here with known numbers."""
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from vitwarm.budget.compare import compare, markdown, paired_interval, report
+from vitwarm.budget.runs import read_arm
+from vitwarm.errors import UserError
+from vitwarm.recipe import freeze, load_recipe
+
+
+def write_run(folder: Path, top1: float, *overrides: str, recipe: str = "digits_proc") -> None:
+    config = load_recipe([f"recipe={recipe}", *overrides])
+    folder.mkdir(parents=True)
+    (folder / "recipe.yaml").write_text(freeze(config))
+    stages = {"images": {"flops": 2e9, "samples": 1000, "metrics": {}}}
+    if config.warmup.budget != "0":
+        stages["warmup"] = {"flops": 1e9, "samples": 500, "metrics": {}}
+    result = {
+        "stages": stages,
+        "metrics": {"top1": top1, "count": 360.0},
+        "versions": {},
+        "warmup_share_of_samples": 0.5 if "warmup" in stages else 0.0,
+    }
+    (folder / "result.json").write_text(json.dumps(result))
+    lines = [
+        {"event": "train", "stage": "images", "step": 5, "loss": 1.0},
+        {"event": "eval", "stage": "images", "step": 10, "top1": top1 / 2},
+        {"event": "eval", "stage": "images", "step": 20, "top1": top1},
+    ]
+    if "warmup" in stages:
+        lines.insert(0, {"event": "eval", "stage": "warmup", "step": 7, "accuracy": 0.5})
+    (folder / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
+DEFAULT, WARMED = (0.70, 0.72, 0.71), (0.74, 0.73, 0.76)
+
+
+@pytest.fixture
+def arms(tmp_path):
+    for seed, (a, b) in enumerate(zip(DEFAULT, WARMED, strict=True)):
+        write_run(tmp_path / f"default-{seed}", a, f"seed={seed}", recipe="digits_default")
+        write_run(tmp_path / f"warmed-{seed}", b, f"seed={seed}")
+    return {"default": read_arm(str(tmp_path / "default-*")), "warmed": read_arm(str(tmp_path / "warmed-*"))}
+
+
+def test_the_table_is_what_scipy_says_of_the_pairs(arms):
+    default, warmed = compare(arms)
+    expected = stats.ttest_rel(WARMED, DEFAULT).confidence_interval(0.95)
+    assert (warmed.low, warmed.high) == pytest.approx((100 * expected.low, 100 * expected.high))
+    assert warmed.difference == pytest.approx(100 * (np.mean(WARMED) - np.mean(DEFAULT)))
+    assert default.mean == pytest.approx(71) and default.sd == pytest.approx(100 * np.std(DEFAULT, ddof=1))
+    assert default.difference is None and warmed.per_seed == pytest.approx({0: 74, 1: 73, 2: 76})
+    assert (default.warmup_share, warmed.warmup_share) == (0, 0.5)
+    assert warmed.flops / default.flops == 1.5
+
+
+def test_the_interval_covers_the_truth_as_often_as_it_says():
+    rng = np.random.default_rng(0)
+    hits = 0
+    for _ in range(4000):
+        low, high = paired_interval(rng.normal(0.3, 1.0, 4))
+        hits += low <= 0.3 <= high
+    assert abs(hits / 4000 - 0.95) < 4 * np.sqrt(0.95 * 0.05 / 4000)
+
+
+def test_one_seed_decides_nothing(arms):
+    rows = compare({name: runs[:1] for name, runs in arms.items()})
+    assert rows[1].low is None and rows[1].sd is None
+    assert "decides nothing" in markdown(rows, arms)
+
+
+@pytest.mark.parametrize("package", ["scipy", "matplotlib"])
+def test_what_is_not_installed_is_named_with_its_command(arms, tmp_path, monkeypatch, package):
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(UserError, match=rf"need.? {package}: pip install 'vitwarm\[plot\]'"):
+        report(arms, tmp_path / "out")
+
+
+def test_verdicts_follow_the_interval(arms, tmp_path):
+    text = markdown(compare(arms), arms)
+    excludes = stats.ttest_rel(WARMED, DEFAULT).pvalue < 0.05
+    assert ("excludes zero" in text) == excludes
+    write_run(tmp_path / "far-0", 0.9, "seed=0")
+    write_run(tmp_path / "far-1", 0.921, "seed=1")
+    write_run(tmp_path / "far-2", 0.909, "seed=2")
+    far = arms | {"far": read_arm(str(tmp_path / "far-*"))}
+    assert "far: the interval excludes zero" in markdown(compare(far), far)
+
+
+def test_the_report_has_table_curves_and_picture(arms, tmp_path):
+    text = report(arms, tmp_path / "out")
+    assert (tmp_path / "out/compare.md").read_text() == text
+    content = json.loads((tmp_path / "out/compare.json").read_text(), parse_constant=pytest.fail)
+    batch = arms["warmed"][0].config.train.global_batch
+    assert content["curves"]["warmed"]["1"]["images"] == [[10 * batch, WARMED[1] / 2], [20 * batch, WARMED[1]]]
+    assert content["curves"]["default"]["1"]["warmup"] == []
+    warmup_batch = arms["warmed"][0].config.warmup.global_batch
+    assert content["curves"]["warmed"]["1"]["warmup"] == [[7 * warmup_batch, 0.5]]
+    assert (tmp_path / "out/compare.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(
+    ("override", "named"), [("train.lr=1e-4", "train.lr"), ("images.epochs=7", "images.epochs"), ("seed=9", "seeds")]
+)
+def test_arms_that_differ_in_more_than_the_start_are_refused(tmp_path, override, named):
+    write_run(tmp_path / "a", 0.7, recipe="digits_default")
+    write_run(tmp_path / "b", 0.7, override)
+    with pytest.raises(UserError, match=named):
+        compare({"a": read_arm(str(tmp_path / "a")), "b": read_arm(str(tmp_path / "b"))})
+
+
+def test_initialisations_are_arms_and_the_rest_of_the_model_is_not(tmp_path):
+    write_run(tmp_path / "a", 0.7, recipe="digits_default")
+    write_run(tmp_path / "b", 0.8, "model.init=mimetic", recipe="digits_default")
+    write_run(tmp_path / "c", 0.8, "model.init=mimetic", "model.num_classes=11", recipe="digits_default")
+    a, b, c = ({name: read_arm(str(tmp_path / name))} for name in "abc")
+    assert compare(a | b)[1].difference == pytest.approx(10)
+    with pytest.raises(UserError, match=r"model\.num_classes"):
+        compare(a | c)
+
+
+def test_what_is_no_arm_is_refused(tmp_path, arms):
+    with pytest.raises(UserError, match="no run folder matches"):
+        read_arm(str(tmp_path / "nothing-*"))
+    with pytest.raises(UserError, match="same seed"):
+        write_run(tmp_path / "default-9", 0.5, "seed=0", recipe="digits_default")
+        read_arm(str(tmp_path / "default-*"))
+    (tmp_path / "warmed-0/result.json").unlink()
+    with pytest.raises(UserError, match="not finished"):
+        read_arm(str(tmp_path / "warmed-*"))
+    with pytest.raises(UserError, match="two arms"):
+        compare({"default": arms["default"]})

@@ -1,0 +1,38 @@
+"""vitwarm-train that also writes down what each process was given: argument 1 is the folder for it."""
+
+import hashlib
+import json
+import os
+import sys
+from pathlib import Path
+
+
+def recorded(batches, stage_name, folder):
+    def wrapped(self, start, rank, world, device_batch):
+        share = self.optim.global_batch // world
+        with open(folder / f"{stage_name}-{world}-{rank}.jsonl", "w") as out:
+            for i, batch in enumerate(batches(self, start, rank, world, device_batch)):
+                rows = batch["symbols"] if stage_name == "warmup" else batch["image"]
+                entry = {
+                    "step": start + i * device_batch // share,
+                    "rows": [hashlib.sha256(row.numpy().tobytes()).hexdigest() for row in rows],
+                    "ids": batch["sample"].tolist() if "sample" in batch else None,
+                    "targets": (batch["targets"] if stage_name == "warmup" else batch["label"]).tolist(),
+                }
+                out.write(json.dumps(entry) + "\n")
+                out.flush()
+                yield batch
+
+    return wrapped
+
+
+if __name__ == "__main__":
+    from vitwarm.cli import train
+    from vitwarm.stages.images import ImagesStage
+    from vitwarm.stages.warmup import WarmupStage
+
+    folder = Path(sys.argv.pop(1))
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    for stage in (WarmupStage, ImagesStage):
+        stage.batches = recorded(stage.batches, stage.name, folder)
+    train()

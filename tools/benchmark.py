@@ -1,0 +1,17 @@
+"""python tools/benchmark.py rules|data|train [options] [--json FILE]: speed, measured; each has a --help."""
+
+import sys
+from importlib import import_module
+
+BENCHMARKS = {
+    "rules": "vitwarm.procedural.benchmark",
+    "data": "vitwarm.data.benchmark",
+    "train": "vitwarm.stages.benchmark",
+}
+
+if __name__ == "__main__":
+    name, *options = sys.argv[1:] or ["--help"]
+    if name not in BENCHMARKS:
+        print(f"usage: python tools/benchmark.py {{{','.join(BENCHMARKS)}}} [options]", file=sys.stderr)
+        sys.exit(2)
+    sys.exit(import_module(BENCHMARKS[name]).main(options))

@@ -1,0 +1,157 @@
+"""A run's folder: whose it is, what may be in it, and how a run begins to write there."""
+
+import contextlib
+import errno
+import fcntl
+import os
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from vitwarm.config import Config
+from vitwarm.errors import UserError
+from vitwarm.recipe import freeze, read_frozen, recipe_hash
+from vitwarm.training.checkpoint import Checkpoints, State, read_state
+from vitwarm.transfer.warm_start import WARMUP
+
+RECIPE, LOG, RESULT, CHECKPOINTS, LOCK = "recipe.yaml", "log.jsonl", "result.json", "checkpoints", ".lock"
+SUBSET = "subset.txt"
+
+
+def run_folder(config: Config) -> Path:
+    """Where the run of a recipe lives: `run.dir`, or runs/RECIPE-seedSEED."""
+    return Path(config.run.dir or f"runs/{config.name}-seed{config.seed}").expanduser()
+
+
+def has_checkpoint(folder: Path) -> bool:
+    """Whether a run can go on there; damaged checkpoints count, for a run that had them did begin."""
+    return any((folder / CHECKPOINTS).glob("step-*"))
+
+
+def check_folder(folder: Path, config: Config) -> None:
+    """Refuse, before anything is written, a folder that holds another run, or a `resume_from` that does not fit."""
+    frozen = folder / RECIPE
+    if frozen.exists():
+        theirs, ours = recipe_hash(read_frozen(frozen)), recipe_hash(config)
+        if theirs != ours:
+            raise UserError(
+                f"{folder} holds a run of another recipe (hash {theirs}, now {ours}); "
+                "choose another run.dir, or remove that folder to start over"
+            )
+    elif folder.exists() and (not folder.is_dir() or any(p.name[0] != "." for p in folder.iterdir())):
+        raise UserError(f"{folder} exists and is no run folder; choose another run.dir")
+    if config.resume_from and not has_checkpoint(folder):
+        _adoptable(config)
+
+
+def open_folder(folder: Path, config: Config, held: contextlib.ExitStack) -> None:
+    """Create the run folder, or clear what a kill left half-written; bring in `resume_from`.
+
+    Args:
+        folder: of the run.
+        config: its recipe.
+        held: keeps the folder ours until it is closed, or the process ends.
+
+    Raises:
+        UserError: another process is carrying out this run.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    _lock(folder, held)
+    for left in [*folder.glob(".*.tmp"), *folder.glob(".*.old"), *folder.glob(f"{CHECKPOINTS}/.*")]:
+        shutil.rmtree(left, ignore_errors=True) if left.is_dir() else left.unlink(missing_ok=True)
+    write_text(folder / RECIPE, freeze(config))
+    if config.resume_from and not has_checkpoint(folder):
+        _adopt(folder, config)
+
+
+def newest_checkpoint(folder: Path, config: Config, warn: Callable[[str], None]) -> tuple[State, Path] | None:
+    """The newest whole checkpoint of a run; None starts from the beginning.
+
+    Raises:
+        UserError: it belongs to another recipe.
+    """
+    found = Checkpoints(folder / CHECKPOINTS, config.run.keep_last).newest(warn)
+    if found and found[0].recipe_hash != recipe_hash(config):
+        raise UserError(f"{found[1]} belongs to another recipe; choose another run.dir")
+    return found
+
+
+def record_subset(folder: Path, names: str) -> None:
+    """Write down which images a run trains on.
+
+    Raises:
+        UserError: it began with others, because the shards or a list of names have changed since.
+    """
+    file = folder / SUBSET
+    if file.exists() and file.read_text() != names:
+        raise UserError(
+            f"images.subset makes another set of images than {file}, with which this run began; "
+            "restore the shards and the list, or choose another run.dir"
+        )
+    write_text(file, names)
+
+
+def write_text(path: Path, text: str) -> None:
+    """A whole file or none: written aside, flushed to the disk, renamed."""
+    aside = path.with_name(f".{path.name}.tmp")
+    try:
+        with open(aside, "w") as handle:
+            handle.write(text)
+            handle.flush()
+            os.fsync(handle.fileno())
+        os.replace(aside, path)
+    except BaseException:
+        aside.unlink(missing_ok=True)
+        raise
+
+
+def warn(text: str) -> None:
+    """A line for the person who watches, before the run's tracker is there."""
+    print(f"vitwarm: warning: {text}", file=sys.stderr, flush=True)
+
+
+def _lock(folder: Path, held: contextlib.ExitStack) -> None:
+    """A launcher that was killed can leave its process at work: two of them in one folder would spoil it."""
+    handle = open(folder / LOCK, "w")  # noqa: SIM115 (lives as long as the run)
+    held.enter_context(handle)
+    try:
+        fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)  # forked loader workers do not hold it; a kill frees it
+    except OSError as error:
+        if error.errno in (errno.EACCES, errno.EAGAIN):
+            raise UserError(f"another process is carrying out the run in {folder}; wait for it, or end it") from error
+        # A file system without locks: go on without.
+
+
+def _adoptable(config: Config) -> tuple[State, Path, Path]:
+    """The checkpoint that `resume_from` names, its folder, and the run folder that it belongs to."""
+    source = Path(config.resume_from).expanduser()
+    is_checkpoint = (source / "state.json").is_file()
+    owner = source.parent.parent if is_checkpoint else source
+    found = (read_state(source), source) if is_checkpoint else Checkpoints(owner / CHECKPOINTS, 1).newest(warn)
+    if found is None:
+        raise UserError(f"resume_from: no whole checkpoint in {source}; give a run folder or one of its checkpoints")
+    state, path = found
+    if state.recipe_hash != recipe_hash(config):
+        raise UserError(
+            f"resume_from: {path} belongs to another recipe (hash {state.recipe_hash}, now {recipe_hash(config)}); "
+            "use init_from to start from its weights instead"
+        )
+    return state, path, owner
+
+
+def _adopt(folder: Path, config: Config) -> None:
+    """Copy the checkpoint of another run of the same recipe, with what belongs to it; the checkpoint comes last."""
+    _, path, owner = _adoptable(config)
+    if (owner / WARMUP).is_dir():
+        shutil.copytree(owner / WARMUP, folder / WARMUP, dirs_exist_ok=True)
+    for name in (LOG, SUBSET):
+        if (owner / name).is_file():
+            shutil.copyfile(owner / name, folder / name)
+    aside = folder / CHECKPOINTS / f".{path.name}.tmp"
+    try:
+        shutil.copytree(path, aside)
+        aside.rename(folder / CHECKPOINTS / path.name)
+    except BaseException:
+        shutil.rmtree(aside, ignore_errors=True)
+        raise

@@ -1,0 +1,70 @@
+"""Exact evaluation of an export folder, or any timm folder or name, over any number of processes."""
+
+import json
+import time
+from pathlib import Path
+
+import timm
+import torch
+from safetensors import SafetensorError
+
+from vitwarm.data.images import EvalTransform
+from vitwarm.data.loading import ImageDataset
+from vitwarm.data.shards import check_labels
+from vitwarm.errors import UserError
+from vitwarm.stages.images import default_workers, evaluate_images, open_shards
+from vitwarm.training.processes import Processes, start_accelerator
+
+
+def validate_export(export: str, shards: str, batch: int = 256, workers: int | None = None) -> dict[str, float | int]:
+    """Top-1, top-5, loss, images per second and the count; every image counts once at any process count.
+
+    Args:
+        export: an export folder. The model and its preprocessing are what plain timm makes of it.
+        shards: validation tars, or `digits`.
+        batch: images a device takes at once.
+        workers: loader processes a rank; None scales with the CPUs.
+
+    Raises:
+        UserError: no model there, or shards that do not suit it.
+    """
+    accelerator = start_accelerator()
+    processes = Processes(accelerator.process_index, accelerator.num_processes, accelerator.device)
+    folder = Path(export).expanduser()
+    try:
+        architecture = json.loads((folder / "config.json").read_text())["architecture"]
+        model = timm.create_model(f"local-dir:{folder}", pretrained=True).to(processes.device).eval()
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+        raise UserError(f"{export} holds no timm model ({str(error).splitlines()[0]}); give RUN/export") from error
+    data = timm.data.resolve_model_data_config(model)
+    transform = EvalTransform(data["input_size"][-1], data["crop_pct"], data["interpolation"])
+    dataset = processes.all_do(lambda: ImageDataset(_labelled(shards, model.num_classes), transform))
+    workers = default_workers(processes.world) if workers is None else workers
+    started = time.perf_counter()
+    with torch.inference_mode():
+        sums = processes.all_do(
+            lambda: evaluate_images(
+                model, dataset, data["mean"], data["std"], processes.rank, processes.world, batch, workers
+            )
+        )
+    names = sorted(sums)
+    totals = dict(zip(names, processes.sum([sums[n] for n in names]), strict=True))
+    count = int(totals.pop("weight"))
+    if not count:
+        raise UserError(f"none of the images of {shards} can be read")
+    seconds = time.perf_counter() - started
+    damaged = int(totals.pop("damaged"))
+    return {
+        "model": architecture,
+        **{n: totals[n] / count for n in ("top1", "top5", "loss")},
+        "count": count,
+        "damaged": damaged,
+        "images_per_s": (count + damaged) / seconds,
+        "processes": processes.world,
+    }
+
+
+def _labelled(shards: str, num_classes: int):
+    found = open_shards(shards, "test", "shards")
+    check_labels(found, num_classes)
+    return found

@@ -5,7 +5,9 @@
 
 The arms alternate in one process, and ratios are medians over the rounds. Data loading is left out: for our stages
 batches are ready on the host (uint8 images, symbols, which still have to reach the device and be normalised), for the
-bare loop on the device. Utilisation is measured against the device's own rate on one large matrix product.
+bare loop on the device. What a warm-up's batch takes to write is timed on its own, on one CPU core: in training a
+background thread does it ahead of the loop. Utilisation is measured against the device's own rate on one large matrix
+product.
 """
 
 import gc
@@ -28,7 +30,9 @@ from torch import nn
 
 from vitwarm.config import Config
 from vitwarm.errors import UserError
+from vitwarm.procedural import RuleStream, make_rule
 from vitwarm.procedural.keys import keyed_rng
+from vitwarm.procedural.stream import CHUNK
 from vitwarm.stages.images import ImagesStage
 from vitwarm.stages.warmup import WarmupStage
 from vitwarm.training.checkpoint import Checkpoints
@@ -112,6 +116,19 @@ def _one_image(folder: Path) -> Path:
     return folder / "one.tar"
 
 
+def symbols_ms(config: Config, length: int, rounds: int) -> float:
+    """Milliseconds of one core that a batch of the warm-up takes to write: inputs, targets and mask.
+
+    Rows are written in chunks, so it is the share of a chunk; the median of the rounds.
+    """
+    stream, times = RuleStream(make_rule(**config.warmup.rule), 0, "train", length), []
+    for number in range(rounds + 1):  # the first does not count
+        started = time.thread_time()
+        stream.masked_rows(number * CHUNK, (number + 1) * CHUNK, config.warmup.mask_prob)
+        times.append(1e3 * (time.thread_time() - started))
+    return statistics.median(times[1:]) * config.warmup.global_batch / CHUNK
+
+
 class Ours:
     """Steps of our loop on a stage."""
 
@@ -155,7 +172,7 @@ def measure(options: dict[str, Any]) -> dict[str, Any]:
 
     Returns:
         `arms`: name -> step_ms, samples_per_s, tokens_per_s, tflops, mfu_pct, memory_gib (CUDA only);
-        `ratios`: what matters between arms; and what it was measured on.
+        `ratios`: what matters between arms; `symbols_ms`: see above; and what it was measured on.
     """
     accelerator = start_accelerator()
     device, rounds = accelerator.device, []
@@ -201,7 +218,8 @@ def measure(options: dict[str, Any]) -> dict[str, Any]:
                     memory[name] = max(memory[name], torch.cuda.max_memory_allocated(device) - others)
             rounds.append(times)
     dtype = torch.bfloat16 if options["precision"] == "bf16" else torch.float32
-    return report(options, rounds, arms, memory, matmul_rate(device, dtype), device)
+    written = symbols_ms(config, arms["warmup"].training.stage.length, rounds=50)
+    return report(options, rounds, arms, memory, matmul_rate(device, dtype), written, device)
 
 
 def _images(config: Config) -> ReadyImages:
@@ -225,6 +243,7 @@ def report(
     arms: dict[str, "Ours | Bare"],
     memory: dict[str, int],
     rate: float,
+    written: float,
     device: torch.device,
 ) -> dict[str, Any]:
     """Medians of the rounds, and medians of the ratios within a round; the bare arm does the images' FLOPs."""
@@ -246,6 +265,7 @@ def report(
         "images_speed_over_bare": statistics.median(t["bare"] / t["images"] for t in rounds),
         "warmup_token_speed_over_images": statistics.median(share * t["images"] / t["warmup"] for t in rounds),
     }
+    result["symbols_ms"] = written
     result["matmul_tflops"] = rate / 1e12
     result["device"] = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or "CPU"
     result["threads"] = torch.get_num_threads()
@@ -277,6 +297,8 @@ def markdown(result: dict[str, Any]) -> str:
             "",
             f"images at {ratios['images_speed_over_bare']:.3f} of the bare loop's speed; "
             f"a token of the warm-up at {ratios['warmup_token_speed_over_images']:.3f} of one of the images",
+            f"a batch of symbols takes a core {result['symbols_ms']:.2f} ms to write, "
+            f"{100 * result['symbols_ms'] / result['arms']['warmup']['step_ms']:.3g} % of a warm-up step",
         ]
     )
 

@@ -153,7 +153,7 @@ def test_an_initialisation_that_something_would_overwrite_is_refused():
 
 
 def test_a_share_needs_an_image_stage_and_a_run_needs_a_stage():
-    assert "images.train is empty" in refusal(["recipe=digits_proc", "images.train=", "warmup.budget=1%"])
+    assert "there is none" in refusal(["recipe=digits_proc", "images.train=", "warmup.budget=1%"])
     assert "nothing to train" in refusal(["recipe=digits_default", "images.train="])
     assert load_recipe(["recipe=digits_proc", "images.train=", "warmup.budget=10 steps"]).images.train == ""
 

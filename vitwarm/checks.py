@@ -185,18 +185,48 @@ def check(config: Config) -> None:
         raise UserError("transfer.groups is empty: nothing would be transferred; for no warm-up write warmup.budget=0")
     _check_init(config)
     rule = rule_of(config.warmup.rule)
-    if config.warmup.length is not None:
+    if config.warmup.length is not None and config.warmup.objective != "next_state":
         try:
             rule.check_length(config.warmup.length)
         except ValueError as error:
             raise UserError(f"warmup.length: {error}") from error
     budget = Amount.parse(config.warmup.budget, "warmup.budget")
     _refuse_epochs(budget)
-    if not config.images.train:
+    _check_language(config)
+    if not config.images.train and not config.algorithmic.task:
         if budget.value == 0:
-            raise UserError("nothing to train: set images.train, warmup.budget, or both")
+            raise UserError("nothing to train: set images.train, algorithmic.task or warmup.budget")
         if budget.unit == "%":
-            raise UserError("warmup.budget is a share of the image stage, but images.train is empty; write samples")
+            raise UserError("warmup.budget is a share of the main stage, but there is none; write samples")
+
+
+def _check_language(config: Config) -> None:
+    """Refuse what a decoder and a ViT cannot do for each other."""
+    decoder, warmup, task = config.model.decoder, config.warmup, config.algorithmic.task
+    if not decoder.size:
+        if task:
+            raise UserError(f"algorithmic.task={task} needs a decoder; set model.decoder.size, such as 2_4_16")
+        if warmup.objective == "next_token":
+            raise UserError("warmup.objective=next_token needs a decoder; set model.decoder.size, such as 12_12_768")
+        return
+    if not re.fullmatch(r"\d+_\d+_\d+", decoder.size):
+        raise UserError(
+            f"model.decoder.size: {decoder.size!r} is not DEPTH_HEADS_WIDTH; in a recipe file put it in quotes, "
+            '"12_12_768", or YAML reads one number'
+        )
+    if config.images.train:
+        raise UserError("a decoder reads no images; leave out images.train or model.decoder.size")
+    if warms_up(config) and warmup.length is None and decoder.positions is None:
+        raise UserError("how long are the warm-up's rows? set warmup.length (or model.decoder.positions)")
+    if task:
+        _refuse_epochs(Amount.parse(config.algorithmic.budget, "algorithmic.budget"))
+    if config.train.layer_decay is not None:
+        raise UserError("train.layer_decay is for images; a decoder has none")
+
+
+def warms_up(config: Config) -> bool:
+    """Whether the recipe asks for a warm-up; `init_from` may still take its place."""
+    return Amount.parse(config.warmup.budget, "warmup.budget").value > 0
 
 
 def value_of(config: Config, name: str) -> Any:

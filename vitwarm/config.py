@@ -20,19 +20,32 @@ def key(default: Any, help: str, within: str | None = None, count: int | None = 
     return field(default=default, metadata=metadata)
 
 
+Objective = Literal["masked", "next_token", "next_state"]
+AlgorithmicTask = Literal["haystack", "addition", "reversed_addition", "multiplication", "sorting"]
 Init = Literal["default", "mimetic", "mimetic_as_published", "conditioned", "impulse"]
 INITS = get_args(Init)
 
 
 @dataclass
+class DecoderConfig:
+    """A GPT-2 in place of the timm model: its size makes a run one of language."""
+
+    size: str | None = key(None, "DEPTH_HEADS_WIDTH such as 12_12_768; null: the timm model of model.name")
+    positions: int | None = key(None, "longest row of tokens; null is the main stage's own", "[1, inf)")
+    dropout: float = key(0.0, "rate of all dropouts, in every stage", "[0, 1)")
+    tied: bool = key(True, "the head is the token table")
+
+
+@dataclass
 class ModelConfig:
-    """The timm model whose trunk every stage shares."""
+    """The model whose trunk every stage shares: of timm, or a decoder."""
 
     name: str = key("vit_tiny_patch16_224", "timm model name (a ViT, DeiT, DeiT-III, SigLIP, EVA-02 or DINOv3)")
     num_classes: int = key(1000, "number of classes of the image head", "[1, inf)")
     args: dict[str, Any] = key({}, "further arguments of timm.create_model (img_size, patch_size, drop_path_rate, ...)")
     init: Init = key("default", "fresh attention weights, in every stage: timm's own, or one in closed form")
     grad_checkpointing: bool = key(False, "recompute block activations in the backward pass to save memory")
+    decoder: DecoderConfig = field(default_factory=DecoderConfig)
 
 
 @dataclass
@@ -58,14 +71,18 @@ class OptimConfig:
 
 @dataclass
 class WarmupConfig(OptimConfig):
-    """Stage `warmup`: masked-token prediction on sequences of a rule (arXiv 2511.13945)."""
+    """Stage `warmup`: prediction on sequences of a rule (masked: arXiv 2511.13945; next: arXiv 2601.21725)."""
 
     lr: float = key(2e-3, "peak learning rate", "(0, inf)")
     lr_warmup: str = key("1000 steps", "length of the linear LR warm-up: '1000 steps', '5%' of the stage")
     decay_all: bool = key(True, "decay biases, norms, class token and positions as well (the paper does)")
     rule: dict[str, Any] = key({"name": "dyck"}, "the rule and its parameters: warmup.rule.name, warmup.rule.k, ...")
     budget: str = key("1%", "'1%' of the main stage's samples, '3.84M' samples, '20M tokens', '15000 steps'; 0: none")
-    length: int | None = key(None, "tokens a sequence; null is the model's own token grid", "[1, inf)")
+    objective: Objective = key("masked", "masked tokens, the next token, or the next state of the rule eca as bits")
+    loss_on: Literal["outputs", "all"] = key("outputs", "next_token: what the rule scores, or every token but PAD")
+    length: int | None = key(
+        None, "tokens (next_state: states) a sequence; null is a ViT's token grid, a decoder's positions", "[1, inf)"
+    )
     mask_prob: float = key(0.5, "probability that a token which the rule lets be asked for is masked", "(0, 1]")
     val_rows: int = key(1024, "sequences of the validation stream in one evaluation", "[1, inf)")
     eval_every: int = key(1000, "steps between evaluations; the last step is always evaluated", "[1, inf)")
@@ -115,8 +132,25 @@ class ImagesConfig:
 
 
 @dataclass
+class AlgorithmicConfig:
+    """Stage `algorithmic`: a decoder learns to compute, on fresh rows at every step (arXiv 2505.22308, 2601.21725)."""
+
+    task: AlgorithmicTask | None = key(None, "what to compute; null for no algorithmic stage")
+    size: int | None = key(None, "pairs (haystack), digits, numbers (sorting); null is the papers'", "[1, inf)")
+    budget: str = key("10000 steps", "length of the stage: '10000 steps', '10M' samples, '20M tokens'")
+    loss_on: Literal["published", "answers"] = key(
+        "published", "train on what the papers score (not the first digit, but pads), or on the whole answer as well"
+    )
+    embeddings: Literal["mean", "fresh"] = key(
+        "mean", "tokens and head start as the mean of the source's tokens, positions as the source's; or all fresh"
+    )
+    val_rows: int = key(4000, "rows of the validation stream in one evaluation; none of them is trained on", "[1, inf)")
+    eval_every: int = key(500, "steps between evaluations; the last step is always evaluated", "[1, inf)")
+
+
+@dataclass
 class TrainConfig(OptimConfig):
-    """Optimisation of the main stage (`images`)."""
+    """Optimisation of the main stage (`images`, `algorithmic`)."""
 
     layer_decay: float | None = key(None, "learning rate of a block over the next one's; null: all alike", "(0, 1]")
 
@@ -150,5 +184,6 @@ class Config:
     warmup: WarmupConfig = field(default_factory=WarmupConfig)
     transfer: TransferConfig = field(default_factory=TransferConfig)
     images: ImagesConfig = field(default_factory=ImagesConfig)
+    algorithmic: AlgorithmicConfig = field(default_factory=AlgorithmicConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     run: RunConfig = field(default_factory=RunConfig)

@@ -15,6 +15,7 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedType
 from torch import nn
 
+from vitwarm.checks import rule_of, warms_up
 from vitwarm.config import Config
 from vitwarm.errors import UserError
 from vitwarm.recipe import recipe_hash
@@ -30,17 +31,27 @@ from vitwarm.run_folder import (
     warn,
     write_text,
 )
-from vitwarm.stages.images import ImagesStage, default_workers
-from vitwarm.stages.warmup import WarmupStage
+from vitwarm.stages import AlgorithmicStage, ImagesStage, RuleStage, make_warmup
+from vitwarm.stages.images import default_workers
 from vitwarm.training.checkpoint import Checkpoints, State
 from vitwarm.training.loop import Context, device_batch_size, train_stage
 from vitwarm.training.processes import Processes, start_accelerator
 from vitwarm.training.sharding import check_shardable, fsdp_requested
 from vitwarm.training.signals import stop_signals
 from vitwarm.training.tracking import Tracker, check_trackers
-from vitwarm.transfer import TransferReport, canonical, export_model, initialise, push_to_hub, read_source, transfer
+from vitwarm.transfer import (
+    TransferReport,
+    canonical,
+    export_gpt2,
+    export_model,
+    initialise,
+    mean_embeddings,
+    push_to_hub,
+    read_source,
+    transfer,
+)
 from vitwarm.transfer.warm_start import EXPORT, WARMUP, require_fit, require_same_blocks
-from vitwarm.trunk import build_model
+from vitwarm.trunk import Decoder, build_model, configured_decoder
 
 _DISTRIBUTED = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU, DistributedType.FSDP)
 
@@ -50,15 +61,15 @@ class Parts:
     """What a run is made of, built before anything is written.
 
     Attributes:
-        images: image stage; None without images.
-        fresh: timm model that the image stage starts from; holds the weights of `init_from` already.
+        main: the stage that the run is for; None when it is a warm-up alone.
+        fresh: timm model or decoder that the main stage starts from; holds the weights of `init_from` already.
         warmup: None when the budget is nothing, or `init_from` takes its place.
         given: what `init_from` brought in; None without it.
     """
 
-    images: ImagesStage | None
+    main: ImagesStage | AlgorithmicStage | None
     fresh: nn.Module
-    warmup: WarmupStage | None
+    warmup: RuleStage | None
     given: TransferReport | None
 
 
@@ -91,7 +102,7 @@ def _run(config: Config, stop: list[int], held: contextlib.ExitStack) -> dict[st
 
     parts = processes.all_do(lambda: build(config, processes.world, starts=not has_checkpoint(folder)))
     processes.main_does(lambda: open_folder(folder, config, held))
-    if parts.images and (subset := parts.images.subset):
+    if subset := getattr(parts.main, "subset", None):
         processes.main_does(lambda: record_subset(folder, subset.text))
     resume = processes.main_does(lambda: newest_checkpoint(folder, config, warn))
     if resume is None and parts.given is None and config.init_from:  # all checkpoints turned out to be damaged
@@ -126,12 +137,13 @@ def _run(config: Config, stop: list[int], held: contextlib.ExitStack) -> dict[st
         sharded=fsdp_requested(),
     )
     start = _first_weights(config, context, parts, resume)
-    model, images = parts.fresh, parts.images
-    if images is not None:
-        images.set_model(parts.fresh, config.model.grad_checkpointing)
-        model = train_stage(images, context, resume if state and state.stage == images.name else None).vit
-    result = _result(config, context, start, images)
-    processes.main_does(lambda: _finish(config, context, model, result, start))
+    model, main = parts.fresh, parts.main
+    if main is not None:
+        main.set_model(parts.fresh, config.model.grad_checkpointing)
+        trained = train_stage(main, context, resume if state and state.stage == main.name else None)
+        model = trained.vit if isinstance(main, ImagesStage) else trained
+    result = _result(config, context, start, main)
+    processes.main_does(lambda: _finish(config, context, main, model, result, start))
     processes.main_does(lambda: _push(config, folder))
     return result
 
@@ -160,27 +172,65 @@ def build(config: Config, world: int, starts: bool) -> Parts:
     check_trackers(config.run)
     if fsdp_requested():
         check_shardable(config)
-    fresh = initialise(build_model(config.model, "images", seed=config.seed), config.model.init, seed=config.seed)
-    images = None
-    if config.images.train and config.images.epochs > 0:
-        workers = default_workers(world) if config.run.workers is None else config.run.workers
-        images = ImagesStage(config, workers)
-        images.set_model(fresh, config.model.grad_checkpointing)
-    warmup = None if config.init_from else WarmupStage(config, images.samples if images else None)
-    if warmup is not None and warmup.steps == 0:
-        warmup = None
-    if images is None and warmup is None:
-        raise UserError("the recipe has nothing to do: neither images (images.train) nor a warm-up (warmup.budget)")
-    for stage in (images, warmup):
+    main = _main_stage(config, world)
+    fresh = _fresh_model(config, main)
+    if main is not None:
+        main.set_model(fresh, config.model.grad_checkpointing)
+    warmup = None if config.init_from or not warms_up(config) else make_warmup(config, main.samples if main else None)
+    if main is None and warmup is None:
+        raise UserError("the recipe has nothing to do: no main stage (images.train, algorithmic.task), no warm-up")
+    for stage in (main, warmup):
         if stage is not None:
             stage.check_device_batch(device_batch_size(stage.optim.global_batch, world, config.run.device_batch))
     given = None
     if config.init_from and starts:
         tensors, source = _init_tensors(config)
         require_same_blocks(fresh, source)
-        given = transfer(fresh, tensors, source=source, groups=config.transfer.groups)
-        require_fit(given, config.transfer.groups)
-    return Parts(images, fresh, warmup, given)
+        given = hand_over(config, main, fresh, tensors, source)
+    return Parts(main, fresh, warmup, given)
+
+
+def _main_stage(config: Config, world: int) -> ImagesStage | AlgorithmicStage | None:
+    if config.algorithmic.task:
+        return AlgorithmicStage(config)
+    if config.images.train and config.images.epochs > 0:
+        return ImagesStage(config, default_workers(world) if config.run.workers is None else config.run.workers)
+    return None
+
+
+def _fresh_model(config: Config, main: ImagesStage | AlgorithmicStage | None) -> nn.Module:
+    """What the main stage trains; after a warm-up alone, a model that can take all of the warm-up's."""
+    decoder = config.model.decoder
+    if not decoder.size:
+        model = build_model(config.model, "images", seed=config.seed)
+    else:
+        vocab_size = main.vocab_size if main else rule_of(config.warmup.rule).vocab.size
+        positions = decoder.positions or (main.positions if main else config.warmup.length)
+        if main is None and config.warmup.objective == "next_token":
+            positions = config.warmup.length or positions  # as many as the warm-up trains
+        if main and positions < main.positions:
+            raise UserError(f"model.decoder.positions={positions} is too short for rows of {main.positions} tokens")
+        name = main.name if main else "text"
+        model = configured_decoder(config.model, vocab_size, positions, name, seed=config.seed)
+    return initialise(model, config.model.init, seed=config.seed)
+
+
+def hand_over(
+    config: Config, main: ImagesStage | AlgorithmicStage | None, fresh: nn.Module, tensors: dict, source: str
+) -> TransferReport:
+    """Bring the groups of the recipe, and what the main stage takes of embeddings, from a source into the fresh model.
+
+    Raises:
+        UserError: they do not fit.
+    """
+    groups = list(config.transfer.groups)
+    if main is None and isinstance(fresh, Decoder) and "token_embed.weight" in tensors:
+        groups += ["stem", "head"]  # a warm-up alone makes a language model of its rule
+    report = transfer(fresh, tensors, source=source, groups=groups)
+    require_fit(report, groups)
+    if isinstance(main, AlgorithmicStage) and config.algorithmic.embeddings == "mean":
+        mean_embeddings(fresh, tensors, report)
+    return report
 
 
 def _first_weights(
@@ -190,7 +240,7 @@ def _first_weights(
     folder = context.folder / WARMUP
     attention = "" if config.model.init == "default" else f" (attention: {config.model.init})"
     fresh = _start(f"fresh weights{attention}", None)
-    if resume and resume[0].stage != WarmupStage.name:
+    if resume and resume[0].stage != WARMUP:
         # The weights come from the checkpoint; only the record of how the run started is still needed.
         record = folder / "vitwarm.json"
         return json.loads(record.read_text()) if record.is_file() else fresh
@@ -198,9 +248,8 @@ def _first_weights(
         report, start = parts.given, f"weights of {config.init_from}"
     elif parts.warmup is not None:
         trained = train_stage(parts.warmup, context, resume)
-        tensors = {n: t.detach().cpu() for n, t in trained.trunk.state_dict().items()}
-        report = transfer(parts.fresh, tensors, source="the warm-up", groups=config.transfer.groups)
-        require_fit(report, config.transfer.groups)
+        tensors = parts.warmup.hand_on(trained)
+        report = hand_over(config, parts.main, parts.fresh, tensors, "the warm-up")
         start = f"warm-up of {parts.warmup.steps} steps on {config.warmup.rule['name']}"
     else:
         return fresh
@@ -208,7 +257,7 @@ def _first_weights(
 
     def write() -> None:
         context.tracker.record({"event": "transfer", **report.to_dict()}, str(report))
-        export_model(parts.fresh, folder, config, _provenance(config, record, {}))
+        _export(parts.main, parts.fresh, folder, config, _provenance(config, record, {}))
 
     context.processes.main_does(write)
     return record
@@ -244,28 +293,39 @@ def _provenance(config: Config, start: dict[str, Any], metrics: dict[str, float]
     }
 
 
-def _result(config: Config, context: Context, start: dict[str, Any], images: ImagesStage | None) -> dict[str, Any]:
+def _export(main: Any, model: nn.Module, folder: Path, config: Config, provenance: dict[str, Any]) -> None:
+    if isinstance(model, Decoder):
+        export_gpt2(model, folder, tokenizer=getattr(main, "tokenizer", None), provenance=provenance)
+    else:
+        export_model(model, folder, config, provenance)
+
+
+def _result(
+    config: Config, context: Context, start: dict[str, Any], main: ImagesStage | AlgorithmicStage | None
+) -> dict[str, Any]:
     stages = context.results
     result = {
         "recipe": config.name,
         "recipe_hash": recipe_hash(config),
         "seed": config.seed,
         "start": start["start"],
-        "metrics": stages[images.name]["metrics"] if images else stages[WARMUP]["metrics"],
+        "metrics": stages[main.name if main else WARMUP]["metrics"],
         "stages": stages,
         "processes": context.processes.world,
         "device": device_name(context.processes.device),
         "versions": versions(),
     }
-    if images and images.subset:
-        result["subset"] = {"images": len(images.subset.names), "sha256": images.subset.sha256}
-    if images and WARMUP in stages:
-        result["warmup_share_of_samples"] = stages[WARMUP]["samples"] / stages[images.name]["samples"]
+    if subset := getattr(main, "subset", None):
+        result["subset"] = {"images": len(subset.names), "sha256": subset.sha256}
+    if main and WARMUP in stages:
+        result["warmup_share_of_samples"] = stages[WARMUP]["samples"] / stages[main.name]["samples"]
     return result
 
 
-def _finish(config: Config, context: Context, model: nn.Module, result: dict[str, Any], start: dict[str, Any]) -> None:
-    export_model(model.cpu(), context.folder / EXPORT, config, _provenance(config, start, result["metrics"]))
+def _finish(
+    config: Config, context: Context, main: Any, model: nn.Module, result: dict[str, Any], start: dict[str, Any]
+) -> None:
+    _export(main, model.cpu(), context.folder / EXPORT, config, _provenance(config, start, result["metrics"]))
     write_text(context.folder / RESULT, json.dumps(result, indent=2) + "\n")
 
 
@@ -302,13 +362,14 @@ def summary(result: dict[str, Any], folder: Path) -> str:
             f"{stage['flops']:.3g} FLOPs, {stage['seconds']:.0f} s; {shown}"
         )
     if share := result.get("warmup_share_of_samples"):
-        lines.append(f"  the warm-up took {100 * share:.3g} % of the samples that the images took")
+        lines.append(f"  the warm-up took {100 * share:.3g} % of the samples that the main stage took")
     if "top1" in result["metrics"] and not math.isnan(result["metrics"]["top1"]):
         metrics = result["metrics"]
         lines.append(f"top-1 accuracy {100 * metrics['top1']:.2f} % on {metrics['count']:.0f} images")
-    lines += [
-        "load it in timm:",
-        "  import timm",
-        f'  model = timm.create_model("local-dir:{folder.resolve() / EXPORT}", pretrained=True)',
-    ]
+    export = folder.resolve() / EXPORT
+    if (export / "generation_config.json").is_file():
+        load = "import transformers", f'model = transformers.AutoModelForCausalLM.from_pretrained("{export}")'
+    else:
+        load = "import timm", f'model = timm.create_model("local-dir:{export}", pretrained=True)'
+    lines += [f"load it in {load[0].split()[1]}:", *(f"  {line}" for line in load)]
     return "\n".join(lines)

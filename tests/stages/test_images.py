@@ -249,5 +249,5 @@ def test_every_shipped_recipe_builds_on_eight_processes(name):
     model += [f"model.args.{key}={test}" for key, test in (("embed_dim", 96), ("num_heads", 6)) if key in own]
     world = 8 if load_recipe([f"recipe={name}"]).train.global_batch % 16 == 0 else 1
     parts = build(load_recipe([f"recipe={name}", *data, *model]), world=world, starts=True)
-    epochs, samples = parts.images.plan.batch(0)
-    assert epochs.shape == samples.shape == (parts.images.optim.global_batch,)
+    epochs, samples = parts.main.plan.batch(0)
+    assert epochs.shape == samples.shape == (parts.main.optim.global_batch,)

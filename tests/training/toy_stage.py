@@ -12,6 +12,7 @@ from vitwarm.config import OptimConfig, RunConfig
 from vitwarm.training.checkpoint import Checkpoints
 from vitwarm.training.loop import Context
 from vitwarm.training.processes import Processes
+from vitwarm.training.protocol import means
 from vitwarm.training.schedule import learning_rate
 from vitwarm.training.tracking import Tracker
 
@@ -82,6 +83,9 @@ class ToyStage:
         score = self.scores.get(self.evaluations, 0.5)
         self.evaluations += 1
         return {"score": 4 * score, "weight": 4.0} if rank == 0 else {"score": 0.0, "weight": 0.0}
+
+    def metrics(self, totals: dict[str, float]) -> dict[str, float]:
+        return means(totals)
 
     def example(self) -> tuple[dict, int]:
         x, y, w = (t[:2] for t in self.rows(0))

@@ -22,7 +22,7 @@ from vitwarm.data.shards import ShardSet, check_labels, expand
 from vitwarm.data.streaming import Stream, is_url, open_stream, stream_loader
 from vitwarm.data.subset import select_subset
 from vitwarm.errors import UserError
-from vitwarm.training.protocol import Batch
+from vitwarm.training.protocol import Batch, means
 from vitwarm.training.schedule import check_lengths
 from vitwarm.trunk import ImageModel
 from vitwarm.trunk.build import image_size
@@ -283,6 +283,9 @@ class ImagesStage:
         del sums["damaged"]  # named one by one instead
         self._note("val", damage)
         return sums
+
+    def metrics(self, totals: dict[str, float]) -> dict[str, float]:
+        return means(totals)
 
     def example(self) -> tuple[Batch, int]:
         image = torch.zeros(2, 3, self.size, self.size, dtype=torch.uint8)

@@ -323,8 +323,7 @@ class Training:
         model.train(was)
         names = sorted(sums)
         totals = dict(zip(names, self.processes.sum([float(sums[n]) for n in names]), strict=True))
-        count = totals.pop("weight")
-        state.metrics = {n: v / max(count, 1.0) for n, v in totals.items()} | {"count": count}
+        state.metrics = stage.metrics(totals)
         value = state.metrics.get(stage.best)
         improved = value is not None and (state.best is None or value > state.best["value"])
         if improved:

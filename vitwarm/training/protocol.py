@@ -11,6 +11,12 @@ Batch = dict[str, Any]
 """Tensors of one micro-batch on the CPU, and `weight`: a float, how many predictions its loss sums over."""
 
 
+def means(totals: dict[str, float]) -> dict[str, float]:
+    """Each sum divided by `weight`, which is handed on as `count`."""
+    count = totals["weight"]
+    return {n: v / max(count, 1.0) for n, v in totals.items() if n != "weight"} | {"count": count}
+
+
 class Stage(Protocol):
     """Stem + trunk + head + data + objective + evaluation. The loop asks for nothing else.
 
@@ -43,7 +49,7 @@ class Stage(Protocol):
         ...
 
     def blocks(self) -> list[nn.Module]:
-        """Modules to compile in place."""
+        """Modules to compile in place, and those of them with weights to shard one by one."""
         ...
 
     def batches(self, start: int, rank: int, world: int, device_batch: int) -> Generator[Batch, None, None]:
@@ -55,7 +61,11 @@ class Stage(Protocol):
         ...
 
     def evaluate(self, model: nn.Module, rank: int, world: int, device_batch: int) -> dict[str, float]:
-        """This rank's sums over its share of the validation set, and their `weight`; the loop divides the totals."""
+        """This rank's sums over its share of the validation set, and their `weight`."""
+        ...
+
+    def metrics(self, totals: dict[str, float]) -> dict[str, float]:
+        """What the sums of `evaluate`, added over all ranks, come to; `means` where each is a mean over predictions."""
         ...
 
     def example(self) -> tuple[Batch, int]:

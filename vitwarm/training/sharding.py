@@ -68,7 +68,7 @@ class Sharded:
         device = next(model.parameters()).device
         mesh = init_device_mesh(device.type, (dist.get_world_size(),))
         reshard = os.environ.get("FSDP_RESHARD_AFTER_FORWARD", "true").lower() in ("1", "true", "full_shard")
-        for block in blocks:
+        for block in (b for b in blocks if next(b.parameters(), None) is not None):
             fully_shard(block, mesh=mesh, reshard_after_forward=reshard)
         self.model = fully_shard(model, mesh=mesh)
 

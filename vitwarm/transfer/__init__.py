@@ -1,5 +1,6 @@
 """Which tensors go from a source trunk to a target model, and how a trained model leaves for plain timm."""
 
+from vitwarm.transfer.embeddings import mean_embeddings
 from vitwarm.transfer.export import export_model, push_to_hub
 from vitwarm.transfer.gpt2 import export_gpt2, read_gpt2
 from vitwarm.transfer.groups import GROUPS, canonical, group_of, select
@@ -21,6 +22,7 @@ __all__ = [
     "export_model",
     "group_of",
     "initialise",
+    "mean_embeddings",
     "push_to_hub",
     "read_gpt2",
     "read_source",

@@ -1,7 +1,7 @@
 """The trunk of a timm model, the stems that feed it, the image model and the decoder around it."""
 
 from vitwarm.trunk.build import build_model, image_size, is_drop_rate, token_grid
-from vitwarm.trunk.decoder import Decoder, DecoderSize, build_decoder
+from vitwarm.trunk.decoder import Decoder, DecoderSize, build_decoder, configured_decoder
 from vitwarm.trunk.generation import generate
 from vitwarm.trunk.image_model import ImageModel
 from vitwarm.trunk.stems import PREFIX_TOKENS, SymbolStem
@@ -16,6 +16,7 @@ __all__ = [
     "Trunk",
     "build_decoder",
     "build_model",
+    "configured_decoder",
     "final_norm_name",
     "generate",
     "image_size",

@@ -20,6 +20,7 @@ from timm.layers import GELUTanh, LayerNorm
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
+from vitwarm.config import ModelConfig
 from vitwarm.errors import UserError
 from vitwarm.procedural.keys import keyed_rng
 from vitwarm.trunk.token_loss import MAX_LOGITS, HeadChunk, TokenLoss, token_loss
@@ -163,7 +164,12 @@ class Decoder(nn.Module):
         return F.linear(features, self.head_weight)
 
     def loss(
-        self, tokens: Tensor, targets: Tensor, weights: Tensor | None = None, attn_mask: Tensor | None = None
+        self,
+        tokens: Tensor,
+        targets: Tensor,
+        weights: Tensor | None = None,
+        attn_mask: Tensor | None = None,
+        places: Tensor | None = None,
     ) -> TokenLoss:
         """Summed cross-entropy in nats, in chunks of the vocabulary's logits; see `token_loss`.
 
@@ -172,8 +178,12 @@ class Decoder(nn.Module):
             targets: (B, N), the id that is to be predicted at each place.
             weights: (B, N), what each prediction counts, None for 1.
             attn_mask: see `features`.
+            places: (B, M), the only places that are asked; targets and weights are then (B, M), and no logits of other
+                places are computed.
         """
         x = self.features(self.embed(tokens), attn_mask)
+        if places is not None:
+            x = x.gather(1, places[..., None].expand(-1, -1, x.shape[-1]))
         return token_loss(x, self.head_weight, targets, weights, head=self.head_chunk, max_logits=self.max_logits)
 
     def forward(
@@ -182,10 +192,11 @@ class Decoder(nn.Module):
         targets: Tensor | None = None,
         weights: Tensor | None = None,
         attn_mask: Tensor | None = None,
+        places: Tensor | None = None,
     ) -> Tensor | TokenLoss:
         """(B, N) ids to (B, N, V) logits; with targets, to the loss: wrappers such as DDP see no other method."""
         if targets is not None:
-            return self.loss(tokens, targets, weights, attn_mask)
+            return self.loss(tokens, targets, weights, attn_mask, places)
         return self.logits(self.features(self.embed(tokens), attn_mask))
 
     def compile_parts(self) -> list[nn.Module]:
@@ -209,3 +220,19 @@ def build_decoder(size: str, vocab_size: int, n_positions: int, *init_key: str |
     """
     generator = torch.Generator().manual_seed(int(keyed_rng(seed, "init", *init_key).integers(2**63)))
     return Decoder(size, vocab_size, n_positions, generator=generator, **more)
+
+
+def configured_decoder(
+    config: ModelConfig, vocab_size: int, n_positions: int, *init_key: str | int, seed: int
+) -> Decoder:
+    """The decoder of a recipe with the vocabulary and the positions of a stage; the rest as in `build_decoder`."""
+    return build_decoder(
+        config.decoder.size,
+        vocab_size,
+        n_positions,
+        *init_key,
+        seed=seed,
+        dropout=config.decoder.dropout,
+        tied=config.decoder.tied,
+        grad_checkpointing=config.grad_checkpointing,
+    )

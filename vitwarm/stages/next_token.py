@@ -1,0 +1,116 @@
+"""Stage `warmup` of a decoder: the next token of a rule's rows, or the next state of a cellular automaton as bits.
+
+| | next_token | next_state |
+|---|---|---|
+| source | arXiv 2601.21725, 2505.22308 | "Intelligence at the Edge of Chaos", arXiv 2410.02536 |
+| a token is | a symbol | a state, all its cells at once |
+| stem | token table, learned positions | linear map of the bits, learned positions |
+| head | a matrix of its own, or the token table | linear map to a logit for each cell |
+| loss | cross-entropy | binary cross-entropy, mean over cells |
+| outlives the stage | the decoder; `transfer.groups` and the main stage choose | the trunk |
+"""
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vitwarm.config import Config
+from vitwarm.errors import UserError
+from vitwarm.procedural import Vocab
+from vitwarm.procedural.keys import keyed_rng
+from vitwarm.stages.tokens import Split, next_token_batch
+from vitwarm.stages.warmup import RuleStage
+from vitwarm.training.protocol import Batch
+from vitwarm.transfer import initialise
+from vitwarm.trunk import Trunk, configured_decoder
+from vitwarm.trunk.decoder import INIT_STD
+
+
+class NextTokenWarmup(RuleStage):
+    """A decoder with the rule's vocabulary reads rows from left to right; PAD is never asked for."""
+
+    def fresh(self, config: Config) -> nn.Module:
+        length = config.warmup.length or self.own_length(config)
+        model = configured_decoder(config.model, self.rule.vocab.size, length, "warmup", seed=config.seed)
+        return initialise(model, config.model.init, seed=config.seed)
+
+    def build(self, config: Config) -> nn.Module:
+        self.tokens_per_sample = self.length - 1
+        return self.vit
+
+    def batch(self, split: Split, start: int, stop: int) -> Batch:
+        rows = (self.stream if split == "train" else self.val_stream).rows(start, stop)
+        asked = rows.scored if self.config.loss_on == "outputs" else rows.tokens != Vocab.pad
+        return next_token_batch(rows.tokens, asked)
+
+    def hand_on(self, model: nn.Module) -> dict[str, Tensor]:
+        return {n: t.detach().cpu() for n, t in model.state_dict().items()}
+
+    def blocks(self) -> list[nn.Module]:
+        return self.model.compile_parts()
+
+
+class StateModel(nn.Module):
+    """Bits -> linear stem and learned positions -> causal trunk -> linear head -> a logit for each bit.
+
+    Args:
+        model: decoder (or ViT) whose trunk is trained; its modules are used, not copied.
+        cells: C, bits of a state.
+        states: longest sequence.
+        seed: root seed of the fresh stem and head.
+        grad_checkpointing: see `Trunk`.
+    """
+
+    def __init__(self, model: nn.Module, cells: int, states: int, seed: int, grad_checkpointing: bool = False):
+        super().__init__()
+        self.trunk = Trunk(model, grad_checkpointing)
+        self.stem = nn.Linear(cells, self.trunk.width)
+        self.positions = nn.Embedding(states, self.trunk.width)
+        self.head = nn.Linear(self.trunk.width, cells)
+        generator = torch.Generator().manual_seed(int(keyed_rng(seed, "init", "warmup", "states").integers(2**63)))
+        for layer in (self.stem, self.positions, self.head):
+            nn.init.normal_(layer.weight, std=INIT_STD, generator=generator)
+        for layer in (self.stem, self.head):
+            nn.init.zeros_(layer.bias)
+
+    def forward(self, states: Tensor) -> Tensor:
+        """(B, N, C) of 0 and 1, each state after the one before it, to (B, N, C) logits of the states that follow."""
+        x = self.stem(states) + self.positions.weight[: states.shape[1]]
+        return self.head(self.trunk(x, is_causal=True))
+
+
+class NextStateWarmup(RuleStage):
+    """All states of an elementary cellular automaton; a token is a state, so `length` counts states."""
+
+    def fresh(self, config: Config) -> nn.Module:
+        rule = self.rule
+        if rule.name != "eca" or rule.width is None or rule.block != 1:
+            raise UserError(
+                "warmup.objective=next_state reads the states of an automaton: set warmup.rule.name=eca, its width, "
+                "and block=1"
+            )
+        self.cells = rule.window or rule.width
+        return super().fresh(config)
+
+    def row_tokens(self) -> int:
+        return self.length * self.cells
+
+    def build(self, config: Config) -> nn.Module:
+        self.tokens_per_sample = self.length - 1
+        return StateModel(self.vit, self.cells, self.length, config.seed, config.model.grad_checkpointing)
+
+    def batch(self, split: Split, start: int, stop: int) -> Batch:
+        rows = (self.stream if split == "train" else self.val_stream).rows(start, stop)
+        bits = (rows.tokens - len(Vocab.of((), ()).names)).astype(np.float32)
+        states = torch.from_numpy(bits).reshape(stop - start, self.length, self.cells)
+        return {"states": states, "weight": float(states[:, 1:].numel())}
+
+    def losses(self, model: nn.Module, batch: Batch, step: int) -> dict[str, Tensor]:
+        """Summed binary cross-entropy over the cells of all states but the first, in nats; how many were right."""
+        states = batch["states"]
+        logits, targets = model(states[:, :-1]).float(), states[:, 1:]
+        return {
+            "loss": F.binary_cross_entropy_with_logits(logits, targets, reduction="sum"),
+            "accuracy": ((logits.detach() > 0) == (targets > 0.5)).sum(),
+        }

@@ -1,0 +1,174 @@
+"""What stages over numbered rows of tokens share: the order of the rows, the thread that writes them, evaluation."""
+
+from abc import ABC, abstractmethod
+from collections import deque
+from collections.abc import Generator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from vitwarm.amounts import Amount
+from vitwarm.config import OptimConfig
+from vitwarm.training.protocol import Batch, means
+from vitwarm.training.schedule import check_lengths
+
+AHEAD = 4  # micro-batches that the background thread may be ahead of the loop
+
+Split = Literal["train", "validation"]
+
+
+class TokenStage(ABC):
+    """A stage whose samples are rows 0, 1, 2, ... of a training and of a validation set; see `training.protocol.Stage`.
+
+    Step s of global batch B takes the training rows [s B, (s + 1) B), each process its share of them, so the order is
+    that of `batch` and nothing else. A thread writes batches ahead of the loop.
+
+    A subclass sets `name`, `model` and `tokens_per_sample`, calls `set_lengths` once it knows how long a row is, and
+    defines `batch`. `losses` suits a model that is called as `Decoder` is; a stage with another model, other metrics
+    than means over predictions, or damaged data overrides `losses`, `measure` and `metrics`, or the events.
+
+    Args:
+        section: of the recipe that holds `optim`, for messages: `warmup` or `train`.
+        optim: optimisation keys.
+        val_rows: rows of one evaluation.
+        eval_every: steps between evaluations.
+    """
+
+    name: str
+    model: nn.Module
+    tokens_per_sample: int
+    steps: int
+    schedule_lengths: tuple[int, int]
+    best: str | None = None
+
+    def __init__(self, section: str, optim: OptimConfig, val_rows: int, eval_every: int):
+        self.section, self.optim, self.val_rows, self.eval_every = section, optim, val_rows, eval_every
+
+    def set_lengths(self, budget: Amount, row_tokens: int, samples_of_whole: int | None = None) -> None:
+        """Resolve the budget and the schedule into `steps` and `schedule_lengths`.
+
+        Args:
+            budget: of the stage.
+            row_tokens: tokens that one row counts in a budget of tokens.
+            samples_of_whole: what a budget in percent refers to.
+
+        Raises:
+            UserError: a unit without its reference, or a schedule that does not fit.
+        """
+        optim = self.optim
+        self.steps = budget.steps(
+            global_batch=optim.global_batch, samples_of_whole=samples_of_whole, tokens_per_sample=row_tokens
+        )
+        self.schedule_lengths = tuple(
+            Amount.parse(getattr(optim, name), f"{self.section}.{name}").steps(
+                global_batch=optim.global_batch, steps_of_whole=self.steps, tokens_per_sample=row_tokens
+            )
+            for name in ("lr_warmup", "cooldown")
+        )
+        check_lengths(self.section, self.steps, optim, *self.schedule_lengths)
+
+    @abstractmethod
+    def batch(self, split: Split, start: int, stop: int) -> Batch:
+        """Rows [start, stop) of a split as a micro-batch; see `next_token_batch`."""
+
+    @property
+    def samples(self) -> int:
+        """Rows that the whole stage trains on, repeats counted."""
+        return self.steps * self.optim.global_batch
+
+    def check_device_batch(self, size: int) -> None:  # noqa: B027 (most stages accept any)
+        """Any number of rows will do."""
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """All decay alike under `decay_all`; else norms, biases and prefix tokens do not."""
+        decayed, free = [], []
+        for name, p in self.model.named_parameters():
+            decays = self.optim.decay_all or (p.ndim > 1 and name != "stem.prefix")
+            (decayed if decays else free).append(p)
+        groups = [{"params": decayed, "weight_decay": self.optim.weight_decay}, {"params": free, "weight_decay": 0.0}]
+        return [g for g in groups if g["params"]]
+
+    def blocks(self) -> list[nn.Module]:
+        return self.model.compile_parts()
+
+    def batches(self, start: int, rank: int, world: int, device_batch: int) -> Generator[Batch, None, None]:
+        share = self.optim.global_batch // world
+        first_rows = (
+            step * self.optim.global_batch + rank * share + offset
+            for step in range(start, self.steps)
+            for offset in range(0, share, device_batch)
+        )
+        with ThreadPoolExecutor(1, thread_name_prefix=self.name) as pool:
+            pending: deque = deque()
+            try:
+                for row in first_rows:
+                    pending.append(pool.submit(self.batch, "train", row, row + device_batch))
+                    if len(pending) > AHEAD:
+                        yield pending.popleft().result()
+                while pending:
+                    yield pending.popleft().result()
+            finally:
+                for future in pending:
+                    future.cancel()
+
+    def losses(self, model: nn.Module, batch: Batch, step: int) -> dict[str, Tensor]:
+        """Summed cross-entropy in nats over what is asked, and how much of it was right."""
+        loss, correct = model(batch["tokens"], batch["targets"], batch["weights"], places=batch.get("places"))
+        return {"loss": loss, "accuracy": correct.detach()}
+
+    def measure(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
+        """Sums over a validation batch."""
+        return self.losses(model, batch, 0)
+
+    def evaluate(self, model: nn.Module, rank: int, world: int, device_batch: int) -> dict[str, float]:
+        device = next(model.parameters()).device
+        sums: dict[str, float] = {"weight": 0.0}
+        first, last = (self.val_rows * r // world for r in (rank, rank + 1))
+        share = max(last, first + 1)  # a rank without rows measures one for the names of the sums, and counts nothing
+        for row in range(first, share, device_batch):
+            batch = self.batch("validation", row, min(row + device_batch, share))
+            moved = {k: v.to(device) if isinstance(v, Tensor) else v for k, v in batch.items()}
+            for name, value in self.measure(model, moved).items():
+                sums[name] = sums.get(name, 0.0) + value.item()
+            sums["weight"] += batch["weight"]
+        return sums if last > first else dict.fromkeys(sums, 0.0)
+
+    def metrics(self, totals: dict[str, float]) -> dict[str, float]:
+        return means(totals)
+
+    def example(self) -> tuple[Batch, int]:
+        return self.batch("validation", 0, 1), 1
+
+    def events(self) -> list[dict[str, Any]]:
+        return []
+
+    def check_events(self, damaged: list[str]) -> None:  # noqa: B027 (most stages compute their rows)
+        """Rows that are computed cannot be damaged."""
+
+
+def next_token_batch(tokens: np.ndarray, asked: np.ndarray) -> Batch:
+    """Rows as input and target, each the other shifted by one, with what is asked of the model.
+
+    Where less than half of the places is asked for, `places` names them, and the model computes logits for no others.
+
+    Args:
+        tokens: (B, N + 1) ids.
+        asked: (B, N + 1) bool, the tokens to be predicted; that of the first one is not looked at.
+
+    Returns:
+        `tokens` (B, N) ids; `targets` and `weights` (B, M), 0 where fewer than M are asked; `places` (B, M), indices
+        into the N tokens, or no such key when M = N; `weight`, how many are asked.
+    """
+    inputs, targets, asked = tokens[:, :-1], tokens[:, 1:], asked[:, 1:]
+    most = max(int(asked.sum(1).max(initial=0)), 1)
+    batch: Batch = {"tokens": torch.from_numpy(np.ascontiguousarray(inputs)), "weight": float(asked.sum())}
+    if 2 * most <= asked.shape[1]:
+        places = np.argsort(~asked, axis=1, kind="stable")[:, :most]  # those asked for come first, in their order
+        targets, asked = (np.take_along_axis(array, places, axis=1) for array in (targets, asked))
+        batch["places"] = torch.from_numpy(places)
+    batch["targets"] = torch.from_numpy(np.ascontiguousarray(targets))
+    batch["weights"] = torch.from_numpy(asked.astype(np.float32))
+    return batch

@@ -1,0 +1,35 @@
+"""What an algorithmic task takes of the embeddings of a decoder with another vocabulary."""
+
+import torch
+from torch import Tensor
+
+from vitwarm.transfer.warm_start import TransferReport
+from vitwarm.trunk import Decoder
+
+
+@torch.no_grad()
+def mean_embeddings(decoder: Decoder, tensors: dict[str, Tensor], report: TransferReport) -> None:
+    """Every token, and every row of an untied head, becomes the mean of the source's tokens; positions are copied.
+
+    A source without a token table (its tokens were bits) changes nothing. Positions stay fresh when the source has
+    fewer than the decoder.
+
+    Args:
+        decoder: changed in place.
+        tensors: {canonical name: tensor} of the source.
+        report: of the transfer so far; is told what changed.
+
+    Source: arXiv 2601.21725 (its public code: `average`).
+    """
+    if (table := tensors.get("token_embed.weight")) is None:
+        return
+    own = decoder.state_dict()
+    taken = [name for name in ("token_embed.weight", "head.weight") if name in own]
+    for name in taken:
+        own[name].copy_(table.mean(0).expand_as(own[name]))
+    positions = tensors["pos_embed.weight"]
+    if len(positions) >= decoder.n_positions:
+        own["pos_embed.weight"].copy_(positions[: decoder.n_positions])
+        taken.append("pos_embed.weight")
+    report.copied += [name for name in taken if name in report.fresh]
+    report.fresh = [name for name in report.fresh if name not in taken]

@@ -5,6 +5,7 @@ import re
 import signal
 import sys
 from collections.abc import Callable
+from typing import TextIO
 
 from vitwarm.errors import Interrupted, UserError
 
@@ -44,9 +45,13 @@ def guarded(main: Callable[[list[str]], None]) -> Callable[[], None]:
     return command
 
 
+def _say(text: str, file: TextIO | None = None) -> None:
+    if os.environ.get("RANK", "0") == "0":  # every process comes here; one of them speaks
+        print(text, file=file, flush=True)
+
+
 def _complain(text: str) -> None:
-    if os.environ.get("RANK", "0") == "0":  # errors reach every process; one of them speaks
-        print(f"vitwarm: {text}", file=sys.stderr, flush=True)
+    _say(f"vitwarm: {text}", sys.stderr)
 
 
 def _leave_group() -> None:
@@ -61,11 +66,10 @@ def _train(arguments: list[str]) -> None:
     from vitwarm.recipe import help_text, list_recipes, load_recipe
 
     if {"-h", "--help"} & set(arguments):
-        print("usage: accelerate launch tools/train.py recipe=NAME [key=value ...]\n\n" + help_text())
+        _say("usage: accelerate launch tools/train.py recipe=NAME [key=value ...]\n\n" + help_text())
         return
     if "recipe=list" in arguments:
-        for name, _path, purpose in list_recipes():
-            print(f"{name:26} {purpose}")
+        _say("\n".join(f"{name:26} {purpose}" for name, _path, purpose in list_recipes()))
         return
     config = load_recipe(arguments)
     from vitwarm.training.signals import stop_signals
@@ -74,8 +78,7 @@ def _train(arguments: list[str]) -> None:
         from vitwarm.run import run, run_folder, summary  # imports torch: only once the recipe is known to be good
 
         result = run(config, stop)
-    if os.environ.get("RANK", "0") == "0":
-        print(summary(result, run_folder(config)), flush=True)
+    _say(summary(result, run_folder(config)))
 
 
 train = guarded(_train)
@@ -105,9 +108,8 @@ def _validate(arguments: list[str]) -> None:
     from vitwarm.validate import validate_export
 
     result = validate_export(pairs["export"], pairs["shards"], batch=batch, workers=workers)
-    if os.environ.get("RANK", "0") == "0":
-        for name, value in result.items():
-            print(f"{name:16} {value:.4f}" if isinstance(value, float) else f"{name:16} {value}")
+    shown = (f"{value:.4f}" if isinstance(value, float) else str(value) for value in result.values())
+    _say("\n".join(f"{name:16} {value}" for name, value in zip(result, shown, strict=True)))
 
 
 def _whole_number(pairs: dict[str, str], key: str, default: int | None, least: int = 0) -> int | None:

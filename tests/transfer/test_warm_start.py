@@ -11,6 +11,7 @@ import vitwarm
 from vitwarm.config import Config, ModelConfig
 from vitwarm.errors import UserError
 from vitwarm.transfer import canonical, export_model, group_of, read_source, require_fit, select, transfer
+from vitwarm.transfer.warm_start import require_same_blocks
 from vitwarm.trunk import Trunk
 
 NAME = "deit_tiny_patch16_224"
@@ -274,3 +275,12 @@ def test_bad_sources_end_in_one_line(tmp_path):
             read_source(tmp_path / name)
         assert "\n" not in str(caught.value) and name in str(caught.value)
     assert load_file(whole)
+
+
+def test_weights_by_name_take_no_facts_from_the_folder_one_stands_in(tmp_path, monkeypatch):
+    target = model(0)
+    export_model(model(1, num_heads=1), tmp_path / "other", Config(model=ModelConfig(name=NAME, num_classes=5)), FACTS)
+    monkeypatch.chdir(tmp_path / "other")
+    require_same_blocks(target, "timm:deit_tiny_patch16_224")
+    with pytest.raises(UserError, match="heads"):
+        require_same_blocks(target, tmp_path / "other" / "model.safetensors")

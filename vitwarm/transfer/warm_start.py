@@ -173,6 +173,8 @@ def require_same_blocks(model: nn.Module, found: str | Path) -> None:
 
 def _facts_beside(weights: Path) -> dict[str, str | int]:
     """What our record or GPT-2's configuration says of the trunk; nothing, where shapes are all there is to go by."""
+    if not weights.is_file():  # timm:NAME
+        return {}
     for name, facts in ((PROVENANCE, lambda record: record["trunk"]), (CONFIG, gpt2_facts)):
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
             return facts(json.loads(weights.with_name(name).read_text()))

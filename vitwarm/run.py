@@ -142,8 +142,8 @@ def _run(config: Config, stop: list[int], held: contextlib.ExitStack) -> dict[st
         main.set_model(parts.fresh, config.model.grad_checkpointing)
         trained = train_stage(main, context, resume if state and state.stage == main.name else None)
         model = trained.vit if isinstance(main, ImagesStage) else trained
-    result = _result(config, context, start, main)
-    processes.main_does(lambda: _finish(config, context, main, model, result, start))
+    result = result_of(config, context.results, start, main, processes)
+    processes.main_does(lambda: finish(config, folder, main, model, result, start))
     processes.main_does(lambda: _push(config, folder))
     return result
 
@@ -238,8 +238,7 @@ def _first_weights(
 ) -> dict[str, Any]:
     """Bring the fresh model to where the main stage starts; what happened, for the export's provenance."""
     folder = context.folder / WARMUP
-    attention = "" if config.model.init == "default" else f" (attention: {config.model.init})"
-    fresh = _start(f"fresh weights{attention}", None)
+    fresh = start_of(config, "fresh weights", None)
     if resume and resume[0].stage != WARMUP:
         # The weights come from the checkpoint; only the record of how the run started is still needed.
         record = folder / "vitwarm.json"
@@ -250,10 +249,10 @@ def _first_weights(
         trained = train_stage(parts.warmup, context, resume)
         tensors = parts.warmup.hand_on(trained)
         report = hand_over(config, parts.main, parts.fresh, tensors, "the warm-up")
-        start = f"warm-up of {parts.warmup.steps} steps on {config.warmup.rule['name']}"
+        start = warmup_text(config, parts.warmup)
     else:
         return fresh
-    record = _start(start + attention, report)
+    record = start_of(config, start, report)
 
     def write() -> None:
         context.tracker.record({"event": "transfer", **report.to_dict()}, str(report))
@@ -272,9 +271,15 @@ def _init_tensors(config: Config) -> tuple[dict[str, torch.Tensor], str]:
     return {names[n]: t for n, t in tensors.items()}, config.init_from
 
 
-def _start(text: str, report: TransferReport | None) -> dict[str, Any]:
+def warmup_text(config: Config, warmup: RuleStage) -> str:
+    """How a run started from its warm-up."""
+    return f"warm-up of {warmup.steps} steps on {config.warmup.rule['name']}"
+
+
+def start_of(config: Config, text: str, report: TransferReport | None) -> dict[str, Any]:
+    """How the weights of the main stage came about, for result and provenance."""
     return {
-        "start": text,
+        "start": text if config.model.init == "default" else f"{text} (attention: {config.model.init})",
         "warmed_keys": report.copied if report else [],
         "fresh_keys": report.fresh if report else [],
     }
@@ -300,10 +305,14 @@ def _export(main: Any, model: nn.Module, folder: Path, config: Config, provenanc
         export_model(model, folder, config, provenance)
 
 
-def _result(
-    config: Config, context: Context, start: dict[str, Any], main: ImagesStage | AlgorithmicStage | None
+def result_of(
+    config: Config,
+    stages: dict[str, Any],
+    start: dict[str, Any],
+    main: ImagesStage | AlgorithmicStage | None,
+    processes: Processes,
 ) -> dict[str, Any]:
-    stages = context.results
+    """What stands in result.json; `stages` maps each to its outcome."""
     result = {
         "recipe": config.name,
         "recipe_hash": recipe_hash(config),
@@ -311,8 +320,8 @@ def _result(
         "start": start["start"],
         "metrics": stages[main.name if main else WARMUP]["metrics"],
         "stages": stages,
-        "processes": context.processes.world,
-        "device": device_name(context.processes.device),
+        "processes": processes.world,
+        "device": device_name(processes.device),
         "versions": versions(),
     }
     if subset := getattr(main, "subset", None):
@@ -322,11 +331,12 @@ def _result(
     return result
 
 
-def _finish(
-    config: Config, context: Context, main: Any, model: nn.Module, result: dict[str, Any], start: dict[str, Any]
+def finish(
+    config: Config, folder: Path, main: Any, model: nn.Module, result: dict[str, Any], start: dict[str, Any]
 ) -> None:
-    _export(main, model.cpu(), context.folder / EXPORT, config, _provenance(config, start, result["metrics"]))
-    write_text(context.folder / RESULT, json.dumps(result, indent=2) + "\n")
+    """Export the model, and write the result, which makes the run a finished one."""
+    _export(main, model.cpu(), folder / EXPORT, config, _provenance(config, start, result["metrics"]))
+    write_text(folder / RESULT, json.dumps(result, indent=2) + "\n")
 
 
 def _push(config: Config, folder: Path) -> None:

@@ -1,0 +1,105 @@
+"""A recipe under many seeds at once: a run folder for each, as if each had run alone (`stages.ensemble` says how)."""
+
+import contextlib
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from vitwarm.config import Config
+from vitwarm.errors import UserError
+from vitwarm.run import build, finish, hand_over, result_of, start_of, warmup_text
+from vitwarm.run_folder import LOG, RESULT, check_folder, open_folder, run_folder, write_text
+from vitwarm.stages.ensemble import Ensemble
+from vitwarm.stages.tokens import TokenStage
+from vitwarm.training.meters import count_flops
+from vitwarm.training.processes import Processes
+from vitwarm.training.signals import stop_signals
+from vitwarm.transfer import TransferReport
+
+
+def run_ensemble(config: Config, seeds: Sequence[int]) -> list[dict[str, Any]]:
+    """Carry out a recipe of token stages under several seeds; returns what stands in each result.json.
+
+    Nothing is written before all is done, so a run that was interrupted starts anew. Seconds are the ensemble's divided
+    by the number of seeds. Without checkpoints; the folders hold recipe, log (evaluations), export and result.
+
+    Raises:
+        UserError: an impossible recipe, or a finished folder in the way.
+        Interrupted: a signal.
+    """
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    configs = [replace(config, seed=seed, run=replace(config.run, dir=_folder(config, seed))) for seed in seeds]
+    folders = [run_folder(c) for c in configs]
+    for each, folder in zip(configs, folders, strict=True):
+        check_folder(folder, each)
+        if (folder / RESULT).exists():
+            raise UserError(f"{folder} holds a finished run; choose another run.dir, or leave its seed out")
+    parts = [build(each, world=1, starts=True) for each in configs]
+    if not isinstance(parts[0].main, TokenStage | None):
+        raise UserError("an ensemble trains stages of tokens; run the seeds of an image recipe one by one")
+    stages: list[dict[str, Any]] = [{} for _ in seeds]
+    logs: list[list[dict[str, Any]]] = [[] for _ in seeds]
+    reports: list[TransferReport | None] = [p.given for p in parts]
+    text = f"weights of {config.init_from}" if config.init_from else "fresh weights"
+    with contextlib.ExitStack() as held:
+        stop = held.enter_context(stop_signals())
+        if parts[0].warmup is not None:
+            _train([p.warmup for p in parts], stages, logs, device, stop)
+            reports = [
+                hand_over(each, p.main, p.fresh, p.warmup.hand_on(p.warmup.model), "the warm-up")
+                for each, p in zip(configs, parts, strict=True)
+            ]
+            text = warmup_text(config, parts[0].warmup)
+        if parts[0].main is not None:
+            _train([p.main for p in parts], stages, logs, device, stop)
+        results = []
+        for i, (each, folder, part) in enumerate(zip(configs, folders, parts, strict=True)):
+            start = start_of(each, text, reports[i])
+            result = result_of(each, stages[i], start, part.main, Processes(0, 1, device))
+            results.append(result | {"ensemble": list(seeds)})
+            open_folder(folder, each, held)
+            write_text(folder / LOG, "".join(json.dumps(entry) + "\n" for entry in logs[i]))
+            finish(each, folder, part.main, part.main.model if part.main else part.fresh, results[i], start)
+    return results
+
+
+def _folder(config: Config, seed: int) -> str:
+    """`run.dir` is the folder that holds the seeds' folders."""
+    return str(Path(config.run.dir or "runs") / f"{config.name}-seed{seed}")
+
+
+def _train(
+    stages: list[TokenStage], results: list[dict], logs: list[list[dict]], device: torch.device, stop: list[int]
+) -> None:
+    stage, began = stages[0], time.perf_counter()
+    example, rows = stage.example()
+    flops = count_flops(lambda: stage.losses(stage.model.eval(), example, 0)) / rows
+    newest: list[dict[str, float]] = []
+
+    def report(step: int, metrics: list[dict[str, float]]) -> None:
+        newest[:] = metrics
+        for log, found in zip(logs, metrics, strict=True):
+            log.append({"event": "eval", "stage": stage.name, "step": step, **found})
+        shown = {n: [f"{m[n]:.3f}" for m in metrics] for n in metrics[0] if n != "count"}
+        print(
+            f"{stage.name} {step}/{stage.steps} " + "; ".join(f"{n} {' '.join(v)}" for n, v in shown.items()),
+            flush=True,
+        )
+
+    Ensemble(stages, device, stop).train(report)
+    seconds = (time.perf_counter() - began) / len(stages)
+    for result, metrics in zip(results, newest, strict=True):
+        result[stage.name] = {
+            "steps": stage.steps,
+            "samples": stage.samples,
+            "tokens": stage.samples * stage.tokens_per_sample,
+            "seconds": seconds,
+            "flops": stage.samples * flops,
+            "metrics": metrics,
+            "best": None,
+        }

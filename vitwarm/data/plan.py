@@ -1,9 +1,40 @@
-"""Which images make the global batch of a step: a pure function of (seed, step), so a resume has nothing to restore."""
+"""Which samples make the global batch of a step: a pure function of (seed, step), so a resume has nothing to restore."""
 
 import numpy as np
 
 from vitwarm.errors import UserError
 from vitwarm.procedural.keys import keyed_rng
+
+
+class Epochs:
+    """An endless sequence of samples: position p belongs to epoch e = p // n and holds sample `perm_e[p % n]`.
+
+    Args:
+        size: samples of the data set, n.
+        seed: root seed of the run.
+        stream: names the random stream of the permutations, one for each epoch.
+    """
+
+    def __init__(self, size: int, seed: int, stream: str):
+        self.size, self.seed, self.stream = size, seed, stream
+        self._orders: dict[int, np.ndarray] = {}
+
+    def order(self, epoch: int) -> np.ndarray:
+        """(n,) int64: the samples of an epoch in the order in which it shows them."""
+        if epoch not in self._orders:
+            # A batch touches the present epoch and the next; older permutations would only hold memory.
+            self._orders = {e: order for e, order in self._orders.items() if e >= epoch - 1}
+            self._orders[epoch] = keyed_rng(self.seed, self.stream, "order", epoch).permutation(self.size)
+        return self._orders[epoch]
+
+    def at(self, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """(epochs, samples) at rising positions of the sequence; all (B,) int64."""
+        epochs, places = np.divmod(positions, self.size)
+        samples = np.empty_like(positions)
+        for epoch in range(int(epochs[0]), int(epochs[-1]) + 1):
+            here = epochs == epoch
+            samples[here] = self.order(epoch)[places[here]]
+        return epochs, samples
 
 
 class ImagePlan:
@@ -43,16 +74,12 @@ class ImagePlan:
             raise UserError(f"train.global_batch must be at least 1, got {global_batch}")
         self.global_batch, self.repeats = global_batch, repeats
         self.seed = seed
-        self._orders: dict[int, np.ndarray] = {}
+        self._epochs = Epochs(self.epoch_size, seed, "images")
 
     def order(self, epoch: int) -> np.ndarray:
         """(epoch_size,) int64: the images of an epoch in the order in which it shows them."""
-        if epoch not in self._orders:
-            # A batch touches the present epoch and the next; older permutations would only hold memory.
-            self._orders = {e: order for e, order in self._orders.items() if e >= epoch - 1}
-            order = keyed_rng(self.seed, "images", "order", epoch).permutation(self.epoch_size)
-            self._orders[epoch] = order if self.ids is None else self.ids[order]
-        return self._orders[epoch]
+        order = self._epochs.order(epoch)
+        return order if self.ids is None else self.ids[order]
 
     def batch(self, step: int) -> tuple[np.ndarray, np.ndarray]:
         """The global batch of a step.
@@ -67,11 +94,9 @@ class ImagePlan:
         """
         positions = np.arange(step * self.global_batch, (step + 1) * self.global_batch, dtype=np.int64)
         draws, copies = np.divmod(positions, self.repeats)
-        epochs, places = np.divmod(draws, self.epoch_size)
-        samples = np.empty_like(positions)
-        for epoch in range(int(epochs[0]), int(epochs[-1]) + 1):
-            here = epochs == epoch
-            samples[here] = self.order(epoch)[places[here]]
+        epochs, samples = self._epochs.at(draws)
+        if self.ids is not None:
+            samples = self.ids[samples]
         if self.repeats == 1:
             return epochs, samples
         order = keyed_rng(self.seed, "images", "repeat", step).permutation(self.global_batch)

@@ -77,8 +77,7 @@ def _train(
     stages: list[TokenStage], results: list[dict], logs: list[list[dict]], device: torch.device, stop: list[int]
 ) -> None:
     stage, began = stages[0], time.perf_counter()
-    example, rows = stage.example()
-    flops = count_flops(lambda: stage.losses(stage.model.eval(), example, 0)) / rows
+    flops = [_flops(s) for s in stages]
     newest: list[dict[str, float]] = []
 
     def report(step: int, metrics: list[dict[str, float]]) -> None:
@@ -93,13 +92,19 @@ def _train(
 
     Ensemble(stages, device, stop).train(report)
     seconds = (time.perf_counter() - began) / len(stages)
-    for result, metrics in zip(results, newest, strict=True):
+    for result, metrics, each in zip(results, newest, flops, strict=True):
         result[stage.name] = {
             "steps": stage.steps,
             "samples": stage.samples,
             "tokens": stage.samples * stage.tokens_per_sample,
             "seconds": seconds,
-            "flops": stage.samples * flops,
+            "flops": stage.samples * each,
             "metrics": metrics,
             "best": None,
         }
+
+
+def _flops(stage: TokenStage) -> float:
+    """Of a training step, for each row."""
+    example, rows = stage.example()
+    return count_flops(lambda: stage.losses(stage.model.eval(), example, 0)) / rows

@@ -7,7 +7,8 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any
@@ -29,20 +30,51 @@ def spread(function: Callable[[Any], Any], tasks: Sequence[Any], workers: int) -
     if workers <= 1:
         yield from ((number, function(task)) for number, task in enumerate(tasks))
         return
-    # spawn: forking a process that has loaded torch, and so threads, is not safe.
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, context, initializer=_end_with_parent, initargs=(os.getpid(),)) as pool:
+    with _pool(workers) as pool:
         numbers = {pool.submit(function, task): number for number, task in enumerate(tasks)}
         try:
             for future in as_completed(numbers):
                 yield numbers.pop(future), future.result()
         except BrokenProcessPool:
-            raise UserError(
-                "a worker process was killed, perhaps for want of memory; run the same command to go on, "
-                "with fewer workers="
-            ) from None
+            raise _killed() from None
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
+
+
+def spread_in_order(function: Callable[[Any], Any], tasks: Iterable[Any], workers: int) -> Iterator[Any]:
+    """Results in the order of the tasks, of which few are held at a time; with one worker in this process.
+
+    Raises:
+        UserError: a worker was killed.
+    """
+    if workers <= 1:
+        yield from map(function, tasks)
+        return
+    with _pool(workers) as pool:
+        pending: deque = deque()
+        try:
+            for task in tasks:
+                pending.append(pool.submit(function, task))
+                if len(pending) > 4 * workers:
+                    yield pending.popleft().result()
+            while pending:
+                yield pending.popleft().result()
+        except BrokenProcessPool:
+            raise _killed() from None
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _pool(workers: int) -> ProcessPoolExecutor:
+    # spawn: forking a process that has loaded torch, and so threads, is not safe.
+    context = multiprocessing.get_context("spawn")
+    return ProcessPoolExecutor(workers, context, initializer=_end_with_parent, initargs=(os.getpid(),))
+
+
+def _killed() -> UserError:
+    return UserError(
+        "a worker process was killed, perhaps for want of memory; run the same command to go on, with fewer workers="
+    )
 
 
 def _end_with_parent(parent: int) -> None:

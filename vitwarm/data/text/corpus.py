@@ -1,0 +1,276 @@
+"""Tokens of a data set in a cache, mapped into memory: made once, in parallel, the same for any number of workers.
+
+| file | content |
+|---|---|
+| `tokens.bin` | ids end to end, little-endian uint16 (vocabularies up to 65,536) or uint32 |
+| `offsets.bin` | int64, where each document begins, and where the last one ends |
+| `manifest.json` | counts, sources with size and SHA-256, tokenizer, what was damaged |
+| `seen.json` | when each source was last changed, so that one that was not need not be read again |
+
+Every document stands behind a separator, and one more stands at the end: `s d1 s d2 s ... dn s`.
+"""
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import shutil
+import tempfile
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from vitwarm.data.cache import cache_dir
+from vitwarm.data.making.pool import progress_bar, spread, spread_in_order
+from vitwarm.data.text.encode import Task, encode, question_mark, separator
+from vitwarm.data.text.readers import TextSource, list_files, read_records
+from vitwarm.data.tokenizers import Tokenizer, read_tokenizer
+from vitwarm.errors import UserError
+
+VERSION = 1
+TOKENS, OFFSETS, MANIFEST, SEEN = "tokens.bin", "offsets.bin", "manifest.json", "seen.json"
+_TASK_BYTES = 1 << 20  # of text that a worker takes at once
+_NAMED = 1000  # damaged records that a manifest names
+_HOPELESS = 1000  # records, all of them damaged, after which reading on is of no use
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What a cache holds; nothing in it depends on the machine, the time or the number of workers.
+
+    Attributes:
+        version: of the format.
+        tokens: ids in all, separators included.
+        documents: kept ones.
+        empty: documents without text, which were left out.
+        text_bytes: of the documents' text in UTF-8.
+        separator: its id.
+        dtype: of the ids, `uint16` or `uint32`.
+        tokenizer: SHA-256 of its files.
+        source: how the files were read: field, heading, split.
+        files: name, bytes and SHA-256 of each file, in order.
+        damaged: how many records were no documents.
+        named: the first of them, as [where, why].
+    """
+
+    version: int
+    tokens: int
+    documents: int
+    empty: int
+    text_bytes: int
+    separator: int
+    dtype: str
+    tokenizer: str
+    source: dict[str, Any]
+    files: list[dict[str, Any]]
+    damaged: int
+    named: list[list[str]]
+
+
+class Corpus:
+    """A cache, opened.
+
+    Attributes:
+        tokens: (T,) ids.
+        offsets: (n + 1,) int64: document i is `tokens[offsets[i] : offsets[i + 1]]`, its separator first.
+        manifest: see `Manifest`.
+        sha256: of the manifest, which names the corpus.
+    """
+
+    def __init__(self, folder: Path):
+        text = (folder / MANIFEST).read_bytes()
+        self.manifest = Manifest(**json.loads(text))
+        self.sha256 = hashlib.sha256(text).hexdigest()
+        self.tokens = np.memmap(folder / TOKENS, dtype=self.manifest.dtype, mode="r")
+        self.offsets = np.memmap(folder / OFFSETS, dtype=np.int64, mode="r")
+        if len(self.tokens) != self.manifest.tokens or len(self.offsets) != self.manifest.documents + 1:
+            raise ValueError(f"{folder}: its files are not as long as its {MANIFEST} says")
+
+    def __len__(self) -> int:
+        return self.manifest.documents
+
+    def read(self, starts: np.ndarray, length: int) -> tuple[np.ndarray, np.ndarray]:
+        """Stretches of the tokens.
+
+        Args:
+            starts: (B,) first places.
+            length: N.
+
+        Returns:
+            (B, N) int64 ids, and (B, N) bool, which of them are there; beyond the end they are separators.
+        """
+        places = np.asarray(starts)[:, None] + np.arange(length)
+        there = places < len(self.tokens)
+        ids = self.tokens[np.minimum(places, len(self.tokens) - 1)].astype(np.int64)
+        ids[~there] = self.manifest.separator
+        return ids, there
+
+
+def open_corpus(source: TextSource, tokenizer: str, workers: int, max_damaged: float) -> Corpus:
+    """The tokens of a data set, from the cache where it has them, else made and kept there.
+
+    Other processes that ask for the same wait until it is made.
+
+    Args:
+        source: the data set.
+        tokenizer: what `read_tokenizer` takes.
+        workers: processes that tokenise.
+        max_damaged: largest share of records that may be no documents.
+
+    Raises:
+        UserError: nothing there, a file that cannot be read, too many damaged records, no documents.
+        OSError: full disk, no permission.
+    """
+    files = list_files(source)
+    made = read_tokenizer(tokenizer)
+    separator(made)
+    if source.split:
+        question_mark(made)
+    how = {"field": source.field, "heading": source.heading, "split": source.split}
+    identity = [VERSION, fingerprint(made), how, [(p.name, p.stat().st_size) for p in files]]
+    key = hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:16]
+    folder = cache_dir() / "text" / key
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with _locked(folder.with_name(f".{key}.lock")):
+        if not _is_current(folder, files, workers):
+            _make(folder, source, files, tokenizer, workers)
+        corpus = Corpus(folder)
+    manifest = corpus.manifest
+    records = manifest.documents + manifest.empty + manifest.damaged
+    if manifest.damaged > max_damaged * records:
+        where, why = manifest.named[0]
+        raise UserError(
+            f"{source.spec}: {manifest.damaged} of {records} documents cannot be read, more than text.max_damaged="
+            f"{max_damaged:g} allows; first {where}: {why}"
+        )
+    if not manifest.documents:
+        raise UserError(f"{source.spec}: holds no documents (text.field={source.field}, text.task)")
+    return corpus
+
+
+def fingerprint(tokenizer: Tokenizer) -> str:
+    """SHA-256 of what a tokenizer saves."""
+    digest = hashlib.sha256()
+    with tempfile.TemporaryDirectory() as folder:
+        tokenizer.save(Path(folder))
+        for path in sorted(Path(folder).iterdir()):
+            digest.update(f"{path.name}\0{path.stat().st_size}\0".encode() + path.read_bytes())
+    return digest.hexdigest()
+
+
+@contextlib.contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    with open(path, "w") as handle:
+        with contextlib.suppress(OSError):  # a file system without locks: go on without
+            fcntl.lockf(handle, fcntl.LOCK_EX)
+        yield
+
+
+def _stamps(files: list[Path]) -> dict[str, int]:
+    return {str(path.resolve()): path.stat().st_mtime_ns for path in files}
+
+
+def _is_current(folder: Path, files: list[Path], workers: int) -> bool:
+    """Whether the cache was made of these files as they are now; names and sizes agree already."""
+    try:
+        kept = json.loads((folder / MANIFEST).read_bytes())
+        seen = json.loads((folder / SEEN).read_bytes())
+        Corpus(folder)
+    except (OSError, ValueError, TypeError):
+        return False
+    stamps = _stamps(files)
+    known = {path: entry["sha256"] for path, entry in zip(stamps, kept["files"], strict=True)}
+    changed = [Path(path) for path, stamp in stamps.items() if seen.get(path) != stamp]
+    if any(digest != known[str(changed[i])] for i, digest in spread(sha256_of, changed, workers)):
+        return False
+    if changed:
+        _write_json(folder / SEEN, seen | stamps)
+    return True
+
+
+def sha256_of(path: Path) -> str:
+    """SHA-256 of a file, in hexadecimal."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _make(folder: Path, source: TextSource, files: list[Path], tokenizer: str, workers: int) -> None:
+    """Write the cache aside and rename it: it is there whole or not at all."""
+    made = read_tokenizer(tokenizer)
+    dtype = "uint16" if made.vocab_size <= 1 << 16 else "uint32"
+    stamps = _stamps(files)  # before they are read
+    digests = dict(spread(sha256_of, files, workers))
+    aside = folder.with_name(f".{folder.name}.tmp")
+    shutil.rmtree(aside, ignore_errors=True)
+    aside.mkdir()
+    tokens = text_bytes = empty = damaged = documents = 0
+    named: list[list[str]] = []
+    end = np.array([separator(made)], dtype)
+    try:
+        with (
+            open(aside / TOKENS, "wb") as ids,
+            open(aside / OFFSETS, "wb") as offsets,
+            progress_bar(sum(p.stat().st_size for p in files), "tokenise", "B") as bar,
+        ):
+            np.zeros(1, np.int64).tofile(offsets)
+            tasks = _tasks(source, files, tokenizer, bar.update)
+            for part in spread_in_order(encode, tasks, workers):
+                part.ids.astype(dtype).tofile(ids)
+                (tokens + np.cumsum(part.lengths, dtype=np.int64)).tofile(offsets)
+                tokens += len(part.ids)
+                documents += len(part.lengths)
+                text_bytes, empty, damaged = (
+                    text_bytes + part.text_bytes,
+                    empty + part.empty,
+                    damaged + len(part.damaged),
+                )
+                named += [list(pair) for pair in part.damaged[: _NAMED - len(named)]]
+                if damaged >= _HOPELESS and not documents:
+                    raise UserError(f"{source.spec}: nothing can be read; {': '.join(named[0])}")
+            end.tofile(ids)
+        manifest = Manifest(
+            version=VERSION,
+            tokens=tokens + 1,
+            documents=documents,
+            empty=empty,
+            text_bytes=text_bytes,
+            separator=int(end[0]),
+            dtype=dtype,
+            tokenizer=fingerprint(made),
+            source={k: v for k, v in asdict(source).items() if k != "spec"},
+            files=[{"name": p.name, "bytes": p.stat().st_size, "sha256": digests[i]} for i, p in enumerate(files)],
+            damaged=damaged,
+            named=named,
+        )
+        _write_json(aside / SEEN, stamps)
+        _write_json(aside / MANIFEST, asdict(manifest))
+    except BaseException:
+        shutil.rmtree(aside, ignore_errors=True)
+        raise
+    shutil.rmtree(folder, ignore_errors=True)
+    aside.rename(folder)
+
+
+def _tasks(source: TextSource, files: list[Path], tokenizer: str, progress) -> Iterator[Task]:
+    """Records of about a mebibyte together; the tasks do not depend on who carries them out."""
+    records, size = [], 0
+    for path in files:
+        for record in read_records(path, source):
+            records.append(record)
+            size += len(record.raw)
+            if size >= _TASK_BYTES:
+                yield Task(records, tokenizer, source.field)
+                records, size = [], 0
+        progress(path.stat().st_size)
+    if records:
+        yield Task(records, tokenizer, source.field)
+
+
+def _write_json(path: Path, content: Any) -> None:
+    path.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")

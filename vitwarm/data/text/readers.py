@@ -1,0 +1,205 @@
+"""Documents in files: JSONL, plain text, parquet, WebDataset tars, and the problems of DeepMind Mathematics.
+
+| file | documents |
+|---|---|
+| `.jsonl`, `.json`, with or without `.gz` | one JSON object a line, its field |
+| `.parquet` | rows, the column (`pip install vitwarm[parquet]`) |
+| `.tar`, `.tar.gz`, `.tgz` | members `KEY.FIELD` are text; of members `KEY.json` the field |
+| anything else, with or without `.gz` | plain text: the file, or its parts between lines `<|endoftext|>` or from headings on |
+| with a `split`: a folder or tar in the layout of DeepMind Mathematics | a line of question, a line of answer |
+
+Nothing here parses: a record holds bytes, and `encode` makes text of them in a worker.
+"""
+
+import contextlib
+import glob
+import gzip
+import os
+import re
+import tarfile
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO, Literal
+
+import braceexpand
+
+from vitwarm.data.tokenizers import END
+from vitwarm.errors import UserError
+
+Form = Literal["json", "text", "problem"]
+Split = Literal["train", "interpolate", "extrapolate"]
+_TARS = (".tar", ".tar.gz", ".tgz")
+_JSON = (".jsonl", ".json", ".jsonl.gz", ".json.gz")
+_UNREADABLE = (OSError, EOFError, zlib.error, tarfile.TarError)
+
+
+@dataclass(frozen=True)
+class TextSource:
+    """What a recipe says of a data set.
+
+    Attributes:
+        spec: a file, a folder, a glob (`**` for all folders below), or a brace pattern.
+        field: of JSON objects, parquet rows and tar members that holds the text.
+        heading: regular expression of the lines of plain text that begin a document; None for none.
+        split: part of DeepMind Mathematics; None for documents.
+    """
+
+    spec: str
+    field: str = "text"
+    heading: str | None = None
+    split: Split | None = None
+
+
+@dataclass(frozen=True)
+class Record:
+    """A document, or what should be one, as bytes of a file.
+
+    Attributes:
+        where: `NAME line 12`, for messages.
+        raw: the bytes.
+        form: what they are: a JSON object, text, or question and answer, each a line.
+    """
+
+    where: str
+    raw: bytes
+    form: Form
+
+
+def list_files(source: TextSource) -> list[Path]:
+    """The files that a source names, in a fixed order.
+
+    Raises:
+        UserError: nothing there, or a file named twice.
+    """
+    spec = source.spec
+    if "://" in spec:
+        raise UserError(f"{spec}: text must be in local files; copy it to a disk first")
+    try:
+        patterns = [os.path.expanduser(p) for p in braceexpand.braceexpand(spec)]
+    except braceexpand.UnbalancedBracesError:
+        raise UserError(f"{spec}: the braces of this pattern do not balance") from None
+    files = [path for pattern in patterns for path in _match(pattern, source.split)]
+    resolved = [path.resolve() for path in files]
+    if twice := [path for path in resolved if resolved.count(path) > 1]:
+        raise UserError(f"{twice[0]}: is named twice by {spec}; each file must count once")
+    return files
+
+
+def _match(pattern: str, split: Split | None) -> list[Path]:
+    if os.path.isdir(pattern):
+        below = _in_layout(split) if split else "*"
+        found = sorted(p for p in Path(pattern).glob(below) if p.is_file() and not p.name.startswith("."))
+        if not found:
+            raise UserError(f"{pattern}: no {below} in this folder")
+        return found
+    if os.path.exists(pattern):
+        return [Path(pattern)]
+    found = [Path(p) for p in sorted(glob.glob(pattern, recursive=True)) if os.path.isfile(p)]
+    if not found:
+        raise UserError(f"{pattern}: no such file; give a file, a folder, a glob or a brace pattern")
+    return found
+
+
+def _in_layout(split: Split) -> str:
+    return "**/train-*/*.txt" if split == "train" else f"**/{split}/*.txt"
+
+
+def read_records(path: Path, source: TextSource) -> Iterator[Record]:
+    """The documents of one file, in its order.
+
+    Raises:
+        UserError: the file cannot be read to its end.
+    """
+    name = path.name.lower()
+    try:
+        if name.endswith(_TARS):
+            yield from _problems_of_tar(path, source.split) if source.split else _tar(path, source.field)
+        elif source.split:
+            with _open(path) as file:
+                yield from _problems(file, f"{path.parent.name}/{path.name}")
+        elif name.endswith(_JSON):
+            with _open(path) as file:
+                lines = ((number, line) for number, line in enumerate(file, 1) if line.strip())
+                yield from (Record(f"{path.name} line {number}", line, "json") for number, line in lines)
+        elif name.endswith(".parquet"):
+            yield from _parquet(path, source.field)
+        else:
+            with _open(path) as file:
+                yield from _plain(file, path.name, source.heading)
+    except _UNREADABLE as error:
+        raise UserError(f"{path}: cannot be read to its end ({error}); copy it again") from error
+
+
+@contextlib.contextmanager
+def _open(path: Path) -> Iterator[BinaryIO]:
+    with gzip.open(path) if path.name.lower().endswith(".gz") else open(path, "rb") as file:
+        yield file
+
+
+def _plain(file: BinaryIO, name: str, heading: str | None) -> Iterator[Record]:
+    """A line that is `<|endoftext|>` parts documents and belongs to none; a heading begins one."""
+    begins = re.compile(heading.encode()) if heading else None
+    part: list[bytes] = []
+    number = 0
+    for line in file:
+        ends = line.strip() == END.encode()
+        if (ends or (begins and begins.match(line))) and part:
+            number += 1
+            yield Record(f"{name} part {number}", b"".join(part).strip(b"\r\n"), "text")
+            part = []
+        if not ends:
+            part.append(line)
+    if number:
+        yield Record(f"{name} part {number + 1}", b"".join(part).strip(b"\r\n"), "text")
+    else:
+        yield Record(name, b"".join(part), "text")
+
+
+def _tar(path: Path, field: str) -> Iterator[Record]:
+    with tarfile.open(path, "r|*") as tar:
+        for member in tar:
+            key, _, extension = os.path.basename(member.name).partition(".")
+            if member.isfile() and key and extension in (field, "json"):
+                form = "text" if extension == field else "json"
+                yield Record(f"{path.name} {member.name}", tar.extractfile(member).read(), form)
+
+
+def _problems_of_tar(path: Path, split: Split) -> Iterator[Record]:
+    wanted = re.compile(
+        r"(?:.*/)?((?:train-[^/]+)/[^/]+\.txt)" if split == "train" else rf"(?:.*/)?({split}/[^/]+\.txt)"
+    )
+    with tarfile.open(path, "r|*") as tar:
+        for member in tar:
+            if member.isfile() and (found := wanted.fullmatch(member.name)):
+                yield from _problems(tar.extractfile(member), found[1])
+
+
+def _problems(file: BinaryIO, name: str) -> Iterator[Record]:
+    lines = iter(file)
+    for number, question in enumerate(lines, 1):
+        yield Record(f"{name} problem {number}", question + next(lines, b""), "problem")
+
+
+def _parquet(path: Path, field: str) -> Iterator[Record]:
+    try:
+        import pyarrow
+        from pyarrow.parquet import ParquetFile
+    except ImportError as error:
+        raise UserError(f"{path.name}: parquet needs pyarrow: pip install vitwarm[parquet]") from error
+    try:
+        file = ParquetFile(path)
+        if field not in file.schema_arrow.names:
+            raise UserError(f"{path.name} has no column {field}; it has {', '.join(file.schema_arrow.names)}")
+        number = 0
+        for batch in file.iter_batches(1024, columns=[field]):
+            for text in batch.column(0).to_pylist():
+                number += 1
+                where = f"{path.name} row {number}"
+                is_text = isinstance(text, str)
+                yield Record(
+                    where, text.encode(errors="replace") if is_text else b"null", "text" if is_text else "json"
+                )
+    except pyarrow.ArrowException as error:
+        raise UserError(f"{path}: cannot be read to its end ({error}); copy it again") from error

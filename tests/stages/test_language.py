@@ -1,4 +1,4 @@
-"""Stages of decoders: what is asked of the model and what not, two measures of a task, what goes from stage to stage."""
+"""Stages of decoders: what is asked of the model and what not, two measures of a task, what passes between them."""
 
 import math
 from dataclasses import replace

@@ -27,10 +27,12 @@ TINY = [
 FSDP = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}
 WORKER = """
 import json, sys
+import torch.distributed as dist
 from vitwarm.recipe import load_recipe
 from vitwarm.run import run
 for arguments in json.loads(sys.argv[1]):
     run(load_recipe(arguments))
+dist.destroy_process_group()  # as the commands do: gloo's threads may abort a process that leaves without
 """
 
 

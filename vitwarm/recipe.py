@@ -54,7 +54,7 @@ def load_recipe(arguments: list[str]) -> Config:
 
 def list_recipes() -> list[tuple[str, Path, str]]:
     """The shipped recipes as (name, path, one-line purpose), sorted by path."""
-    return [(path.stem, path, str(_read(path).get("description", ""))) for path in _shipped()]
+    return [(path.stem, path, str(read_yaml(path).get("description", ""))) for path in _shipped()]
 
 
 def freeze(config: Config) -> str:
@@ -69,7 +69,7 @@ def read_frozen(path: str | Path) -> Config:
         UserError: The file is missing, not readable, or not a resolved recipe of this version.
     """
     path = Path(path)
-    return _resolve([(f"{path}: ", _read(path))], name=path.stem)
+    return _resolve([(f"{path}: ", read_yaml(path))], name=path.stem)
 
 
 def recipe_hash(config: Config) -> str:
@@ -134,7 +134,7 @@ def _find(name: str, beside: Path | None = None) -> Path:
     return shipped[name]
 
 
-def _read(path: Path) -> dict:
+def read_yaml(path: Path) -> dict:
     """A YAML file as plain nested values; interpolations stay text."""
     try:
         loaded = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
@@ -162,7 +162,7 @@ def _lineage(path: Path) -> list[tuple[str, dict]]:
         if path.resolve() in seen:
             raise UserError(f"{path}: base leads back to this recipe; a recipe cannot inherit from itself")
         seen.append(path.resolve())
-        tree = _read(path)
+        tree = read_yaml(path)
         base = tree.pop("base", None)
         layers.insert(0, (f"{path}: ", tree))
         if base is None:

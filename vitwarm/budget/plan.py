@@ -1,0 +1,251 @@
+"""A plan: arms x budgets x seeds, and the question they are to answer. One YAML file; data only, as a recipe is."""
+
+import json
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any
+
+from vitwarm.amounts import Amount
+from vitwarm.checks import nearest
+from vitwarm.errors import UserError
+from vitwarm.recipe import read_yaml, recipes_folder
+
+SETTINGS = ("additive", "substitutive")
+UNITS = {"samples": "samples", "tokens": "tokens", "flops": "FLOPs", "device_seconds": "device-seconds"}
+POINTS = ("scheduled", "branched", "crossing")
+
+
+@dataclass(frozen=True)
+class Metric:
+    """How a metric of the main stage is shown, and which way is better.
+
+    Attributes:
+        label: with its unit, for axes.
+        unit: of a difference, for sentences.
+        scale: from result.json to that unit.
+        higher: whether more is better.
+    """
+
+    label: str
+    unit: str
+    scale: float
+    higher: bool
+
+
+METRICS = {
+    "top1": Metric("top-1 accuracy, %", "points", 100.0, True),
+    "top5": Metric("top-5 accuracy, %", "points", 100.0, True),
+    "accuracy": Metric("accuracy, %", "points", 100.0, True),
+    "loss": Metric("validation loss, nats", "nats", 1.0, False),
+}
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One way to start: a recipe and what is set in it (full keys)."""
+
+    name: str
+    recipe: str
+    set: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Published:
+    """A point that somebody published: how much data matched the default's final value after how much warm-up.
+
+    Attributes:
+        label: whose.
+        warmup: of the warm-up, per cent of the full budget.
+        needed: of the main stage, per cent of the full budget.
+        source: where it stands.
+    """
+
+    label: str
+    warmup: float
+    needed: float
+    source: str
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What `recipes/budgets/NAME.yaml` says; docs/budgets.md explains every key.
+
+    Attributes:
+        name: of its file.
+        arms: by name, the baseline first.
+        budgets: shares of the full main stage in (0, 1], ascending, the last is 1.
+        setting: additive (warm-up on top of the budget) or substitutive (the budget is the total).
+        unit: what a budget and a warm-up are counted in.
+        points: how budgets below the full one come about: own schedules, branches of one trunk, or not at all.
+        set: keys of every cell's recipe.
+        effect: smallest difference that matters, in units of the metric; the plan is judged by it.
+        sd: of paired differences, when known from earlier runs; for planning before there are any here.
+        train_images: size of the training set, where it cannot be counted here.
+        published: points to draw beside ours.
+    """
+
+    name: str
+    description: str
+    arms: dict[str, Arm]
+    baseline: str
+    budgets: tuple[float, ...]
+    seeds: tuple[int, ...]
+    setting: str = "additive"
+    unit: str = "samples"
+    points: str = "scheduled"
+    metric: str = "top1"
+    set: dict[str, Any] = field(default_factory=dict)
+    effect: float | None = None
+    sd: float | None = None
+    train_images: int | None = None
+    published: tuple[Published, ...] = ()
+
+    @property
+    def others(self) -> list[str]:
+        """The arms to compare with the baseline."""
+        return [name for name in self.arms if name != self.baseline]
+
+
+_KEYS = {f.name for f in fields(Plan)} - {"name"}
+_REQUIRED = ("arms", "budgets", "seeds")
+
+
+def find_plan(name: str) -> Path:
+    """The file of a plan: a path, or the name of a shipped one.
+
+    Raises:
+        UserError: there is none.
+    """
+    path = Path(name).expanduser()
+    if name.endswith((".yaml", ".yml")):
+        if path.is_file():
+            return path
+        raise UserError(f"no plan {path}; shipped plans: {', '.join(_shipped())}")
+    if name not in _shipped():
+        raise UserError(f"no plan named {name!r}{nearest(name, _shipped())}; shipped: {', '.join(_shipped())}")
+    return _shipped()[name]
+
+
+def _shipped() -> dict[str, Path]:
+    return {path.stem: path for path in sorted((recipes_folder() / "budgets").glob("*.yaml"))}
+
+
+def read_plan(path: Path, overrides: dict[str, str] | None = None) -> Plan:
+    """Read and check a plan.
+
+    Args:
+        path: the YAML file.
+        overrides: of the command line: keys of the plan, and keys of the recipe (`images.train`), which go to `set`.
+
+    Raises:
+        UserError: in one line, what is wrong.
+    """
+    tree = read_yaml(path)
+    for key, text in (overrides or {}).items():
+        if key in _KEYS:
+            tree[key] = _value(path, key, text)
+        else:
+            tree["set"] = {**_mapping(path, tree, "set"), key: text}
+    if unknown := sorted(tree.keys() - _KEYS):
+        raise UserError(f"{path}: unknown key {unknown[0]}{nearest(unknown[0], _KEYS)}")
+    if missing := [key for key in _REQUIRED if not tree.get(key)]:
+        raise UserError(f"{path}: {missing[0]} is missing or empty")
+    arms = {str(name): _arm(path, str(name), spec) for name, spec in _mapping(path, tree, "arms").items()}
+    baseline = str(tree.get("baseline") or next(iter(arms)))
+    if baseline not in arms:
+        raise UserError(f"{path}: baseline: no arm named {baseline!r}{nearest(baseline, arms)}")
+    if len(arms) < 2:
+        raise UserError(f"{path}: arms: a comparison needs at least two")
+    for key, known in (("setting", SETTINGS), ("unit", UNITS), ("points", POINTS), ("metric", METRICS)):
+        if key in tree and tree[key] not in known:
+            raise UserError(f"{path}: {key} is one of {', '.join(known)}, not {tree[key]!r}")
+    plain = {key: tree[key] for key in ("setting", "unit", "points", "metric", "train_images") if key in tree}
+    plan = Plan(
+        name=path.stem,
+        description=str(tree.get("description") or ""),
+        arms={baseline: arms[baseline]} | arms,
+        baseline=baseline,
+        budgets=_budgets(path, tree["budgets"]),
+        seeds=_seeds(path, tree["seeds"]),
+        set=_mapping(path, tree, "set"),
+        effect=_positive(path, tree, "effect"),
+        sd=_positive(path, tree, "sd"),
+        published=_published(path, tree.get("published") or []),
+        **plain,
+    )
+    return replace(plan, budgets=(1.0,)) if plan.points == "crossing" else plan
+
+
+def _value(path: Path, key: str, text: str) -> Any:
+    """A plan's key from the command line: a list without quotes, a number or text."""
+    if key in ("arms", "set", "published"):
+        raise UserError(f"{path}: {key} is written in the plan, not on the command line; write recipe keys as they are")
+    if key in ("budgets", "seeds"):
+        return [part.strip() for part in text.strip("[]").split(",") if part.strip()]
+    return text
+
+
+def _mapping(path: Path, tree: dict, key: str) -> dict[str, Any]:
+    value = tree.get(key) or {}
+    if not isinstance(value, dict):
+        raise UserError(f"{path}: {key} is a mapping, not {value!r}")
+    return dict(value)
+
+
+def _arm(path: Path, name: str, spec: Any) -> Arm:
+    if not isinstance(spec, dict) or not isinstance(spec.get("recipe"), str) or spec.keys() - {"recipe", "set"}:
+        raise UserError(f"{path}: arms.{name}: write {{recipe: NAME}} or {{recipe: NAME, set: {{key: value}}}}")
+    recipe = spec["recipe"]
+    if recipe.endswith((".yaml", ".yml")) and (path.parent / recipe).is_file():
+        recipe = str(path.parent / recipe)
+    return Arm(name, recipe, _mapping(path, spec, "set"))
+
+
+def _budgets(path: Path, values: Any) -> tuple[float, ...]:
+    values = values if isinstance(values, list) else [values]
+    amounts = [Amount.parse(value, f"{path}: budgets") for value in values]
+    for amount in amounts:
+        if amount.unit != "%" or amount.value == 0:
+            raise UserError(f"{path}: budgets: {amount.text!r} is no share; write them as 25%, 50%, 100%")
+    shares = tuple(sorted({float(amount.value / 100) for amount in amounts}))
+    if len(shares) < len(values):
+        raise UserError(f"{path}: budgets: one of them comes twice")
+    if shares[-1] != 1:
+        raise UserError(f"{path}: budgets lacks 100%: the baseline's value there is what the arms are measured by")
+    return shares
+
+
+def _seeds(path: Path, values: Any) -> tuple[int, ...]:
+    values = values if isinstance(values, list) else [values]
+    if not all(str(value).isdecimal() for value in values):
+        raise UserError(f"{path}: seeds: whole numbers, not {values}")
+    seeds = tuple(int(value) for value in values)
+    if len(set(seeds)) < len(seeds):
+        raise UserError(f"{path}: seeds: one of them comes twice; each seed counts once")
+    return seeds
+
+
+def _positive(path: Path, tree: dict, key: str) -> float | None:
+    if tree.get(key) is None:
+        return None
+    try:
+        value = float(tree[key])
+    except (TypeError, ValueError):
+        value = 0.0
+    if not 0 < value < float("inf"):
+        raise UserError(f"{path}: {key} is a positive number, not {tree[key]!r}")
+    return value
+
+
+def _published(path: Path, rows: Any) -> tuple[Published, ...]:
+    names = [f.name for f in fields(Published)]
+    try:
+        points = tuple(Published(**row) for row in rows)
+        return tuple(replace(p, warmup=float(p.warmup), needed=float(p.needed)) for p in points)
+    except (TypeError, ValueError):
+        raise UserError(f"{path}: published: a list of {{{', '.join(names)}}}, numbers in per cent") from None
+
+
+def override(key: str, value: Any) -> str:
+    """A key of `set` as a recipe's command line has it."""
+    return f"{key}={value if isinstance(value, str) else json.dumps(value)}"

@@ -15,15 +15,16 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
+from vitwarm.checks import warms_up
 from vitwarm.config import Config, OptimConfig
 from vitwarm.data.subset import is_list, read_names, subset_size
 from vitwarm.errors import UserError
 from vitwarm.recipe import recipe_hash
+from vitwarm.stages import AlgorithmicStage, TokenStage, make_warmup
 from vitwarm.stages.images import image_lengths, open_shards
-from vitwarm.stages.warmup import WarmupStage
 from vitwarm.training.loop import device_batch_size
 from vitwarm.training.meters import PEAK_FLOPS
-from vitwarm.trunk import ImageModel, build_model
+from vitwarm.trunk import Decoder, ImageModel, build_model, configured_decoder
 from vitwarm.trunk.build import image_size
 
 IMAGENET = {"train": 1_281_167, "val": 50_000}
@@ -87,9 +88,10 @@ class Estimate:
         return sum(line.seconds for line in self.lines)
 
     def share(self, what: str) -> float | None:
-        """The warm-up's part of the image stage's `samples`, `flops` or `seconds`; None without either."""
-        by_name = {line.name: getattr(line, what) for line in self.lines}
-        return by_name["warmup"] / by_name["images"] if {"warmup", "images"} <= by_name.keys() else None
+        """The warm-up's part of the main stage's `samples`, `flops` or `seconds`; None without either."""
+        by_name = {line.name: getattr(line, what) for line in self.lines if line.name != "evaluation"}
+        warmup = by_name.pop("warmup", None)
+        return warmup / next(iter(by_name.values())) if by_name and warmup is not None else None
 
     def __str__(self) -> str:
         head = f"{'stage':<12}{'steps':>10}{'samples':>15}{'tokens':>18}{'FLOPs':>11}{'hours':>10}"
@@ -130,9 +132,15 @@ def estimate(config: Config, gpus: int, device: str, mfu: float = 0.4, train_ima
         return flops * recomputed / (gpus * mfu * peak)
 
     lines, facts, samples = [], {}, None
+    main = None
     with torch.device("meta"):
-        vit = build_model(config.model, "images", seed=config.seed)
-    weights = sum(p.numel() for p in vit.parameters())
+        if not config.model.decoder.size:
+            model = vit = build_model(config.model, "images", seed=config.seed)
+        elif config.algorithmic.task:
+            model, main = _algorithmic(config)
+        else:
+            model = make_warmup(config, None).model
+    weights = sum(p.numel() for p in model.parameters())
     images = bool(config.images.train) and config.images.epochs > 0
     if images:
         full, val, facts["images"] = _count_images(config, train_images or config.images.train_samples)
@@ -149,18 +157,14 @@ def estimate(config: Config, gpus: int, device: str, mfu: float = 0.4, train_ima
         )
         rate = samples / lines[0].seconds
         facts["data rate"] = f"{rate:,.0f} images/s decoded and augmented, {rate / gpus:,.0f} for each GPU"
-    with torch.device("meta"):
-        warmup = WarmupStage(config, samples)
-    if config.init_from is None and warmup.steps:
-        count = warmup.steps * config.warmup.global_batch
-        batch, rows = warmup.example()
-        work = 3 * _flops(lambda: warmup.losses(warmup.model, batch, 0), warmup.model) / rows * count
-        cost = StageCost(
-            "warmup", warmup.steps, count, count * warmup.tokens_per_sample, work, seconds(work, config.warmup)
-        )
-        lines.insert(0, cost)
+    if main is not None:
+        lines, samples = _token_lines(main, seconds), main.samples
+    if config.init_from is None and warms_up(config):
+        with torch.device("meta"):
+            warmup = make_warmup(config, samples)
+        lines.insert(0, _token_lines(warmup, seconds)[0])
     if not lines:
-        raise UserError("the recipe has nothing to do: neither images (images.train) nor a warm-up (warmup.budget)")
+        raise UserError("nothing to estimate: no images, algorithmic task or warm-up (warmup.budget)")
     facts |= _storage(config, weights)
     if images:
         facts["memory"] = memory
@@ -168,18 +172,38 @@ def estimate(config: Config, gpus: int, device: str, mfu: float = 0.4, train_ima
     found = Estimate(_title(config, gpus, name, weights), lines, facts)
     if found.share("samples") is not None:
         parts = ", ".join(f"{100 * found.share(what):.2f} % of its {label}" for what, label in _SHARES.items())
-        facts["the warm-up"] = f"on top of the image stage: {parts}"
+        facts["the warm-up"] = f"on top of the main stage: {parts}"
     return found
+
+
+def _algorithmic(config: Config) -> tuple[Decoder, AlgorithmicStage]:
+    stage = AlgorithmicStage(config)
+    positions = config.model.decoder.positions or stage.positions
+    model = configured_decoder(config.model, stage.vocab_size, positions, seed=config.seed)
+    stage.set_model(model, False)
+    return model, stage
+
+
+def _token_lines(stage: TokenStage, seconds: Callable[[float, OptimConfig], float]) -> list[StageCost]:
+    """A stage over rows of tokens, and its evaluations."""
+    batch, rows = stage.example()
+    flops = _flops(lambda: stage.losses(stage.model, batch, 0), stage.model) / rows
+    shown = stage.val_rows * math.ceil(stage.steps / stage.eval_every)
+    return [
+        StageCost(name, steps, count, count * stage.tokens_per_sample, work, seconds(work, stage.optim))
+        for name, steps, count, work in (
+            (stage.name, stage.steps, stage.samples, 3 * flops * stage.samples),
+            ("evaluation", 0, shown, flops * shown),
+        )
+    ]
 
 
 _SHARES = {"samples": "samples", "flops": "FLOPs", "seconds": "hours"}
 
 
 def _title(config: Config, gpus: int, device: str, weights: int) -> str:
-    return (
-        f"{config.name} (hash {recipe_hash(config)}): {config.model.name}, {weights / 1e6:.1f} M parameters, "
-        f"on {gpus} x {device}"
-    )
+    name = config.model.decoder.size or config.model.name
+    return f"{config.name} (hash {recipe_hash(config)}): {name}, {weights / 1e6:.1f} M parameters, on {gpus} x {device}"
 
 
 def _peaks(config: Config, lines: list[StageCost], device: str) -> str:

@@ -193,9 +193,9 @@ def check(config: Config) -> None:
     budget = Amount.parse(config.warmup.budget, "warmup.budget")
     _refuse_epochs(budget)
     _check_language(config)
-    if not config.images.train and not config.algorithmic.task:
+    if not config.images.train and not config.algorithmic.task and not config.text.train:
         if budget.value == 0:
-            raise UserError("nothing to train: set images.train, algorithmic.task or warmup.budget")
+            raise UserError("nothing to train: set images.train, algorithmic.task, text.train or warmup.budget")
         if budget.unit == "%":
             raise UserError("warmup.budget is a share of the main stage, but there is none; write samples")
 
@@ -206,6 +206,8 @@ def _check_language(config: Config) -> None:
     if not decoder.size:
         if task:
             raise UserError(f"algorithmic.task={task} needs a decoder; set model.decoder.size, such as 2_4_16")
+        if config.text.train:
+            raise UserError("text.train needs a decoder; set model.decoder.size, such as 12_12_768")
         if warmup.objective == "next_token":
             raise UserError("warmup.objective=next_token needs a decoder; set model.decoder.size, such as 12_12_768")
         return
@@ -220,8 +222,27 @@ def _check_language(config: Config) -> None:
         raise UserError("how long are the warm-up's rows? set warmup.length (or model.decoder.positions)")
     if task:
         _refuse_epochs(Amount.parse(config.algorithmic.budget, "algorithmic.budget"))
+    if config.text.train:
+        _check_text(config)
     if config.train.layer_decay is not None:
         raise UserError("train.layer_decay is for images; a decoder has none")
+
+
+def _check_text(config: Config) -> None:
+    text = config.text
+    if config.algorithmic.task:
+        raise UserError("a run has one main stage; leave out text.train or algorithmic.task")
+    if text.task == "language" and not text.val:
+        raise UserError("what is perplexity measured on? set text.val")
+    if text.task != "language" and text.val:
+        raise UserError(f"text.task={text.task} has validation data of its own; leave text.val empty")
+    if Amount.parse(text.budget, "text.budget").value == 0:
+        raise UserError("text.budget is nothing; for a warm-up alone leave text.train empty")
+    if text.heading is not None:
+        try:
+            re.compile(text.heading)
+        except re.error as error:
+            raise UserError(f"text.heading: {text.heading!r} is no regular expression ({error})") from error
 
 
 def warms_up(config: Config) -> bool:

@@ -22,6 +22,7 @@ def key(default: Any, help: str, within: str | None = None, count: int | None = 
 
 Objective = Literal["masked", "next_token", "next_state"]
 AlgorithmicTask = Literal["haystack", "addition", "reversed_addition", "multiplication", "sorting"]
+TextTask = Literal["language", "mathematics", "cola", "sst2", "mrpc", "qqp", "mnli", "qnli", "rte", "wnli"]
 Init = Literal["default", "mimetic", "mimetic_as_published", "conditioned", "impulse"]
 INITS = get_args(Init)
 
@@ -149,8 +150,29 @@ class AlgorithmicConfig:
 
 
 @dataclass
+class TextConfig:
+    """Stage `text`: a decoder on text, code, mathematics, or a task of GLUE (arXiv 2601.21725)."""
+
+    task: TextTask = key(
+        "language", "language: next token of documents; mathematics: answers to DeepMind's problems; else GLUE's"
+    )
+    train: str = key("", "training files: file, folder, glob or brace pattern (docs/text.md); empty: no text stage")
+    val: str = key("", "validation files, likewise; empty for mathematics and GLUE, which hold their own")
+    field: str = key("text", "of JSON objects, parquet rows or tar members: what holds the text")
+    heading: str | None = key(None, "plain text: regular expression of the lines that begin a document")
+    tokenizer: str = key("bytes", "folder with vocab.json and merges.txt, or tokenizer.json; or bytes, chars")
+    length: int = key(1024, "tokens a row; of GLUE, the most that a sentence or pair may have", "[2, inf)")
+    budget: str = key("1 epochs", "length of the stage: '655M tokens', '10000 steps', '3 epochs', '1M' samples (rows)")
+    val_rows: int | None = key(
+        None, "rows (mathematics: problems of each split) of one evaluation, always the same; null: all", "[1, inf)"
+    )
+    eval_every: int = key(500, "steps between evaluations; the last step is always evaluated", "[1, inf)")
+    max_damaged: float = key(0.001, "largest share of unreadable documents before the run stops", "[0, 1]")
+
+
+@dataclass
 class TrainConfig(OptimConfig):
-    """Optimisation of the main stage (`images`, `algorithmic`)."""
+    """Optimisation of the main stage (`images`, `algorithmic`, `text`)."""
 
     layer_decay: float | None = key(None, "learning rate of a block over the next one's; null: all alike", "(0, 1]")
 
@@ -185,5 +207,6 @@ class Config:
     transfer: TransferConfig = field(default_factory=TransferConfig)
     images: ImagesConfig = field(default_factory=ImagesConfig)
     algorithmic: AlgorithmicConfig = field(default_factory=AlgorithmicConfig)
+    text: TextConfig = field(default_factory=TextConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     run: RunConfig = field(default_factory=RunConfig)

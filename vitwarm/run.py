@@ -31,7 +31,7 @@ from vitwarm.run_folder import (
     warn,
     write_text,
 )
-from vitwarm.stages import AlgorithmicStage, ImagesStage, RuleStage, make_warmup
+from vitwarm.stages import AlgorithmicStage, CorpusStage, ImagesStage, RuleStage, make_text, make_warmup
 from vitwarm.stages.images import default_workers
 from vitwarm.training.checkpoint import Checkpoints, State
 from vitwarm.training.loop import Context, device_batch_size, train_stage
@@ -55,6 +55,8 @@ from vitwarm.trunk import Decoder, build_model, configured_decoder
 
 _DISTRIBUTED = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU, DistributedType.FSDP)
 
+MainStage = ImagesStage | AlgorithmicStage | CorpusStage
+
 
 @dataclass
 class Parts:
@@ -67,7 +69,7 @@ class Parts:
         given: what `init_from` brought in; None without it.
     """
 
-    main: ImagesStage | AlgorithmicStage | None
+    main: MainStage | None
     fresh: nn.Module
     warmup: RuleStage | None
     given: TransferReport | None
@@ -122,6 +124,9 @@ def _run(config: Config, stop: list[int], held: contextlib.ExitStack) -> dict[st
     held.callback(tracker.close)
     if resume:
         tracker.say(f"going on from {resume[1]} ({state.stage} step {state.step})")
+    elif facts := getattr(parts.main, "facts", None):
+        entry = {"event": "data", "stage": parts.main.name, **facts}
+        processes.main_does(lambda: tracker.record(entry, _data_text(facts)))
     context = Context(
         accelerator=accelerator,
         processes=processes,
@@ -146,6 +151,15 @@ def _run(config: Config, stop: list[int], held: contextlib.ExitStack) -> dict[st
     processes.main_does(lambda: finish(config, folder, main, model, result, start))
     processes.main_does(lambda: _push(config, folder))
     return result
+
+
+def _data_text(facts: dict[str, Any]) -> str:
+    train, epochs = facts["train"], facts["epochs"]
+    repeated = f": each token is repeated up to {math.ceil(epochs) - 1} times" if epochs > 1 else ""
+    return (
+        f"text: {train['documents']:,} documents, {train['tokens']:,} tokens in {facts['rows']:,} rows, "
+        f"{epochs:.3g} epochs{repeated}"
+    )
 
 
 def _accelerator(config: Config) -> Accelerator:
@@ -178,7 +192,9 @@ def build(config: Config, world: int, starts: bool) -> Parts:
         main.set_model(fresh, config.model.grad_checkpointing)
     warmup = None if config.init_from or not warms_up(config) else make_warmup(config, main.samples if main else None)
     if main is None and warmup is None:
-        raise UserError("the recipe has nothing to do: no main stage (images.train, algorithmic.task), no warm-up")
+        raise UserError(
+            "the recipe has nothing to do: no main stage (images.train, algorithmic.task, text.train), no warm-up"
+        )
     for stage in (main, warmup):
         if stage is not None:
             stage.check_device_batch(device_batch_size(stage.optim.global_batch, world, config.run.device_batch))
@@ -190,15 +206,18 @@ def build(config: Config, world: int, starts: bool) -> Parts:
     return Parts(main, fresh, warmup, given)
 
 
-def _main_stage(config: Config, world: int) -> ImagesStage | AlgorithmicStage | None:
+def _main_stage(config: Config, world: int) -> MainStage | None:
     if config.algorithmic.task:
         return AlgorithmicStage(config)
+    workers = default_workers(world) if config.run.workers is None else config.run.workers
+    if config.text.train:
+        return make_text(config, workers)
     if config.images.train and config.images.epochs > 0:
-        return ImagesStage(config, default_workers(world) if config.run.workers is None else config.run.workers)
+        return ImagesStage(config, workers)
     return None
 
 
-def _fresh_model(config: Config, main: ImagesStage | AlgorithmicStage | None) -> nn.Module:
+def _fresh_model(config: Config, main: MainStage | None) -> nn.Module:
     """What the main stage trains; after a warm-up alone, a model that can take all of the warm-up's."""
     decoder = config.model.decoder
     if not decoder.size:
@@ -215,9 +234,7 @@ def _fresh_model(config: Config, main: ImagesStage | AlgorithmicStage | None) ->
     return initialise(model, config.model.init, seed=config.seed)
 
 
-def hand_over(
-    config: Config, main: ImagesStage | AlgorithmicStage | None, fresh: nn.Module, tensors: dict, source: str
-) -> TransferReport:
+def hand_over(config: Config, main: MainStage | None, fresh: nn.Module, tensors: dict, source: str) -> TransferReport:
     """Bring the groups of the recipe, and what the main stage takes of embeddings, from a source into the fresh model.
 
     Raises:
@@ -233,9 +250,7 @@ def hand_over(
     return report
 
 
-def _first_weights(
-    config: Config, context: Context, parts: Parts, resume: tuple[State, Path] | None
-) -> dict[str, Any]:
+def _first_weights(config: Config, context: Context, parts: Parts, resume: tuple[State, Path] | None) -> dict[str, Any]:
     """Bring the fresh model to where the main stage starts; what happened, for the export's provenance."""
     folder = context.folder / WARMUP
     fresh = start_of(config, "fresh weights", None)
@@ -309,7 +324,7 @@ def result_of(
     config: Config,
     stages: dict[str, Any],
     start: dict[str, Any],
-    main: ImagesStage | AlgorithmicStage | None,
+    main: MainStage | None,
     processes: Processes,
 ) -> dict[str, Any]:
     """What stands in result.json; `stages` maps each to its outcome."""
@@ -326,6 +341,8 @@ def result_of(
     }
     if subset := getattr(main, "subset", None):
         result["subset"] = {"images": len(subset.names), "sha256": subset.sha256}
+    if facts := getattr(main, "facts", None):
+        result["data"] = facts
     if main and WARMUP in stages:
         result["warmup_share_of_samples"] = stages[WARMUP]["samples"] / stages[main.name]["samples"]
     return result

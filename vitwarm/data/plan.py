@@ -1,4 +1,4 @@
-"""Which samples make the global batch of a step: a pure function of (seed, step), so a resume has nothing to restore."""
+"""Which samples make the global batch of a step: a pure function of (seed, step), so a resume restores nothing."""
 
 import numpy as np
 

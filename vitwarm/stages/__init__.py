@@ -3,7 +3,9 @@
 from vitwarm.config import Config
 from vitwarm.stages.algorithmic import AlgorithmicStage
 from vitwarm.stages.images import ImagesStage
+from vitwarm.stages.mathematics import MathematicsStage
 from vitwarm.stages.next_token import NextStateWarmup, NextTokenWarmup
+from vitwarm.stages.text import CorpusStage, TextStage
 from vitwarm.stages.tokens import TokenStage
 from vitwarm.stages.warmup import RuleStage, WarmupStage
 
@@ -15,13 +17,22 @@ def make_warmup(config: Config, main_samples: int | None) -> RuleStage:
     return _OBJECTIVES[config.warmup.objective](config, main_samples)
 
 
+def make_text(config: Config, workers: int) -> CorpusStage:
+    """The text stage of the recipe's task; arguments and errors are those of `CorpusStage`."""
+    return (MathematicsStage if config.text.task == "mathematics" else TextStage)(config, workers)
+
+
 __all__ = [
     "AlgorithmicStage",
+    "CorpusStage",
     "ImagesStage",
+    "MathematicsStage",
     "NextStateWarmup",
     "NextTokenWarmup",
     "RuleStage",
+    "TextStage",
     "TokenStage",
     "WarmupStage",
+    "make_text",
     "make_warmup",
 ]

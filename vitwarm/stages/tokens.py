@@ -47,25 +47,33 @@ class TokenStage(ABC):
     def __init__(self, section: str, optim: OptimConfig, val_rows: int, eval_every: int):
         self.section, self.optim, self.val_rows, self.eval_every = section, optim, val_rows, eval_every
 
-    def set_lengths(self, budget: Amount, row_tokens: int, samples_of_whole: int | None = None) -> None:
+    def set_lengths(
+        self,
+        budget: Amount,
+        row_tokens: int,
+        samples_of_whole: int | None = None,
+        samples_per_epoch: int | None = None,
+    ) -> None:
         """Resolve the budget and the schedule into `steps` and `schedule_lengths`.
 
         Args:
             budget: of the stage.
             row_tokens: tokens that one row counts in a budget of tokens.
             samples_of_whole: what a budget in percent refers to.
+            samples_per_epoch: rows of the training set, where it ends.
 
         Raises:
             UserError: a unit without its reference, or a schedule that does not fit.
         """
         optim = self.optim
-        self.steps = budget.steps(
-            global_batch=optim.global_batch, samples_of_whole=samples_of_whole, tokens_per_sample=row_tokens
-        )
+        sizes = {
+            "global_batch": optim.global_batch,
+            "tokens_per_sample": row_tokens,
+            "samples_per_epoch": samples_per_epoch,
+        }
+        self.steps = budget.steps(samples_of_whole=samples_of_whole, **sizes)
         self.schedule_lengths = tuple(
-            Amount.parse(getattr(optim, name), f"{self.section}.{name}").steps(
-                global_batch=optim.global_batch, steps_of_whole=self.steps, tokens_per_sample=row_tokens
-            )
+            Amount.parse(getattr(optim, name), f"{self.section}.{name}").steps(steps_of_whole=self.steps, **sizes)
             for name in ("lr_warmup", "cooldown")
         )
         check_lengths(self.section, self.steps, optim, *self.schedule_lengths)

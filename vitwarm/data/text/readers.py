@@ -5,7 +5,7 @@
 | `.jsonl`, `.json`, with or without `.gz` | one JSON object a line, its field |
 | `.parquet` | rows, the column (`pip install vitwarm[parquet]`) |
 | `.tar`, `.tar.gz`, `.tgz` | members `KEY.FIELD` are text; of members `KEY.json` the field |
-| anything else, with or without `.gz` | plain text: the file, or its parts between lines `<|endoftext|>` or from headings on |
+| others, with or without `.gz` | plain text: the file, or its parts between lines `<|endoftext|>` or headings |
 | with a `split`: a folder or tar in the layout of DeepMind Mathematics | a line of question, a line of answer |
 
 Nothing here parses: a record holds bytes, and `encode` makes text of them in a worker.

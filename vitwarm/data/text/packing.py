@@ -1,0 +1,99 @@
+"""Rows of one length out of a corpus."""
+
+import numpy as np
+
+from vitwarm.data.text.corpus import Corpus
+from vitwarm.errors import UserError
+
+
+class Stretches:
+    """The stream of all documents, cut every `length` tokens.
+
+    Row i is tokens [i N, i N + N], one more than N: so each token but the first is predicted once. Rows end where they
+    happen to, documents where their separators are.
+
+    Args:
+        corpus: at least two tokens.
+        length: N.
+        partial: keep a last row that is not full.
+    """
+
+    def __init__(self, corpus: Corpus, length: int, partial: bool = False):
+        self.corpus, self.length = corpus, length
+        predicted = len(corpus.tokens) - 1
+        self.rows = -(-predicted // length) if partial else predicted // length
+
+    def __len__(self) -> int:
+        return self.rows
+
+    def read(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """(B,) rows to (B, N + 1) int64 ids, and (B, N + 1) bool, which of them are there."""
+        return self.corpus.read(rows * self.length, self.length + 1)
+
+
+class WholeDocuments:
+    """Documents in a given order, as many a row as fit it whole; the separator behind the last one is part of the row.
+
+    Args:
+        corpus: its documents must fit.
+        length: N; a row has N + 1 tokens.
+        order: (n,) documents.
+
+    Raises:
+        UserError: a document that is longer than a row.
+    """
+
+    def __init__(self, corpus: Corpus, length: int, order: np.ndarray):
+        self.corpus, self.length, self.order = corpus, length, order
+        lengths = np.diff(corpus.offsets)
+        longest = int(lengths.max())
+        if longest > length:
+            raise UserError(f"text.length={length} does not hold the longest problem; set at least {longest}")
+        self.first = first_fit(lengths[order], length)
+
+    def __len__(self) -> int:
+        return len(self.first) - 1
+
+    def read(self, rows: np.ndarray) -> np.ndarray:
+        """(B,) rows to (B, N + 1) int64 ids; separators fill what is left."""
+        return documents(self.corpus, [self.order[self.first[r] : self.first[r + 1]] for r in rows], self.length + 1)
+
+
+def documents(corpus: Corpus, rows: list[np.ndarray], length: int | None = None) -> np.ndarray:
+    """Rows of documents, each behind its separator, and separators to the end.
+
+    Args:
+        corpus: holds the documents.
+        rows: the documents of each row.
+        length: of the rows; None takes that of the longest and one separator more.
+
+    Returns:
+        (B, length) int64.
+    """
+    offsets = corpus.offsets
+    texts = [np.concatenate([corpus.tokens[offsets[d] : offsets[d + 1]] for d in row]) for row in rows]
+    length = length or max(map(len, texts)) + 1
+    ids = np.full((len(rows), length), corpus.manifest.separator, np.int64)
+    for row, text in zip(ids, texts, strict=True):
+        row[: len(text)] = text
+    return ids
+
+
+def first_fit(lengths: np.ndarray, capacity: int) -> np.ndarray:
+    """Where rows begin when documents are put into them in order, a new row for each that does not fit any more.
+
+    Args:
+        lengths: (n,) of the documents, none above `capacity`.
+        capacity: of a row.
+
+    Returns:
+        (R + 1,) int64, first document of each row, and n.
+    """
+    ends = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
+    following = np.searchsorted(ends, ends[:-1] + capacity, side="right") - 1  # if a row began at each document
+    steps = memoryview(following)
+    first, at = [0], 0
+    while at < len(lengths):
+        at = steps[at]
+        first.append(at)
+    return np.array(first, np.int64)

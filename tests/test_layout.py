@@ -15,7 +15,7 @@ PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").rglob("*.md")])
 # From the bottom up; a module imports from its own floor and those below it (docs/design.md).
 FLOORS = [
     {"procedural"},
-    {"config", "amounts", "errors"},
+    {"config", "amounts", "errors", "selection"},
     {"recipe", "checks"},
     {"trunk"},
     {"data"},

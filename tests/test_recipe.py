@@ -315,7 +315,7 @@ def _another(key, value):
     if described.startswith("list of one of"):
         return [*value, "head"]
     if described.startswith("list"):
-        return [number / 2 for number in value]
+        return [f"{number}, again" if isinstance(number, str) else number / 2 for number in value]
     if described == "mapping":
         return {**value, "k": 5}
     return {"number": 0.0625, "text": "7 steps"}[described]

@@ -12,6 +12,7 @@ from vitwarm.amounts import Amount
 from vitwarm.config import Config, OptimConfig
 from vitwarm.errors import UserError
 from vitwarm.procedural import Rule, list_rules, make_rule
+from vitwarm.selection import Selection, parse_control
 
 # Keys of timm.create_model that a recipe sets elsewhere, and where.
 _MODEL_ARGS_ELSEWHERE = {
@@ -181,8 +182,7 @@ def check(config: Config) -> None:
         raise UserError("images.label_smoothing smooths the targets of images.loss=ce; under bce set it to 0")
     if config.images.epochs_of == "full" and not config.images.subset:
         raise UserError("images.epochs_of=full is about a subset; set images.subset, or leave it at subset")
-    if not config.transfer.groups:
-        raise UserError("transfer.groups is empty: nothing would be transferred; for no warm-up write warmup.budget=0")
+    _check_transfer(config)
     _check_init(config)
     rule = rule_of(config.warmup.rule)
     if config.warmup.length is not None and config.warmup.objective != "next_state":
@@ -288,16 +288,50 @@ def _check_schedule(stage: str, optim: OptimConfig) -> None:
         raise UserError(f"{stage}.lr_warmup and {stage}.cooldown together exceed 100% of the stage")
 
 
+def starts_from_given(config: Config) -> bool:
+    """Whether weights that exist already take the place of a warm-up."""
+    return bool(config.init_from or config.transfer.sources)
+
+
+def _check_transfer(config: Config) -> None:
+    """Refuse groups, sources and controls that no model could honour; the model itself may still refuse more."""
+    groups, sources, controls = config.transfer.groups, config.transfer.sources, config.transfer.controls
+    if not groups:
+        raise UserError("transfer.groups is empty: nothing would be transferred; for no warm-up write warmup.budget=0")
+    for name, selections in (("groups", [groups]), ("sources", sources), ("controls", controls)):
+        for words in selections:
+            try:
+                Selection.parse(words)
+            except UserError as error:
+                raise UserError(f"transfer.{name}: {error}") from error
+    for words, text in controls.items():
+        try:
+            parse_control(text)
+        except UserError as error:
+            raise UserError(f"transfer.controls.{words}: {error}") from error
+    if bad := next((words for words, source in sources.items() if not isinstance(source, str)), None):
+        raise UserError(f"transfer.sources.{bad}: expected a folder or a .safetensors file, got {_show(sources[bad])}")
+    if sources and config.init_from:
+        raise UserError("transfer.sources takes the place of init_from; leave one of them out")
+    if sources and groups != ["trunk"]:
+        raise UserError("transfer.sources names its own groups; leave transfer.groups out")
+    if controls and not starts_from_given(config) and not warms_up(config):
+        raise UserError("transfer.controls has nothing to work on: set warmup.budget, init_from or transfer.sources")
+
+
 def _check_init(config: Config) -> None:
     """Refuse an initialisation that something else would overwrite or that the warm-up could not use."""
-    init, groups = config.model.init, config.transfer.groups
+    init, sources = config.model.init, config.transfer.sources
     if init == "default":
         return
-    if config.init_from:
+    if starts_from_given(config):
         own = ("trunk", "attention", "stem") if init == "impulse" else ("trunk", "attention")  # impulse sets positions
-        if lost := next((group for group in groups if group in own), None):
+        selections = [Selection.parse(words) for words in (sources or [config.transfer.groups])]
+        whole = [kind for s in selections if s.layers is None and not s.heads for kind in s.kinds]
+        if lost := next((group for group in whole if group in own), None):
+            where, which = ("transfer.sources", "it") if sources else ("init_from", "transfer.groups")
             raise UserError(
-                f"model.init={init} would be overwritten by init_from (transfer.groups has {lost}); "
+                f"model.init={init} would be overwritten by {where} ({which} has {lost}); "
                 "set model.init=default, or leave that group out"
             )
     elif init == "impulse" and Amount.parse(config.warmup.budget, "warmup.budget").value:

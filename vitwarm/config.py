@@ -93,7 +93,11 @@ class WarmupConfig(OptimConfig):
 class TransferConfig:
     """What goes from the source trunk to the target model; all else starts fresh."""
 
-    groups: list[Literal["trunk", "attention", "mlp", "norm", "stem", "head"]] = key(["trunk"], "tensor groups to copy")
+    groups: list[str] = key(
+        ["trunk"], "what to copy: trunk, attention, mlp, norm, stem, head; layers=last:4 and heads=0 narrow it"
+    )
+    sources: dict[str, Any] = key({}, "several sources in place of init_from, by their groups: {attention: A, mlp: B}")
+    controls: dict[str, Any] = key({}, "by groups, what spoils a source's tensors: shuffle, gaussian, noise:S, scale:F")
 
 
 @dataclass

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from vitwarm.checks import warms_up
+from vitwarm.checks import starts_from_given, warms_up
 from vitwarm.config import Config, OptimConfig
 from vitwarm.data.subset import is_list, read_names, subset_size
 from vitwarm.errors import UserError
@@ -159,7 +159,7 @@ def estimate(config: Config, gpus: int, device: str, mfu: float = 0.4, train_ima
         facts["data rate"] = f"{rate:,.0f} images/s decoded and augmented, {rate / gpus:,.0f} for each GPU"
     if main is not None:
         lines, samples = _token_lines(main, seconds), main.samples
-    if config.init_from is None and warms_up(config):
+    if not starts_from_given(config) and warms_up(config):
         with torch.device("meta"):
             warmup = make_warmup(config, samples)
         lines.insert(0, _token_lines(warmup, seconds)[0])

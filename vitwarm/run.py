@@ -15,7 +15,7 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedType
 from torch import nn
 
-from vitwarm.checks import rule_of, warms_up
+from vitwarm.checks import rule_of, starts_from_given, warms_up
 from vitwarm.config import Config
 from vitwarm.errors import UserError
 from vitwarm.recipe import recipe_hash
@@ -40,17 +40,19 @@ from vitwarm.training.sharding import check_shardable, fsdp_requested
 from vitwarm.training.signals import stop_signals
 from vitwarm.training.tracking import Tracker, check_trackers
 from vitwarm.transfer import (
+    Part,
     TransferReport,
     canonical,
     export_gpt2,
     export_model,
     initialise,
     mean_embeddings,
+    merge,
     push_to_hub,
     read_source,
-    transfer,
 )
-from vitwarm.transfer.warm_start import EXPORT, WARMUP, require_fit, require_same_blocks
+from vitwarm.transfer.perturb import describe
+from vitwarm.transfer.warm_start import EXPORT, WARMUP, require_same_blocks
 from vitwarm.trunk import Decoder, build_model, configured_decoder
 
 _DISTRIBUTED = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU, DistributedType.FSDP)
@@ -64,9 +66,9 @@ class Parts:
 
     Attributes:
         main: the stage that the run is for; None when it is a warm-up alone.
-        fresh: timm model or decoder that the main stage starts from; holds the weights of `init_from` already.
-        warmup: None when the budget is nothing, or `init_from` takes its place.
-        given: what `init_from` brought in; None without it.
+        fresh: timm model or decoder that the main stage starts from; holds the weights that were given already.
+        warmup: None when the budget is nothing, or given weights take its place.
+        given: what `init_from` or `transfer.sources` brought in; None without them.
     """
 
     main: MainStage | None
@@ -107,7 +109,7 @@ def _run(config: Config, stop: list[int], held: contextlib.ExitStack) -> dict[st
     if subset := getattr(parts.main, "subset", None):
         processes.main_does(lambda: record_subset(folder, subset.text))
     resume = processes.main_does(lambda: newest_checkpoint(folder, config, warn))
-    if resume is None and parts.given is None and config.init_from:  # all checkpoints turned out to be damaged
+    if resume is None and parts.given is None and starts_from_given(config):  # all checkpoints turned out to be damaged
         parts = processes.all_do(lambda: build(config, processes.world, starts=True))
     state = resume[0] if resume else None
     tracker = processes.all_do(
@@ -190,7 +192,8 @@ def build(config: Config, world: int, starts: bool) -> Parts:
     fresh = _fresh_model(config, main)
     if main is not None:
         main.set_model(fresh, config.model.grad_checkpointing)
-    warmup = None if config.init_from or not warms_up(config) else make_warmup(config, main.samples if main else None)
+    warming = warms_up(config) and not starts_from_given(config)
+    warmup = make_warmup(config, main.samples if main else None) if warming else None
     if main is None and warmup is None:
         raise UserError(
             "the recipe has nothing to do: no main stage (images.train, algorithmic.task, text.train), no warm-up"
@@ -199,10 +202,8 @@ def build(config: Config, world: int, starts: bool) -> Parts:
         if stage is not None:
             stage.check_device_batch(device_batch_size(stage.optim.global_batch, world, config.run.device_batch))
     given = None
-    if config.init_from and starts:
-        tensors, source = _init_tensors(config)
-        require_same_blocks(fresh, source)
-        given = hand_over(config, main, fresh, tensors, source)
+    if starts_from_given(config) and starts:
+        given = hand_over(config, main, fresh, _given_parts(config, fresh))
     return Parts(main, fresh, warmup, given)
 
 
@@ -234,20 +235,24 @@ def _fresh_model(config: Config, main: MainStage | None) -> nn.Module:
     return initialise(model, config.model.init, seed=config.seed)
 
 
-def hand_over(config: Config, main: MainStage | None, fresh: nn.Module, tensors: dict, source: str) -> TransferReport:
-    """Bring the groups of the recipe, and what the main stage takes of embeddings, from a source into the fresh model.
+def hand_over(config: Config, main: MainStage | None, fresh: nn.Module, parts: list[Part]) -> TransferReport:
+    """Bring what the sources give, and what the main stage takes of embeddings, into the fresh model.
 
     Raises:
         UserError: they do not fit.
     """
-    groups = list(config.transfer.groups)
-    if main is None and isinstance(fresh, Decoder) and "token_embed.weight" in tensors:
-        groups += ["stem", "head"]  # a warm-up alone makes a language model of its rule
-    report = transfer(fresh, tensors, source=source, groups=groups)
-    require_fit(report, groups)
-    if isinstance(main, AlgorithmicStage) and config.algorithmic.embeddings == "mean":
-        mean_embeddings(fresh, tensors, report)
+    if main is None and isinstance(fresh, Decoder):  # a warm-up alone makes a language model of its rule
+        whole = ["trunk", "stem", "head"]
+        parts = [replace(p, groups=whole) if "token_embed.weight" in p.tensors else p for p in parts]
+    report = merge(fresh, parts, config.transfer.controls, seed=config.seed)
+    if isinstance(main, AlgorithmicStage) and config.algorithmic.embeddings == "mean" and len(parts) == 1:
+        mean_embeddings(fresh, parts[0].tensors, report)
     return report
+
+
+def warmed_part(config: Config, tensors: dict[str, torch.Tensor]) -> Part:
+    """What a warm-up hands on, as the recipe's groups take it."""
+    return Part(config.transfer.groups, tensors, "the warm-up")
 
 
 def _first_weights(config: Config, context: Context, parts: Parts, resume: tuple[State, Path] | None) -> dict[str, Any]:
@@ -259,11 +264,11 @@ def _first_weights(config: Config, context: Context, parts: Parts, resume: tuple
         record = folder / "vitwarm.json"
         return json.loads(record.read_text()) if record.is_file() else fresh
     if parts.given is not None:
-        report, start = parts.given, f"weights of {config.init_from}"
+        report, start = parts.given, given_text(config)
     elif parts.warmup is not None:
         trained = train_stage(parts.warmup, context, resume)
         tensors = parts.warmup.hand_on(trained)
-        report = hand_over(config, parts.main, parts.fresh, tensors, "the warm-up")
+        report = hand_over(config, parts.main, parts.fresh, [warmed_part(config, tensors)])
         start = warmup_text(config, parts.warmup)
     else:
         return fresh
@@ -277,13 +282,30 @@ def _first_weights(config: Config, context: Context, parts: Parts, resume: tuple
     return record
 
 
-def _init_tensors(config: Config) -> tuple[dict[str, torch.Tensor], str]:
-    if not config.init_from.startswith("timm:"):
-        return read_source(config.init_from)
-    named = replace(config.model, name=config.init_from.removeprefix("timm:"))
+def _given_parts(config: Config, fresh: nn.Module) -> list[Part]:
+    """The sources of `init_from` or `transfer.sources`, which must compute what the fresh model computes."""
+    several = [(groups.split(), source) for groups, source in config.transfer.sources.items()]
+    parts = []
+    for groups, source in several or [(config.transfer.groups, config.init_from)]:
+        tensors, found = _tensors_of(config, source)
+        require_same_blocks(fresh, found)
+        parts.append(Part(groups, tensors, found))
+    return parts
+
+
+def _tensors_of(config: Config, source: str) -> tuple[dict[str, torch.Tensor], str]:
+    if not source.startswith("timm:"):
+        return read_source(source)
+    named = replace(config.model, name=source.removeprefix("timm:"))
     tensors = build_model(named, "images", seed=config.seed, pretrained=True).state_dict()
     names = canonical(tensors)
-    return {names[n]: t for n, t in tensors.items()}, config.init_from
+    return {names[n]: t for n, t in tensors.items()}, source
+
+
+def given_text(config: Config) -> str:
+    """How a run started from weights that were there already."""
+    several = ", ".join(f"{groups} of {source}" for groups, source in config.transfer.sources.items())
+    return f"weights of {config.init_from}" if config.init_from else several or "fresh weights"
 
 
 def warmup_text(config: Config, warmup: RuleStage) -> str:
@@ -293,8 +315,11 @@ def warmup_text(config: Config, warmup: RuleStage) -> str:
 
 def start_of(config: Config, text: str, report: TransferReport | None) -> dict[str, Any]:
     """How the weights of the main stage came about, for result and provenance."""
+    notes = [f"attention: {config.model.init}"] if config.model.init != "default" else []
+    if report and config.transfer.controls:
+        notes.append(f"controls: {describe(config.transfer.controls)}")
     return {
-        "start": text if config.model.init == "default" else f"{text} (attention: {config.model.init})",
+        "start": f"{text} ({'; '.join(notes)})" if notes else text,
         "warmed_keys": report.copied if report else [],
         "fresh_keys": report.fresh if report else [],
     }

@@ -12,7 +12,7 @@ import torch
 
 from vitwarm.config import Config
 from vitwarm.errors import UserError
-from vitwarm.run import build, finish, hand_over, result_of, start_of, warmup_text
+from vitwarm.run import build, finish, given_text, hand_over, result_of, start_of, warmed_part, warmup_text
 from vitwarm.run_folder import LOG, RESULT, check_folder, open_folder, run_folder, write_text
 from vitwarm.stages.ensemble import Ensemble
 from vitwarm.stages.tokens import TokenStage
@@ -45,13 +45,13 @@ def run_ensemble(config: Config, seeds: Sequence[int]) -> list[dict[str, Any]]:
     stages: list[dict[str, Any]] = [{} for _ in seeds]
     logs: list[list[dict[str, Any]]] = [[] for _ in seeds]
     reports: list[TransferReport | None] = [p.given for p in parts]
-    text = f"weights of {config.init_from}" if config.init_from else "fresh weights"
+    text = given_text(config)
     with contextlib.ExitStack() as held:
         stop = held.enter_context(stop_signals())
         if parts[0].warmup is not None:
             _train([p.warmup for p in parts], stages, logs, device, stop)
             reports = [
-                hand_over(each, p.main, p.fresh, p.warmup.hand_on(p.warmup.model), "the warm-up")
+                hand_over(each, p.main, p.fresh, [warmed_part(each, p.warmup.hand_on(p.warmup.model))])
                 for each, p in zip(configs, parts, strict=True)
             ]
             text = warmup_text(config, parts[0].warmup)

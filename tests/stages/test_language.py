@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM
 from vitwarm.config import AlgorithmicConfig, Config, DecoderConfig, ModelConfig, TrainConfig, WarmupConfig
 from vitwarm.errors import UserError
 from vitwarm.recipe import load_recipe
-from vitwarm.run import build, hand_over, run
+from vitwarm.run import build, hand_over, run, warmed_part
 from vitwarm.stages import NextStateWarmup, NextTokenWarmup, make_warmup
 from vitwarm.stages.tokens import next_token_batch
 from vitwarm.trunk import build_decoder
@@ -174,7 +174,7 @@ def test_mean_embeddings(tied):
     parts = build(c, 1, True)
     fresh = {n: t.clone() for n, t in parts.fresh.state_dict().items()}
     tensors = parts.warmup.hand_on(parts.warmup.model)
-    report = hand_over(c, parts.main, parts.fresh, tensors, "here")
+    report = hand_over(c, parts.main, parts.fresh, [warmed_part(c, tensors)])
     now = parts.fresh.state_dict()
     mean = tensors["token_embed.weight"].mean(0)
     tables = ["token_embed.weight"] if tied else ["token_embed.weight", "head.weight"]
@@ -191,7 +191,7 @@ def test_positions_stay_fresh_when_the_source_has_fewer():
     c = config(length=5)
     parts = build(c, 1, True)
     before = parts.fresh.pos_embed.weight.clone()
-    report = hand_over(c, parts.main, parts.fresh, parts.warmup.hand_on(parts.warmup.model), "here")
+    report = hand_over(c, parts.main, parts.fresh, [warmed_part(c, parts.warmup.hand_on(parts.warmup.model))])
     assert torch.equal(parts.fresh.pos_embed.weight, before) and report.fresh == ["pos_embed.weight"]
 
 
@@ -200,7 +200,7 @@ def test_attention_alone_leaves_all_else_fresh():
     c.transfer.groups = ["attention"]
     parts = build(c, 1, True)
     before = {n: t.clone() for n, t in parts.fresh.state_dict().items()}
-    hand_over(c, parts.main, parts.fresh, parts.warmup.hand_on(parts.warmup.model), "here")
+    hand_over(c, parts.main, parts.fresh, [warmed_part(c, parts.warmup.hand_on(parts.warmup.model))])
     for name, tensor in parts.fresh.state_dict().items():
         assert torch.equal(tensor, before[name]) == (".attn." not in name or name.endswith("bias")), name
 

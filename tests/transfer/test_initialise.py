@@ -179,8 +179,7 @@ def test_a_run_starts_both_stages_alike_and_builds_the_same_again():
         assert torch.equal(tensor, again.fresh.state_dict()[name]), name
         assert torch.equal(tensor, default.fresh.state_dict()[name]) == (".attn." not in name or "bias" in name), name
     assert all(
-        torch.equal(a, b)
-        for a, b in zip(parts.warmup.model.parameters(), again.warmup.model.parameters(), strict=True)
+        torch.equal(a, b) for a, b in zip(parts.warmup.model.parameters(), again.warmup.model.parameters(), strict=True)
     )
 
 

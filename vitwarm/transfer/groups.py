@@ -9,17 +9,21 @@
 | `stem`      | `patch_embed`, `token_embed`, `pos_embed`, prefix tokens, rotary tables          |
 | `head`      | everything after the final norm: classifier, attention pooling                   |
 
-Norms inside the attention or the MLP belong to those. Names are canonical (see `canonical`): the final norm is
-`norm.*` in every model.
+`vitwarm.selection` says how blocks and heads narrow them. Norms inside the attention or the MLP belong to those. Names
+are canonical (see `canonical`): the final norm is `norm.*` in every model.
 """
 
 import re
 from collections.abc import Iterable
 
+import torch
+from torch import Tensor
+
 from vitwarm.errors import UserError
+from vitwarm.selection import GROUPS, Selection
 from vitwarm.trunk import PREFIX_TOKENS
 
-GROUPS = ("trunk", "attention", "mlp", "norm", "stem", "head")
+__all__ = ["GROUPS", "block_of", "canonical", "group_of", "head_mask", "input_rows", "select"]
 
 _BLOCK = re.compile(r"^blocks\.(\d+)\.(\w+)")
 _PARTS = {
@@ -28,6 +32,7 @@ _PARTS = {
     "norm": {"norm1", "norm2", "in_norm"},
 }
 _STEM = ("patch_embed.", "token_embed.", "pos_embed", "rope.", *PREFIX_TOKENS)
+_INPUTS = re.compile(r"attn\.(?:(qkv)\.(?:weight|bias)|[qkv]_(?:proj\.(?:weight|bias)|bias))$")
 
 
 def canonical(names: Iterable[str]) -> dict[str, str]:
@@ -51,15 +56,46 @@ def block_of(name: str) -> int | None:
     return int(block[1]) if (block := _BLOCK.match(name)) else None
 
 
-def select(names: Iterable[str], groups: Iterable[str]) -> list[str]:
-    """The canonical names that belong to any of the groups.
+def input_rows(name: str) -> int:
+    """How many of query, key and value a tensor stacks in its rows, head by head; 0 for any other tensor."""
+    found = _INPUTS.search(name)
+    return 0 if found is None else 3 if found[1] else 1
+
+
+def select(names: Iterable[str], groups: str | Iterable[str] | Selection, depth: int | None = None) -> list[str]:
+    """The canonical names that a selection takes, whole or (see `head_mask`) in part.
+
+    Args:
+        names: canonical.
+        groups: words of `vitwarm.selection`.
+        depth: blocks of the model, which `layers=` counts in; None: as many as the names show.
 
     Raises:
-        UserError: an unknown group.
+        UserError: an unknown group, or blocks that are not there.
     """
-    parts = set()
-    for group in groups:
-        if group not in GROUPS:
-            raise UserError(f"unknown tensor group {group!r}; known: {', '.join(GROUPS)}")
-        parts |= {"trunk", *_PARTS} if group == "trunk" else {group}
-    return [n for n in names if group_of(n) in parts]
+    chosen = groups if isinstance(groups, Selection) else Selection.parse(groups)
+    names = list(names)
+    kinds = {kind for g in chosen.kinds for kind in (("trunk", *_PARTS) if g == "trunk" else (g,))}
+    if depth is None:
+        depth = 1 + max((b for n in names if (b := block_of(n)) is not None), default=-1)
+    blocks = chosen.blocks(depth)
+    found = [n for n in names if group_of(n) in kinds and (blocks is None or block_of(n) in blocks)]
+    if not chosen.heads:
+        return found
+    return [n for n in found if chosen.heads_of(block_of(n)) and (input_rows(n) or n.endswith("attn.proj.weight"))]
+
+
+def head_mask(name: str, shape: torch.Size, heads: set[int], num_heads: int) -> Tensor:
+    """Which entries of an attention tensor are of these heads: rows of query, key, value, columns of the projection.
+
+    Raises:
+        UserError: a head that the model does not have.
+    """
+    if max(heads) >= num_heads:
+        raise UserError(f"heads={max(heads)} of {name}: the model has {num_heads} heads, 0 to {num_heads - 1}")
+    own = torch.zeros(num_heads, dtype=torch.bool)
+    own[list(heads)] = True
+    if not (parts := input_rows(name)):
+        return own.repeat_interleave(shape[1] // num_heads).expand(shape)
+    rows = own.repeat_interleave(shape[0] // (parts * num_heads)).repeat(parts)
+    return rows.reshape(-1, *[1] * (len(shape) - 1)).expand(shape)

@@ -13,9 +13,10 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from vitwarm.errors import UserError
+from vitwarm.selection import GROUPS, Selection
 from vitwarm.transfer.folder import CONFIG, EXPORT, PROVENANCE, WARMUP, WEIGHTS
 from vitwarm.transfer.gpt2 import from_gpt2, gpt2_facts, is_gpt2
-from vitwarm.transfer.groups import GROUPS, block_of, canonical, group_of, select
+from vitwarm.transfer.groups import block_of, canonical, group_of, head_mask, select
 from vitwarm.trunk import Trunk, trunk_facts
 
 
@@ -99,15 +100,15 @@ def transfer(
         model: timm model with a supported trunk.
         tensors: {canonical name: tensor}.
         source: what to call the tensors in the report.
-        groups: names of `vitwarm.transfer.groups`.
+        groups: words of `vitwarm.selection`; under `heads=` a tensor is copied in part.
 
     Raises:
-        UserError: unknown group, unsupported family.
+        UserError: unknown group, no such block or head, unsupported family.
     """
     Trunk(model)
-    own = model.state_dict()
+    own, facts, chosen = model.state_dict(), trunk_facts(model), Selection.parse(groups)
     names = {c: n for n, c in canonical(own).items()}  # canonical -> the model's own name
-    wanted = set(select([*tensors, *names], groups))
+    wanted = set(select([*tensors, *names], chosen, facts["depth"]))
     report = TransferReport(source)
     blocks = {block_of(n) for n in tensors if n in wanted} - {None}
     fits = {}  # the model's name -> canonical
@@ -127,8 +128,11 @@ def transfer(
     if report.refused:
         report.fresh = sorted([*report.fresh, *fits], key=_natural)
         return report
+    parts = {n: heads for n in fits.values() if (heads := chosen.heads_of(block_of(n))) is not None}
+    masks = {n: head_mask(n, tensors[n].shape, heads, facts["heads"]) for n, heads in parts.items()}
     for own_name, name in fits.items():
-        own[own_name].copy_(tensors[name])
+        tensor = tensors[name].to(own[own_name])
+        own[own_name].copy_(torch.where(masks[name], tensor, own[own_name]) if name in masks else tensor)
     report.copied = list(fits)
     return report
 
@@ -144,7 +148,8 @@ def warm_start(model: nn.Module, source: str | Path, groups: Sequence[str] = ("t
     Args:
         model: any supported timm model of the source's width and depth.
         source: folder of a run, an export or a checkpoint, or a .safetensors file.
-        groups: what to copy: `trunk`, or a part of it (`attention`, `mlp`, `norm`), `stem`, `head`.
+        groups: what to copy: `trunk`, or a part of it (`attention`, `mlp`, `norm`, `layers=last:4`), `stem`, `head`;
+            see `vitwarm.selection`.
 
     Returns:
         What was copied and what stays fresh.

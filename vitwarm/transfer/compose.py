@@ -1,0 +1,129 @@
+"""Several sources in one model: the attention of one, the MLPs of another, the last blocks of a third."""
+
+import copy
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from vitwarm.errors import UserError
+from vitwarm.selection import Selection
+from vitwarm.transfer.groups import block_of, select
+from vitwarm.transfer.perturb import perturb
+from vitwarm.transfer.warm_start import TransferReport, read_source, require_fit, require_same_blocks, transfer
+from vitwarm.trunk import trunk_facts
+
+
+@dataclass(frozen=True)
+class Part:
+    """What one source gives.
+
+    Attributes:
+        groups: words of `vitwarm.selection`.
+        tensors: {canonical name: tensor} of the source.
+        source: what to call it.
+    """
+
+    groups: Sequence[str]
+    tensors: Mapping[str, Tensor]
+    source: str
+
+
+def merge(
+    model: nn.Module, parts: Sequence[Part], controls: Mapping[str, str] | None = None, *, seed: int = 0
+) -> TransferReport:
+    """Copy each part's groups into the model: all of them, or the model stays as it is.
+
+    Args:
+        model: timm model or decoder.
+        parts: no two of them may give the same tensor, or the same head of it.
+        controls: selection -> control, applied to the sources first; see `perturb`.
+        seed: root seed of the controls.
+
+    Raises:
+        UserError: a part that does not fit or gives nothing, or parts that overlap.
+    """
+    depth, heads = (trunk_facts(model)[fact] for fact in ("depth", "heads"))
+    if len(parts) > 1:
+        _refuse_overlap(parts, depth)
+    met = [_met(part, controls or {}, depth) for part in parts]
+    if idle := next((groups for groups in controls or {} if not any(groups in m for m in met)), None):
+        raise UserError(f"control {controls[idle]} of {idle}: no source gives anything of it")
+    trial = model if len(parts) == 1 else copy.deepcopy(model)
+    reports = []
+    for part, own in zip(parts, met, strict=True):
+        tensors = perturb(part.tensors, own, depth=depth, heads=heads, seed=seed)
+        reports.append(transfer(trial, tensors, source=part.source, groups=part.groups))
+        require_fit(reports[-1], part.groups)
+    if trial is not model:
+        model.load_state_dict(trial.state_dict())
+    if len(reports) == 1:
+        return reports[0]
+    copied = dict.fromkeys(name for report in reports for name in report.copied)
+    fresh = [name for name in reports[0].fresh + reports[0].copied if name not in copied]
+    named = ", ".join(f"{' '.join(p.groups)} of {p.source}" for p in parts)
+    return TransferReport(named, list(copied), fresh)
+
+
+def _met(part: Part, controls: Mapping[str, str], depth: int) -> dict[str, str]:
+    """The controls of anything that a part gives."""
+    given = set(select(part.tensors, part.groups, depth))
+    return {groups: c for groups, c in controls.items() if given & set(select(part.tensors, groups, depth))}
+
+
+def _refuse_overlap(parts: Sequence[Part], depth: int) -> None:
+    taken: dict[str, list[tuple[set[int] | None, str]]] = {}
+    for part in parts:
+        selection = Selection.parse(part.groups)
+        for name in select(part.tensors, selection, depth):
+            heads = selection.heads_of(block_of(name))
+            for others, source in taken.setdefault(name, []):
+                if heads is None or others is None or heads & others:
+                    raise UserError(f"{source} and {part.source} both give {name}; narrow one of them with layers=")
+            taken[name].append((heads, part.source))
+
+
+def compose(
+    model: nn.Module,
+    sources: Mapping[str, str | Path],
+    controls: Mapping[str, str] | None = None,
+    *,
+    seed: int = 0,
+) -> TransferReport:
+    """Build a trunk from several sources; what none of them gives stays as it is in the model.
+
+        compose(model, {"attention": "runs/set", "mlp layers=0-3": "runs/eca"}, {"mlp": "shuffle"})
+
+    Args:
+        model: timm model or decoder of the sources' width, depth and heads; changed in place, or not at all.
+        sources: selection (`vitwarm.selection`) -> folder of a run, an export or a checkpoint, or a .safetensors file.
+        controls: selection -> control (`vitwarm.transfer.perturb`).
+        seed: root seed of the controls.
+
+    Raises:
+        UserError: nothing to read, another width, depth, head count or block type, or sources that overlap.
+
+    Source: arXiv 2601.21725 (attention of one rule's model, MLPs of another's).
+    """
+    parts = []
+    for groups, source in sources.items():
+        tensors, found = read_source(source)
+        require_same_blocks(model, found)
+        parts.append(Part(groups.split(), tensors, found))
+    return merge(model, parts, controls, seed=seed)
+
+
+def record_of(sources: Mapping[str, str | Path], report: TransferReport, **more: Any) -> dict[str, Any]:
+    """The provenance of a composition: each source's file and its SHA-256, and the tensors that came from any."""
+    files = {groups: read_source(source)[1] for groups, source in sources.items()}
+    hashes = {groups: hashlib.sha256(Path(file).read_bytes()).hexdigest() for groups, file in files.items()}
+    return {
+        "start": "composed",
+        "sources": {groups: {"file": file, "sha256": hashes[groups]} for groups, file in files.items()},
+        "warmed_keys": report.copied,
+        "fresh_keys": report.fresh,
+        **more,
+    }

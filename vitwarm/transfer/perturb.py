@@ -1,0 +1,76 @@
+"""Controls: tensors that keep some of what a warm-up left in them and lose the rest.
+
+| control | what becomes of a tensor | what is kept |
+|---|---|---|
+| `shuffle` | its entries in random order | the values |
+| `gaussian` | N(mean, sd) of its entries | mean and standard deviation |
+| `noise:S` | plus N(0, (S x RMS of its entries)^2) | all but a share of noise |
+| `scale:F` | times F | the direction |
+
+Query, key and value are dealt with head by head, each as a tensor of its own: their scales differ. Every other tensor
+is one piece. Source of the per-head shuffle: arXiv 2511.13945; there the projection is spared, here a group is a group.
+"""
+
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vitwarm.errors import UserError
+from vitwarm.procedural.keys import keyed_rng
+from vitwarm.selection import Selection, parse_control
+from vitwarm.transfer.groups import block_of, head_mask, input_rows, select
+
+
+def perturb(
+    tensors: Mapping[str, Tensor], controls: Mapping[str, str], *, depth: int, heads: int | None, seed: int
+) -> dict[str, Tensor]:
+    """The tensors with a control applied to each group that asks for one; the given ones are not changed.
+
+    A tensor draws from the stream (seed, "control", CONTROL, its name), so what happens to it depends neither on the
+    other tensors nor on their order.
+
+    Args:
+        tensors: {canonical name: tensor} of a source.
+        controls: selection -> `shuffle`, `gaussian`, `noise:S`, `scale:F`.
+        depth: blocks of the model.
+        heads: attention heads of a block; None where they are not known, and query, key and value are one piece each.
+        seed: root seed.
+
+    Raises:
+        UserError: an unknown group or control, one that meets nothing, or two that meet in one tensor.
+    """
+    changed: dict[str, Tensor] = {}
+    for groups, text in controls.items():
+        chosen, control = Selection.parse(groups), parse_control(text)
+        names = select(tensors, chosen, depth)
+        if not names:
+            raise UserError(f"control {text} of {groups}: the source holds no such tensor")
+        if twice := next((n for n in names if n in changed), None):
+            raise UserError(f"two controls meet in {twice}; give each group one")
+        for name in names:
+            tensor = tensors[name].float()
+            parts = input_rows(name) * (heads or 1) or 1
+            rng = keyed_rng(seed, "control", control[0], name)
+            made = torch.cat([_controlled(piece, *control, rng) for piece in tensor.chunk(parts)])
+            if (own := chosen.heads_of(block_of(name))) is not None:
+                made = torch.where(head_mask(name, tensor.shape, own, heads or 1), made, tensor)
+            changed[name] = made.to(tensors[name].dtype)
+    return {**tensors, **changed}
+
+
+def _controlled(piece: Tensor, name: str, number: float | None, rng: np.random.Generator) -> Tensor:
+    if name == "shuffle":
+        return piece.flatten()[torch.from_numpy(rng.permutation(piece.numel()))].reshape(piece.shape)
+    if name == "scale":
+        return piece * number
+    normal = torch.from_numpy(rng.standard_normal(tuple(piece.shape))).to(piece)
+    if name == "gaussian":
+        return piece.mean() + piece.std(correction=0) * normal
+    return piece + number * piece.square().mean().sqrt() * normal
+
+
+def describe(controls: Mapping[str, str]) -> str:
+    """Controls in a few words, such as `trunk shuffle`."""
+    return ", ".join(f"{groups} {text}" for groups, text in controls.items())

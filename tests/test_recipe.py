@@ -312,10 +312,10 @@ def _another(key, value):
         return (value or 0) + 1
     if described == "true or false":
         return not value
-    if described.startswith("list of one of"):
+    if described.startswith(("list of one of", "list of text")):
         return [*value, "head"]
     if described.startswith("list"):
-        return [f"{number}, again" if isinstance(number, str) else number / 2 for number in value]
+        return [number / 2 for number in value]
     if described == "mapping":
         return {**value, "k": 5}
     return {"number": 0.0625, "text": "7 steps"}[described]

@@ -298,12 +298,24 @@ def _check_transfer(config: Config) -> None:
     groups, sources, controls = config.transfer.groups, config.transfer.sources, config.transfer.controls
     if not groups:
         raise UserError("transfer.groups is empty: nothing would be transferred; for no warm-up write warmup.budget=0")
-    for name, selections in (("groups", [groups]), ("sources", sources), ("controls", controls)):
+    frozen, factors = config.train.freeze, config.train.lr_factors
+    for name, selections in (
+        ("transfer.groups", [groups]),
+        ("transfer.sources", sources),
+        ("transfer.controls", controls),
+        ("train.freeze", [frozen] if frozen else []),
+        ("train.lr_factors", factors),
+    ):
         for words in selections:
             try:
-                Selection.parse(words)
+                chosen = Selection.parse(words)
             except UserError as error:
-                raise UserError(f"transfer.{name}: {error}") from error
+                raise UserError(f"{name}: {error}") from error
+            if chosen.heads and name.startswith("train."):
+                raise UserError(f"{name}: single heads share their tensors with others; name whole tensors")
+    for words, factor in factors.items():
+        if isinstance(factor, bool) or not isinstance(factor, (int, float)) or not 0 < factor < math.inf:
+            raise UserError(f"train.lr_factors.{words} is a number above 0, not {_show(factor)}; 0 is train.freeze")
     for words, text in controls.items():
         try:
             parse_control(text)

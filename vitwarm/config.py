@@ -179,6 +179,8 @@ class TrainConfig(OptimConfig):
     """Optimisation of the main stage (`images`, `algorithmic`, `text`)."""
 
     layer_decay: float | None = key(None, "learning rate of a block over the next one's; null: all alike", "(0, 1]")
+    freeze: list[str] = key([], "tensor groups that keep their weights, such as attention or layers=first:4")
+    lr_factors: dict[str, Any] = key({}, "by groups, what the learning rate is multiplied by: {attention: 0.1}")
 
 
 @dataclass

@@ -45,6 +45,7 @@ from vitwarm.transfer import (
     canonical,
     export_gpt2,
     export_model,
+    freeze,
     initialise,
     mean_embeddings,
     merge,
@@ -192,6 +193,7 @@ def build(config: Config, world: int, starts: bool) -> Parts:
     fresh = _fresh_model(config, main)
     if main is not None:
         main.set_model(fresh, config.model.grad_checkpointing)
+        freeze(fresh, config.train)
     warming = warms_up(config) and not starts_from_given(config)
     warmup = make_warmup(config, main.samples if main else None) if warming else None
     if main is None and warmup is None:

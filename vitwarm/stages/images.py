@@ -24,6 +24,7 @@ from vitwarm.data.subset import select_subset
 from vitwarm.errors import UserError
 from vitwarm.training.protocol import Batch, means
 from vitwarm.training.schedule import check_lengths
+from vitwarm.transfer import with_rates
 from vitwarm.trunk import ImageModel
 from vitwarm.trunk.build import image_size
 
@@ -229,7 +230,8 @@ class ImagesStage:
             groups = param_groups_layer_decay(self.vit, decay, free, layer_decay=self.optim.layer_decay)
         else:
             groups = param_groups_weight_decay(self.vit, decay, no_weight_decay_list=free)
-        return [group | {"weight_decay": decay} for group in groups] if self.optim.decay_all else groups
+        groups = [group | {"weight_decay": decay} for group in groups] if self.optim.decay_all else groups
+        return with_rates(groups, self.vit, self.optim)
 
     def blocks(self) -> list[nn.Module]:
         return list(self.vit.blocks)

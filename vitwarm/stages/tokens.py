@@ -11,9 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from vitwarm.amounts import Amount
-from vitwarm.config import OptimConfig
+from vitwarm.config import OptimConfig, TrainConfig
 from vitwarm.training.protocol import Batch, means
 from vitwarm.training.schedule import check_lengths
+from vitwarm.transfer import with_rates
 
 AHEAD = 4  # micro-batches that the background thread may be ahead of the loop
 
@@ -97,7 +98,8 @@ class TokenStage(ABC):
             decays = self.optim.decay_all or (p.ndim > 1 and name != "stem.prefix")
             (decayed if decays else free).append(p)
         groups = [{"params": decayed, "weight_decay": self.optim.weight_decay}, {"params": free, "weight_decay": 0.0}]
-        return [g for g in groups if g["params"]]
+        groups = [g for g in groups if g["params"]]
+        return with_rates(groups, self.model, self.optim) if isinstance(self.optim, TrainConfig) else groups
 
     def blocks(self) -> list[nn.Module]:
         return self.model.compile_parts()

@@ -7,6 +7,7 @@ from vitwarm.transfer.gpt2 import export_gpt2, read_gpt2
 from vitwarm.transfer.groups import GROUPS, canonical, group_of, select
 from vitwarm.transfer.initialise import initialise
 from vitwarm.transfer.perturb import perturb
+from vitwarm.transfer.rates import freeze, with_rates
 from vitwarm.transfer.warm_start import (
     TransferReport,
     read_source,
@@ -24,6 +25,7 @@ __all__ = [
     "compose",
     "export_gpt2",
     "export_model",
+    "freeze",
     "group_of",
     "initialise",
     "mean_embeddings",
@@ -37,4 +39,5 @@ __all__ = [
     "select",
     "transfer",
     "warm_start",
+    "with_rates",
 ]

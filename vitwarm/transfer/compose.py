@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from vitwarm.errors import UserError
 from vitwarm.selection import Selection
-from vitwarm.transfer.groups import block_of, select
+from vitwarm.transfer.groups import block_of, canonical, select
 from vitwarm.transfer.perturb import perturb
 from vitwarm.transfer.warm_start import TransferReport, read_source, require_fit, require_same_blocks, transfer
 from vitwarm.trunk import trunk_facts
@@ -117,13 +117,33 @@ def compose(
 
 
 def record_of(sources: Mapping[str, str | Path], report: TransferReport, **more: Any) -> dict[str, Any]:
-    """The provenance of a composition: each source's file and its SHA-256, and the tensors that came from any."""
-    files = {groups: read_source(source)[1] for groups, source in sources.items()}
-    hashes = {groups: hashlib.sha256(Path(file).read_bytes()).hexdigest() for groups, file in files.items()}
+    """The provenance of a composition.
+
+    Args:
+        sources: as in `compose`.
+        report: what it returned.
+        more: further facts to write down.
+
+    Returns:
+        For each selection the file that was read, its SHA-256, and the tensors that came from it.
+    """
+    origins = {}
+    for groups, source in sources.items():
+        tensors, file = read_source(source)
+        taken = set(select(tensors, groups, _depth(report)))
+        origins[groups] = {
+            "file": file,
+            "sha256": hashlib.sha256(Path(file).read_bytes()).hexdigest(),
+            "tensors": [own for own, name in canonical(report.copied).items() if name in taken],
+        }
     return {
-        "start": "composed",
-        "sources": {groups: {"file": file, "sha256": hashes[groups]} for groups, file in files.items()},
+        "start": "composed: " + ", ".join(f"{groups} of {o['file']}" for groups, o in origins.items()),
+        "sources": origins,
         "warmed_keys": report.copied,
         "fresh_keys": report.fresh,
         **more,
     }
+
+
+def _depth(report: TransferReport) -> int:
+    return 1 + max(b for n in [*report.copied, *report.fresh] if (b := block_of(n)) is not None)

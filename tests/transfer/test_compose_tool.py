@@ -1,0 +1,100 @@
+"""tools/compose.py: a folder that plain timm or transformers loads, its record, and one line for each mistake."""
+
+import hashlib
+import json
+import runpy
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+from test_warm_start import FACTS, NAME, SMALL, model, state
+from transformers import AutoModelForCausalLM
+
+from vitwarm.config import Config, ModelConfig
+from vitwarm.errors import UserError
+from vitwarm.transfer import export_gpt2, export_model
+from vitwarm.transfer.opening import open_model
+from vitwarm.trunk import build_decoder
+
+TOOL = Path(__file__).resolve().parents[2] / "tools/compose.py"
+main = runpy.run_path(str(TOOL))["main"]
+
+
+def compose_tool(*arguments):
+    done = subprocess.run([sys.executable, TOOL, *map(str, arguments)], capture_output=True, text=True)
+    return done.returncode, done.stdout + done.stderr
+
+
+@pytest.fixture
+def exports(tmp_path):
+    """Exports of three seeds of one model: a, b and the target t."""
+    vits = {}
+    for seed, name in enumerate("abt"):
+        vits[name] = model(seed)
+        config = Config(name="x", model=ModelConfig(name=NAME, num_classes=5, args=dict(SMALL)))
+        config.images.mean = [0.1, 0.2, 0.3]
+        export_model(vits[name], tmp_path / name, config, FACTS)
+    return vits
+
+
+def test_a_composed_timm_folder(exports, tmp_path):
+    code, said = compose_tool(
+        f"target={tmp_path / 't'}", f"out={tmp_path / 'out'}", f"attention={tmp_path / 'a'}",
+        f"mlp layers=last={tmp_path / 'b'}", "control.mlp=noise:0.5",
+    )  # fmt: skip
+    assert code == 0, said
+    loaded = timm.create_model(f"local-dir:{tmp_path / 'out'}", pretrained=True).eval()
+    assert loaded.pretrained_cfg["mean"] == [0.1, 0.2, 0.3] and loaded.num_classes == 5
+    held = {n: state(v) for n, v in exports.items()}
+    for name, tensor in loaded.state_dict().items():
+        noisy = name.startswith("blocks.2.mlp")
+        origin = "a" if ".attn." in name else "b" if noisy else "t"
+        assert torch.equal(tensor, held[origin][name]) != noisy, name
+    record = json.loads((tmp_path / "out/vitwarm.json").read_text())
+    from_b = record["sources"]["mlp layers=last"]
+    assert sorted(from_b["tensors"]) == sorted(n for n in held["b"] if n.startswith("blocks.2.mlp"))
+    assert from_b["sha256"] == hashlib.sha256((tmp_path / "b/model.safetensors").read_bytes()).hexdigest()
+    assert record["controls"] == {"mlp": "noise:0.5"} and record["trunk"]["depth"] == 3
+
+
+def test_a_composed_decoder_loads_in_transformers(tmp_path):
+    decoders = {name: build_decoder("2_4_16", 11, 8, "x", seed=seed) for seed, name in enumerate("ab")}
+    for name, decoder in decoders.items():
+        export_gpt2(decoder, tmp_path / name)
+    places = [f"target={tmp_path / 'a'}", f"out={tmp_path / 'out'}", f"mlp={tmp_path / 'b'}"]
+    main(places)
+    theirs = AutoModelForCausalLM.from_pretrained(tmp_path / "out").eval()
+    expected = decoders["a"].eval()
+    for own, other in zip(expected.blocks, decoders["b"].blocks, strict=True):
+        own.mlp.load_state_dict(other.mlp.state_dict())
+    tokens = torch.arange(8)[None]
+    torch.testing.assert_close(theirs(tokens).logits, expected(tokens))
+
+
+def test_a_fresh_target_shares_shapes_and_nothing_else(exports, tmp_path):
+    drawn, again = (open_model(str(tmp_path / "t"), fresh=True, seed=1).model.state_dict() for _ in range(2))
+    own = state(exports["t"])
+    assert all(torch.equal(drawn[n], again[n]) and drawn[n].shape == t.shape for n, t in own.items())
+    assert not torch.equal(drawn["pos_embed"], own["pos_embed"])
+    assert all(torch.equal(t, own[n]) for n, t in open_model(str(tmp_path / "t")).model.state_dict().items())
+
+
+def test_mistakes_end_in_one_line_and_write_nothing(exports, tmp_path):
+    export_model(model(0, num_heads=1), tmp_path / "one", Config(model=ModelConfig(name=NAME, num_classes=5)), FACTS)
+    t, out = f"target={tmp_path / 't'}", f"out={tmp_path / 'out'}"
+    for arguments, says in [
+        ([t, f"attention={tmp_path / 'a'}"], "no out"),
+        ([t, out], "no sources"),
+        ([t, out, f"attention={tmp_path / 'one'}"], "heads 1, the model's 3"),
+        ([t, out, f"atention={tmp_path / 'a'}"], "unknown tensor group 'atention'"),
+        ([f"target={tmp_path}", out, f"mlp={tmp_path / 'a'}"], "no model at"),
+        ([t, f"out={tmp_path / 'a'}", f"mlp={tmp_path / 'a'}"], "exists"),
+    ]:
+        with pytest.raises(UserError, match=says) as caught:
+            main(arguments)
+        assert "\n" not in str(caught.value) and not (tmp_path / "out").exists()
+    code, said = compose_tool(t, out, "mlp=/nowhere")
+    assert code == 2 and said.count("\n") == 1 and said.startswith("vitwarm: error: no weights at /nowhere")

@@ -1,0 +1,87 @@
+"""A model from a folder: a timm export or a GPT-2 of `transformers`, with what it takes to write it out again."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import nn
+
+from vitwarm.config import Config, ImagesConfig, ModelConfig
+from vitwarm.errors import UserError
+from vitwarm.transfer.export import export_model
+from vitwarm.transfer.folder import CONFIG, EXPORT, WARMUP, WEIGHTS
+from vitwarm.transfer.gpt2 import export_gpt2, read_gpt2
+from vitwarm.trunk import Decoder, build_decoder, build_model
+
+_COMPOSED = "composed"
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A model and the description that its export needs.
+
+    Attributes:
+        model: timm model or decoder.
+        config: what a recipe would say of it: name, arguments, preprocessing.
+    """
+
+    model: nn.Module
+    config: Config
+
+
+def open_model(place: str, *, fresh: bool = False, seed: int = 0) -> Opened:
+    """The model of a run, of an export, or of a GPT-2 folder; `timm:NAME` is a fresh one of timm.
+
+    Args:
+        place: folder, or `timm:NAME`.
+        fresh: draw new weights and leave those of the folder.
+        seed: root seed of fresh weights.
+
+    Raises:
+        UserError: no model there, or one that cannot be read.
+    """
+    if place.startswith("timm:"):
+        config = Config(name=_COMPOSED, seed=seed, model=ModelConfig(name=place.removeprefix("timm:")))
+        return Opened(build_model(config.model, _COMPOSED, seed=seed), config)
+    root = Path(place).expanduser()
+    folder = next((f for f in (root, root / EXPORT, root / WARMUP) if (f / CONFIG).is_file()), None)
+    if folder is None:
+        raise UserError(f"no model at {place}: expected {CONFIG} and {WEIGHTS}; give RUN/export, or timm:NAME")
+    try:
+        described = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+        if "architecture" in described:
+            return _open_timm(folder, described, fresh, seed)
+    except (OSError, ValueError, TypeError, AttributeError, RuntimeError, SafetensorError) as error:
+        raise UserError(f"{folder} holds no model that can be read ({str(error).splitlines()[0]})") from error
+    decoder = read_gpt2(folder)
+    if fresh:
+        facts = (str(decoder.size), decoder.vocab_size, decoder.n_positions)
+        decoder = build_decoder(*facts, _COMPOSED, seed=seed, tied=decoder.tied)
+    return Opened(decoder, Config(name=_COMPOSED, seed=seed))
+
+
+def _open_timm(folder: Path, described: dict[str, Any], fresh: bool, seed: int) -> Opened:
+    own = described.get("pretrained_cfg", {})
+    names = {"mean": "mean", "std": "std", "interpolation": "interpolation", "crop_pct": "eval_crop_pct"}
+    images = {ours: list(v) if isinstance(v := own[n], (list, tuple)) else v for n, ours in names.items() if n in own}
+    model = ModelConfig(described["architecture"], described["num_classes"], dict(described.get("model_args") or {}))
+    config = Config(name=_COMPOSED, seed=seed, model=model, images=ImagesConfig(**images))
+    vit = build_model(model, _COMPOSED, seed=seed)
+    if not fresh:
+        vit.load_state_dict(load_file(folder / WEIGHTS))
+    return Opened(vit, config)
+
+
+def write_model(opened: Opened, folder: Path, record: dict[str, Any]) -> None:
+    """A timm folder, or one of GPT-2 for `transformers`, with its provenance; it appears whole or not at all.
+
+    Raises:
+        OSError: full disk, no permission.
+    """
+    if isinstance(opened.model, Decoder):
+        export_gpt2(opened.model, folder, provenance=record)
+    else:
+        export_model(opened.model, folder, opened.config, {"recipe_hash": "none", "metrics": {}, **record})

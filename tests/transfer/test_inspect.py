@@ -1,0 +1,101 @@
+"""Inspection of a trunk, against attention by hand, NumPy's SVD, and trunks whose entropy is known."""
+
+import runpy
+from pathlib import Path
+
+import numpy as np
+import pytest
+import timm
+import torch
+from test_warm_start import FACTS, NAME, SMALL, model, trunk_file
+
+from vitwarm.config import Config, ModelConfig
+from vitwarm.errors import UserError
+from vitwarm.procedural import RuleStream, make_rule
+from vitwarm.transfer import compose, export_gpt2, export_model
+from vitwarm.transfer.inspect import inspect_trunk
+from vitwarm.trunk import SymbolStem, build_decoder
+
+DYCK = make_rule(name="dyck", k=4)
+main = runpy.run_path(str(Path(__file__).resolve().parents[2] / "tools/inspect_trunk.py"))["main"]
+
+
+def test_entropy_is_that_of_attention_by_hand():
+    vit = model(0)
+    with torch.no_grad():
+        vit.blocks[0].attn.qkv.weight.mul_(20)
+    found = inspect_trunk(vit, DYCK, rows=3, seed=5)
+    symbols = torch.from_numpy(RuleStream(DYCK, 5, "validation", 16).rows(0, 3).tokens)
+    with torch.no_grad():
+        x = vit.blocks[0].norm1(SymbolStem(vit, DYCK.vocab.size, 16, 5)(symbols))
+        q, k, _ = vit.blocks[0].attn.qkv(x).numpy().reshape(3, 17, 3, 3, 16).transpose(2, 0, 3, 1, 4)
+    logits = np.einsum("bhnk,bhmk->bhnm", q, k) / 16**0.5
+    p = np.exp(logits - logits.max(-1, keepdims=True))
+    p /= p.sum(-1, keepdims=True)
+    expected = (-(p * np.log(p)).sum(-1) / np.log(17)).mean((0, 2))
+    np.testing.assert_allclose(found.entropy[0], expected, rtol=1e-5)
+    assert expected.min() < 0.9
+    assert vit.blocks[0].attn.fused_attn == timm.create_model(NAME, **SMALL).blocks[0].attn.fused_attn
+
+
+def test_a_head_without_preferences_has_entropy_one_and_a_sharp_one_nearly_none():
+    for decoder in (False, True):
+        net = build_decoder("2_3_48", DYCK.vocab.size, 16, "x", seed=0) if decoder else model(0)
+        with torch.no_grad():
+            for block in net.blocks:
+                weight = block.attn.qkv.weight.view(3, 3, 16, 48)
+                weight[:2, 0] = 0  # head 0: all logits alike
+                block.attn.qkv.bias.zero_()
+                weight[:2, 1] = 3e3 * torch.randn(16, 48)
+        found = inspect_trunk(net, DYCK, rows=4, length=16)
+        np.testing.assert_allclose(found.entropy[:, 0], 1.0, atol=1e-5)
+        assert (found.entropy[:, 1] < 0.1).all()
+        assert inspect_trunk(net, DYCK, rows=4, length=16).lowest(2) == "heads=0:1+1:1"
+
+
+def test_spectra_and_sizes_are_numpys():
+    vit = model(0)
+    found = inspect_trunk(vit, DYCK, rows=2)
+    value = vit.blocks[1].attn.qkv.weight.detach().numpy()[96:]
+    np.testing.assert_allclose(found.spectrum["value"][1], np.linalg.svd(value, compute_uv=False), rtol=1e-4)
+    assert found.rms["value"][1] == pytest.approx(np.sqrt((value**2).mean()))
+    with torch.no_grad():
+        vit.blocks[2].mlp.fc2.weight.copy_(torch.outer(torch.randn(48), torch.randn(192)))
+        vit.blocks[0].attn.proj.weight.copy_(torch.linalg.qr(torch.randn(48, 48))[0])
+    again = inspect_trunk(vit, DYCK, rows=2)
+    assert again.effective_rank("MLP out")[2] == pytest.approx(1, abs=1e-3)
+    assert again.effective_rank("projection")[0] == pytest.approx(48, abs=1e-3)
+
+
+@pytest.mark.parametrize("name", ["eva02_tiny_patch14_224", "vit_small_patch16_dinov3", "deit3_small_patch16_224"])
+def test_other_families(name):
+    more = {"img_size": 28, "patch_size": 7} if "eva" in name else {}
+    assert inspect_trunk(model(0, name, **more), DYCK, rows=2).entropy.shape == (3, 3)
+
+
+def test_the_heads_it_names_can_be_kept_alone(tmp_path):
+    source, target = model(0), model(1)
+    lowest = inspect_trunk(source, DYCK, rows=4).lowest(2)
+    report = compose(target, {lowest: trunk_file(tmp_path / "s.safetensors", source)})
+    same = (target.blocks[0].attn.qkv.weight == source.blocks[0].attn.qkv.weight).float().mean().item()
+    assert report.copied and same == pytest.approx(lowest.count("0:") / 3, abs=0.01)
+
+
+def test_the_tool(tmp_path, capsys):
+    config = Config(model=ModelConfig(name=NAME, num_classes=5, args=dict(SMALL)))
+    for seed in range(2):
+        export_model(model(seed), tmp_path / f"e{seed}", config, FACTS)
+    page = tmp_path / "pages/page.png"
+    main([f"export={tmp_path / 'e0'}", f"vs={tmp_path / 'e1'}", "k=4", "lowest=3", "--png", str(page)])
+    said = capsys.readouterr().out
+    assert said.count("lowest entropy: heads=") == 2 and page.read_bytes()[:4] == b"\x89PNG"
+    export_gpt2(build_decoder("2_4_16", 11, 8, "x", seed=0), tmp_path / "gpt2")
+    for arguments, says in [
+        ([f"export={tmp_path / 'gpt2'}", "k=16"], "name the rule that it learnt"),
+        ([f"export={tmp_path / 'e0'}", "rule=dick"], "dick"),
+        ([f"export={tmp_path / 'e0'}", "k=4", "length=7"], "length"),
+        ([f"export={tmp_path}"], "no model at"),
+        (["vs=x"], "write export="),
+    ]:
+        with pytest.raises(UserError, match=says):
+            main(arguments)

@@ -1,0 +1,128 @@
+"""What a warm-up left in a trunk: attention entropy of each head, size and spectrum of each block's matrices."""
+
+import math
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from vitwarm.errors import UserError
+from vitwarm.procedural import Rule, RuleStream
+from vitwarm.trunk import Decoder, SymbolStem, Trunk, token_grid
+
+MATRICES = ("query", "key", "value", "projection", "MLP in", "MLP out")
+
+
+@dataclass
+class Inspection:
+    """Numbers of one trunk; L blocks, H heads.
+
+    Attributes:
+        entropy: (L, H) mean entropy of attention rows over the most that a row can have: 0 sees one token, 1 all alike.
+        rms: matrix -> (L,) root mean square of its entries.
+        spectrum: matrix -> L arrays of singular values, falling.
+        gains: norm -> (L,) mean weight.
+    """
+
+    entropy: np.ndarray
+    rms: dict[str, np.ndarray] = field(default_factory=dict)
+    spectrum: dict[str, list[np.ndarray]] = field(default_factory=dict)
+    gains: dict[str, np.ndarray] = field(default_factory=dict)
+
+    def effective_rank(self, matrix: str) -> np.ndarray:
+        """(L,) exp of the entropy of the normalised singular values (Roy and Vetterli 2007): 1 to the width."""
+        shares = [s / s.sum() for s in self.spectrum[matrix]]
+        return np.array([math.exp(-sum(p * math.log(p) for p in share if p > 0)) for share in shares])
+
+    def lowest(self, count: int) -> str:
+        """The `heads=` selection of the heads with the least entropy."""
+        heads = np.argsort(self.entropy, axis=None, kind="stable")[:count]
+        pairs = sorted(divmod(int(h), self.entropy.shape[1]) for h in heads)
+        return "heads=" + "+".join(f"{block}:{head}" for block, head in pairs)
+
+
+@torch.no_grad()
+def inspect_trunk(
+    model: nn.Module, rule: Rule, *, length: int | None = None, rows: int = 64, seed: int = 0
+) -> Inspection:
+    """Look into a trunk, with held-out rows of a rule for the attention.
+
+    A ViT reads them through the warm-up's frozen stem of that seed, a decoder through its own tokens and positions. A
+    row that attends to n tokens has at most ln n nats; a decoder's first row, which sees one token, is left out.
+
+    Args:
+        model: timm model or decoder.
+        rule: whose validation rows are read.
+        length: tokens of a row; None is a ViT's grid, a decoder's positions.
+        rows: how many.
+        seed: root seed of the rows and the stem.
+
+    Raises:
+        UserError: a rule that does not fit the model, or blocks without the usual attention and MLP.
+    """
+    Trunk(model)
+    parts = [_matrices(block) for block in model.blocks]
+    decoder = isinstance(model, Decoder)
+    length = length or (model.n_positions if decoder else math.prod(token_grid(model)))
+    try:
+        symbols = torch.from_numpy(RuleStream(rule, seed, "validation", length).rows(0, rows).tokens)
+    except ValueError as error:
+        raise UserError(f"rule: {error}; set length=") from error
+    if decoder and (rule.vocab.size > model.vocab_size or length > model.n_positions):
+        raise UserError(
+            f"the rule has {rule.vocab.size} symbols in rows of {length}, the decoder {model.vocab_size} tokens and "
+            f"{model.n_positions} positions; name the rule that it learnt"
+        )
+    with _watched(model) as seen:
+        model.eval()
+        if decoder:
+            model(symbols)
+        else:
+            Trunk(model)(SymbolStem(model, rule.vocab.size, length, seed)(symbols))
+    found = Inspection(np.stack([_entropy(a, decoder) for a in seen]))
+    for name in MATRICES:
+        weights = [part[name].float() for part in parts]
+        found.rms[name] = np.array([w.square().mean().sqrt().item() for w in weights])
+        found.spectrum[name] = [torch.linalg.svdvals(w).numpy() for w in weights]
+    for name in ("norm1", "norm2"):
+        gains = [getattr(getattr(block, name, None), "weight", None) for block in model.blocks]
+        if all(g is not None for g in gains):
+            found.gains[name] = np.array([g.mean().item() for g in gains])
+    return found
+
+
+def _matrices(block: nn.Module) -> dict[str, Tensor]:
+    """The six matrices of a block; a gated MLP's gate and value count as one."""
+    own = {n: p for n, p in block.named_parameters() if p.ndim == 2}
+    inputs = [own[n] for n in ("attn.q_proj.weight", "attn.k_proj.weight", "attn.v_proj.weight") if n in own]
+    if not inputs and "attn.qkv.weight" in own:
+        inputs = list(own["attn.qkv.weight"].chunk(3))
+    into = [own[n] for n in own if n.startswith("mlp.fc1")]
+    out = [own[n] for n in ("attn.proj.weight", "mlp.fc2.weight") if n in own]
+    if len(inputs) != 3 or not into or len(out) != 2:
+        raise UserError(f"a {type(block).__name__} has no attention and MLP of the usual kind to look into")
+    return dict(zip(MATRICES, (*inputs, out[0], torch.cat(into), out[1]), strict=True))
+
+
+@contextmanager
+def _watched(model: nn.Module) -> Iterator[list[Tensor]]:
+    """(B, H, N, N) attention of each block, as the model computes it: fused kernels keep it to themselves."""
+    seen: list[Tensor] = []
+    with ExitStack() as held:
+        for block in model.blocks:
+            fused, block.attn.fused_attn = block.attn.fused_attn, False
+            held.callback(setattr, block.attn, "fused_attn", fused)
+            hook = block.attn.attn_drop.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].detach()))
+            held.callback(hook.remove)
+        yield seen
+
+
+def _entropy(attention: Tensor, causal: bool) -> np.ndarray:
+    """(B, H, N, N) to (H,)."""
+    size = attention.shape[-1]
+    visible = torch.arange(1, size + 1) if causal else torch.full((size,), size)
+    rows = -torch.xlogy(attention, attention).sum(-1) / visible.clamp(min=2).log()
+    return rows[..., 1 if causal else 0 :].mean((0, 2)).numpy()

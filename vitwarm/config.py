@@ -23,7 +23,7 @@ def key(default: Any, help: str, within: str | None = None, count: int | None = 
 Objective = Literal["masked", "next_token", "next_state"]
 AlgorithmicTask = Literal["haystack", "addition", "reversed_addition", "multiplication", "sorting"]
 TextTask = Literal["language", "mathematics", "cola", "sst2", "mrpc", "qqp", "mnli", "qnli", "rte", "wnli"]
-Init = Literal["default", "mimetic", "mimetic_as_published", "conditioned", "impulse"]
+Init = Literal["default", "mimetic", "mimetic_as_published", "mimetic_value", "conditioned", "impulse"]
 INITS = get_args(Init)
 
 

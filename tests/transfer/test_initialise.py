@@ -11,7 +11,7 @@ from vitwarm.errors import UserError
 from vitwarm.recipe import load_recipe
 from vitwarm.run import build
 from vitwarm.transfer import group_of, initialise
-from vitwarm.trunk import build_model
+from vitwarm.trunk import build_decoder, build_model
 
 RIVALS = [name for name in INITS if name != "default"]
 SMALL = {"img_size": 32, "patch_size": 8, "embed_dim": 48, "depth": 2, "num_heads": 3}
@@ -117,6 +117,24 @@ def test_impulse_heads_attend_to_one_neighbour(arguments):
     rows = model.blocks[0].attn.qkv.weight.detach().reshape(3, 3, 64, width)
     torch.testing.assert_close(rows[:2].norm(dim=(-1, -2)), torch.full((2, 3), 7.0))
     assert output_map(model.blocks[0].attn).diagonal().mean().item() == pytest.approx(-0.40, abs=0.01)
+
+
+@pytest.mark.parametrize("decoder", [False, True])
+def test_mimetic_value_is_the_written_formula(decoder):
+    if decoder:
+        before, model = (build_decoder("2_4_192", 11, 8, "x", seed=0) for _ in range(2))
+        initialise(model, "mimetic_value", seed=0)
+    else:
+        before, model = (made(init, **TINY) for init in ("default", "mimetic_value"))
+    eye, beta = torch.eye(192), 0.05
+    for old, block in zip(before.blocks, model.blocks, strict=True):
+        query, key, value = block.attn.qkv.weight.detach().chunk(3)
+        assert torch.equal(torch.cat([query, key]), old.attn.qkv.weight[: 2 * 192])
+        for weight, sign in ((value, 1), (block.attn.proj.weight.detach(), -1)):
+            noise = weight - sign * beta**0.5 * eye
+            assert noise.std().item() == pytest.approx(0.01, rel=0.03) and abs(noise.mean().item()) < 3e-4
+        diagonal = output_map(block.attn).diagonal()
+        assert diagonal.mean().item() == pytest.approx(-beta, abs=0.002)
 
 
 def test_impulse_enlarges_the_positions_and_nothing_else_of_the_stem():

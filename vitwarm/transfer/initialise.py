@@ -5,6 +5,7 @@
 | `mimetic` | Wq Wk^T is 0.7 Z + 0.7 I at rank k | x -> V -> projection is 0.4 Z - 0.4 I | arXiv 2305.09828 |
 | `mimetic_as_published` | the same with 0.4 Z + 0.4 I | the factors not transposed for timm | copies of its code |
 | `conditioned` | semi-orthogonal | V is the identity; projection untouched | OpenReview cKNOCYPo2W |
+| `mimetic_value` | untouched | V is sqrt(0.05) I, projection its negative, noise 0.01 | modded-nanogpt, record 64 |
 | `impulse` | a position attends to one neighbour on the grid | as `mimetic` | arXiv 2505.19985, its code |
 
 Z has entries N(0, 1/D). Attention biases become 0. All else keeps the weights that the model came with: norms, MLPs,
@@ -29,6 +30,7 @@ from vitwarm.trunk import Trunk, token_grid
 
 QUERY_KEY, VALUE_PROJECTION = 0.7, 0.4  # share of the noise and of the identity alike
 QUERY_KEY_AS_PUBLISHED = 0.4
+VALUE_BETA, VALUE_NOISE = 0.05, 0.01  # of a language model: x -> V -> projection is -0.05 I, and noise
 
 # The constants of the impulse initialisation's code. Head h takes shift h, and the list starts over after the ninth.
 SHIFTS = ((0, 0), (-1, 0), (0, 1), (0, -1), (1, 0), (-1, -1), (-1, 1), (1, -1), (1, 1))  # (rows, columns)
@@ -94,6 +96,8 @@ def initialise(model: nn.Module, name: str, *, seed: int) -> nn.Module:
         rng = keyed_rng(seed, "init", stream, number)
         if name == "conditioned":
             _conditioned(layer, rng)
+        elif name == "mimetic_value":
+            _mimetic_value(layer, rng)
         elif positions is not None:
             _impulse(layer, rng, positions, token_grid(model))
         else:
@@ -145,6 +149,17 @@ def _mimetic_output(layer: Attention, rng: np.random.Generator, transposed: bool
     left, right = _factors(rng, len(layer.value), VALUE_PROJECTION, -VALUE_PROJECTION)
     layer.value.copy_(left.T if transposed else left)
     layer.projection.copy_(right.T if transposed else right)
+
+
+def _mimetic_value(layer: Attention, rng: np.random.Generator) -> None:
+    """Value and projection of opposite identities, as found to help a language model (modded-nanogpt, record 64).
+
+    There each head has V = sqrt(b) I and O = -sqrt(b) I on its own channels, with normal noise; b = 0.05, sd 0.01.
+    """
+    eye = np.eye(len(layer.value), dtype=np.float32)
+    for weight, sign in ((layer.value, 1), (layer.projection, -1)):
+        noise = VALUE_NOISE * rng.standard_normal(eye.shape, dtype=np.float32)
+        weight.copy_(torch.from_numpy(sign * VALUE_BETA**0.5 * eye + noise))
 
 
 def _factors(rng: np.random.Generator, width: int, noise: float, identity: float) -> tuple[Tensor, Tensor]:

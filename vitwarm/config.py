@@ -85,6 +85,9 @@ class WarmupConfig(OptimConfig):
         None, "tokens (next_state: states) a sequence; null is a ViT's token grid, a decoder's positions", "[1, inf)"
     )
     mask_prob: float = key(0.5, "probability that a token which the rule lets be asked for is masked", "(0, 1]")
+    middle_runs: int = key(
+        1, "masked: how often in a row the middle one of three blocks runs (compact core)", "[1, inf)"
+    )
     val_rows: int = key(1024, "sequences of the validation stream in one evaluation", "[1, inf)")
     eval_every: int = key(1000, "steps between evaluations; the last step is always evaluated", "[1, inf)")
 
@@ -95,6 +98,9 @@ class TransferConfig:
 
     groups: list[str] = key(
         ["trunk"], "what to copy: trunk, attention, mlp, norm, stem, head; layers=last:4 and heads=0 narrow it"
+    )
+    fit: Literal["exact", "select", "expand"] = key(
+        "exact", "given weights of another size: select a part of a larger trunk, expand a compact core; exact refuses"
     )
     sources: dict[str, Any] = key({}, "several sources in place of init_from, by their groups: {attention: A, mlp: B}")
     controls: dict[str, Any] = key({}, "by groups, what spoils a source's tensors: shuffle, gaussian, noise:S, scale:F")

@@ -53,7 +53,7 @@ from vitwarm.transfer import (
     read_source,
 )
 from vitwarm.transfer.perturb import describe
-from vitwarm.transfer.warm_start import EXPORT, WARMUP, require_same_blocks
+from vitwarm.transfer.warm_start import EXPORT, WARMUP, fitted
 from vitwarm.trunk import Decoder, build_model, configured_decoder
 
 _DISTRIBUTED = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU, DistributedType.FSDP)
@@ -290,7 +290,7 @@ def _given_parts(config: Config, fresh: nn.Module) -> list[Part]:
     parts = []
     for groups, source in several or [(config.transfer.groups, config.init_from)]:
         tensors, found = _tensors_of(config, source)
-        require_same_blocks(fresh, found)
+        tensors = fitted(fresh, tensors, found, config.transfer.fit, seed=config.seed)
         parts.append(Part(groups, tensors, found))
     return parts
 

@@ -27,13 +27,21 @@ class WarmupModel(nn.Module):
         vocab_size: K.
         length: N.
         seed: root seed of the stem's frozen tables and of the head's fresh weights.
-        grad_checkpointing: see `Trunk`.
+        grad_checkpointing, middle_runs: see `Trunk`.
     """
 
-    def __init__(self, vit: nn.Module, vocab_size: int, length: int, seed: int, grad_checkpointing: bool = False):
+    def __init__(
+        self,
+        vit: nn.Module,
+        vocab_size: int,
+        length: int,
+        seed: int,
+        grad_checkpointing: bool = False,
+        middle_runs: int = 1,
+    ):
         super().__init__()
         self.stem = SymbolStem(vit, vocab_size, length, seed)
-        self.trunk = Trunk(vit, grad_checkpointing)
+        self.trunk = Trunk(vit, grad_checkpointing, middle_runs)
         self.head = nn.Linear(self.trunk.width, vocab_size)
         generator = torch.Generator().manual_seed(int(keyed_rng(seed, "init", "warmup", "head").integers(2**63)))
         nn.init.trunc_normal_(self.head.weight, std=0.02, generator=generator)
@@ -123,7 +131,8 @@ class WarmupStage(RuleStage):
     """The masked objective: closers, outputs, whatever the rule scores, hidden at random and to be named."""
 
     def build(self, config: Config) -> nn.Module:
-        model = WarmupModel(self.vit, self.rule.vocab.size, self.length, config.seed, config.model.grad_checkpointing)
+        sizes = self.rule.vocab.size, self.length, config.seed
+        model = WarmupModel(self.vit, *sizes, config.model.grad_checkpointing, config.warmup.middle_runs)
         self.tokens_per_sample = self.length + model.stem.num_prefix_tokens
         return model
 

@@ -8,6 +8,7 @@ from vitwarm.transfer.groups import GROUPS, canonical, group_of, select
 from vitwarm.transfer.initialise import initialise
 from vitwarm.transfer.perturb import perturb
 from vitwarm.transfer.rates import freeze, with_rates
+from vitwarm.transfer.resize import resize
 from vitwarm.transfer.warm_start import (
     TransferReport,
     read_source,
@@ -36,6 +37,7 @@ __all__ = [
     "read_source",
     "require_fit",
     "require_same_blocks",
+    "resize",
     "select",
     "transfer",
     "warm_start",

@@ -3,7 +3,7 @@
 import contextlib
 import json
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -14,10 +14,14 @@ from torch import Tensor, nn
 
 from vitwarm.errors import UserError
 from vitwarm.selection import GROUPS, Selection
+from vitwarm.transfer.core import CORE
 from vitwarm.transfer.folder import CONFIG, EXPORT, PROVENANCE, WARMUP, WEIGHTS
 from vitwarm.transfer.gpt2 import from_gpt2, gpt2_facts, is_gpt2
 from vitwarm.transfer.groups import block_of, canonical, group_of, head_mask, select
+from vitwarm.transfer.resize import resize
 from vitwarm.trunk import Trunk, trunk_facts
+
+PACKAGED = "vitwarm:core"  # the compact core inside the package, as a source
 
 
 @dataclass
@@ -56,7 +60,7 @@ class TransferReport:
 
 
 def read_source(source: str | Path) -> tuple[dict[str, Tensor], str]:
-    """Tensors of a run (its warmed model, else its export), an export, a checkpoint or a .safetensors file.
+    """Tensors of a run (its warmed model, else its export), an export, a checkpoint or a file; or `vitwarm:core`.
 
     Returns:
         ({canonical name: tensor}, the file that was read).
@@ -64,7 +68,7 @@ def read_source(source: str | Path) -> tuple[dict[str, Tensor], str]:
     Raises:
         UserError: nothing readable there.
     """
-    path = Path(source).expanduser()
+    path = CORE if source == PACKAGED else Path(source).expanduser()
     candidates = [path] if path.is_file() else [path / WARMUP / WEIGHTS, path / WEIGHTS, path / EXPORT / WEIGHTS]
     found = next((c for c in candidates if c.is_file()), None)
     if found is None:
@@ -137,19 +141,29 @@ def transfer(
     return report
 
 
-def warm_start(model: nn.Module, source: str | Path, groups: Sequence[str] = ("trunk",)) -> TransferReport:
+def warm_start(
+    model: nn.Module,
+    source: str | Path | None = None,
+    groups: Sequence[str] = ("trunk",),
+    *,
+    fit: str = "exact",
+    seed: int = 0,
+) -> TransferReport:
     """Put the warmed trunk of a run, export or safetensors file into a timm model that you already have.
 
     The model changes in place, or not at all. Class token, patch embedding, positions and head stay as they are.
 
         model = timm.create_model("vit_tiny_patch16_224", num_classes=10)
         print(vitwarm.warm_start(model, "runs/vit_t_proc1pct-seed0"))
+        print(vitwarm.warm_start(model))  # the core of the package, expanded: any ViT from Tiny on
 
     Args:
-        model: any supported timm model of the source's width and depth.
-        source: folder of a run, an export or a checkpoint, or a .safetensors file.
+        model: any supported timm model; under `fit="exact"` of the source's width and depth.
+        source: folder of a run, an export or a checkpoint, or a .safetensors file; None is the package's compact core.
         groups: what to copy: `trunk`, or a part of it (`attention`, `mlp`, `norm`, `layers=last:4`), `stem`, `head`;
             see `vitwarm.selection`.
+        fit: `exact`; `select` a part of a larger source; `expand` a core (see `vitwarm.transfer.resize`).
+        seed: root seed of what an expansion adds.
 
     Returns:
         What was copied and what stays fresh.
@@ -157,8 +171,8 @@ def warm_start(model: nn.Module, source: str | Path, groups: Sequence[str] = ("t
     Raises:
         UserError: nothing to read, nothing to copy, or tensors that do not fit; then the model is unchanged.
     """
-    tensors, found = read_source(source)
-    require_same_blocks(model, found)
+    tensors, found = read_source(source or PACKAGED)
+    tensors = fitted(model, tensors, found, fit if source else "expand", seed=seed)
     report = transfer(model, tensors, source=found, groups=groups)
     require_fit(report, groups)
     return report
@@ -174,6 +188,26 @@ def require_same_blocks(model: nn.Module, found: str | Path) -> None:
                 f"{found} does not fit the model: its trunk has {fact} {theirs[fact]}, the model's {ours}; "
                 "width, depth, heads and block type must be equal"
             )
+
+
+def fitted(model: nn.Module, tensors: dict[str, Tensor], found: str, fit: str, *, seed: int) -> Mapping[str, Tensor]:
+    """A source's tensors as they go into the model: as they are, which demands equal blocks, or resized.
+
+    Args:
+        model: timm model or decoder.
+        tensors: {canonical name: tensor}.
+        found: the file that they were read from.
+        fit: `exact`, `select` or `expand`; see `resize`.
+        seed: root seed of what `expand` adds.
+
+    Raises:
+        UserError: they do not fit.
+    """
+    if fit == "exact":
+        require_same_blocks(model, found)
+        return tensors
+    Trunk(model)
+    return resize(tensors, model, fit, heads=_facts_beside(Path(found)).get("heads"), seed=seed)
 
 
 def _facts_beside(weights: Path) -> dict[str, str | int]:

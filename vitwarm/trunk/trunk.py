@@ -110,11 +110,16 @@ class Trunk(nn.Module):
     Tensor names are the same for every source: `norm_pre.*`, `blocks.N.*`, `norm.*`, whichever of `norm` and
     `fc_norm` is real in the model. Rotary models run without rotation here: symbols have no place on the image grid.
 
+    Args:
+        model: timm model, or a decoder.
+        grad_checkpointing: recompute each block in the backward pass.
+        middle_runs: how often in a row the middle one of three blocks runs, always with the same weights.
+
     Raises:
-        UserError: the model's family is not supported; the message says why.
+        UserError: the model's family is not supported; the message says why. Not three blocks, where one is to repeat.
     """
 
-    def __init__(self, model: nn.Module, grad_checkpointing: bool = False):
+    def __init__(self, model: nn.Module, grad_checkpointing: bool = False, middle_runs: int = 1):
         super().__init__()
         if reason := refusal(model):
             raise UserError(
@@ -126,12 +131,15 @@ class Trunk(nn.Module):
         self.norm = getattr(model, final_norm_name(model))
         self.width: int = model.embed_dim
         self.grad_checkpointing = grad_checkpointing
+        if middle_runs > 1 and len(self.blocks) != 3:
+            raise UserError(f"warmup.middle_runs repeats the middle of three blocks; the model has {len(self.blocks)}")
+        self.order = [0, *[1] * middle_runs, 2] if middle_runs > 1 else list(range(len(self.blocks)))
 
     def forward(self, x: Tensor, *, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
         """(B, N, D) tokens to (B, N, D) normalised features; arguments as in `run_blocks`."""
         x = self.norm_pre(x)
         x = run_blocks(
-            self.blocks,
+            [self.blocks[i] for i in self.order],
             x,
             attn_mask=attn_mask,
             is_causal=is_causal,

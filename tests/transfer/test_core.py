@@ -1,0 +1,100 @@
+"""The core inside the package: what it is, that it can be made again, and that any plain ViT starts from it."""
+
+import hashlib
+import json
+
+import pytest
+import timm
+import torch
+from safetensors.torch import load_file
+from test_warm_start import FACTS, SMALL, model, state
+
+import vitwarm
+from vitwarm.config import Config, ModelConfig
+from vitwarm.errors import UserError
+from vitwarm.recipe import load_recipe
+from vitwarm.run import build, run
+from vitwarm.transfer import export_model, group_of
+from vitwarm.transfer.core import CORE, MAX_BYTES, pack_core
+from vitwarm.trunk import Trunk
+
+TINY = [
+    "run.workers=0",
+    "warmup.global_batch=8",
+    "warmup.val_rows=8",
+    "warmup.eval_every=2",
+    "warmup.lr_warmup=1 steps",
+]
+
+
+def test_the_shipped_core_is_whole_small_and_says_where_it_comes_from():
+    weights = CORE / "model.safetensors"
+    record = json.loads((CORE / "vitwarm.json").read_text())
+    assert weights.stat().st_size <= MAX_BYTES
+    assert hashlib.sha256(weights.read_bytes()).hexdigest() == record["sha256"]
+    assert record["recipe"] == "core_vit_small" and record["metrics"]["accuracy"] > 0.5
+    assert record["trunk"] == {"block": "Block", "width": 192, "depth": 3, "heads": 3}
+    assert all(group_of(n) not in ("stem", "head") for n in load_file(weights))
+
+
+@pytest.mark.parametrize(("name", "more"), [
+    ("vit_tiny_patch16_224", {"depth": 4}),
+    ("vit_small_patch16_224", {"depth": 3, "img_size": 32, "patch_size": 8, "global_pool": "avg"}),
+    ("deit3_small_patch16_224", {"depth": 5}),
+    ("vit_tiny_patch16_224", {"embed_dim": 320, "num_heads": 4, "depth": 4}),
+])  # fmt: skip
+def test_one_line_starts_any_plain_vit(name, more):
+    vit = timm.create_model(name, num_classes=3, **more)
+    before = state(vit)
+    report = vitwarm.warm_start(vit)
+    assert all(torch.equal(t, before[n]) == (n in report.fresh) for n, t in vit.state_dict().items())
+    assert {n for n in report.fresh if group_of(n) not in ("stem", "head")} == {n for n in before if ".ls" in n}
+    assert Trunk(vit)(torch.randn(1, 5, vit.embed_dim)).isfinite().all()
+
+
+def test_a_core_is_packed_from_an_export(tmp_path):
+    config = Config(model=ModelConfig(name="deit_tiny_patch16_224", num_classes=5, args=dict(SMALL)))
+    source = model(0)
+    export_model(source, tmp_path / "export", config, FACTS)
+    record = pack_core(tmp_path / "export", tmp_path / "core")
+    target = model(1, embed_dim=96, num_heads=6, depth=4)
+    vitwarm.warm_start(target, tmp_path / "core", fit="expand")
+    assert torch.equal(target.blocks[3].norm1.weight, source.blocks[2].norm1.weight.half().float().repeat(2))
+    assert record["sha256"] == hashlib.sha256((tmp_path / "core/model.safetensors").read_bytes()).hexdigest()
+    export_model(model(0, depth=4), tmp_path / "four", config, FACTS)
+    for place, says in [(tmp_path / "four", "three blocks"), (tmp_path, "no export with")]:
+        with pytest.raises(UserError, match=says):
+            pack_core(place, tmp_path / "no")
+    assert not (tmp_path / "no").exists()
+
+
+def test_the_middle_block_runs_several_times():
+    vit = model(0)
+    x = torch.randn(2, 5, 48)
+    with torch.no_grad():
+        y = x
+        for i in (0, 1, 1, 1, 2):
+            y = vit.blocks[i](y)
+        assert torch.equal(Trunk(vit, middle_runs=3)(x), vit.norm(y))
+        assert torch.equal(Trunk(vit)(x), vit.norm(vit.blocks(x)))
+    with pytest.raises(UserError, match="the middle of three blocks; the model has 4"):
+        Trunk(model(0, depth=4), middle_runs=2)
+
+
+def test_a_core_recipe_ends_in_a_core(tmp_path):
+    run(load_recipe(["recipe=core_vit_small", "warmup.budget=2 steps", f"run.dir={tmp_path / 'run'}", *TINY]))
+    pack_core(tmp_path / "run/export", tmp_path / "core")
+    vitwarm.warm_start(timm.create_model("vit_tiny_patch16_224", depth=5), tmp_path / "core", fit="expand")
+
+
+def test_a_recipe_starts_from_the_core_and_says_so():
+    recipe = ["recipe=digits_default", "model.name=vit_tiny_patch16_224", "init_from=vitwarm:core", "run.workers=0"]
+    args = "model.args={img_size: 32, patch_size: 8, embed_dim: 192, depth: 4, num_heads: 3}"
+    parts = build(load_recipe([*recipe, args, "images.size=32", "transfer.fit=expand"]), 1, True)
+    assert parts.given.source.endswith("core_vit/model.safetensors") and len(parts.given.copied) == 12 * 4 + 2
+    with pytest.raises(UserError, match="depth 3"):
+        build(load_recipe([*recipe, args, "images.size=32"]), 1, True)
+    with pytest.raises(UserError, match="about given weights"):
+        load_recipe(["recipe=digits_proc", "transfer.fit=expand"])
+    with pytest.raises(UserError, match="for warmup.objective=masked"):
+        load_recipe(["recipe=haystack_set", "warmup.middle_runs=2"])

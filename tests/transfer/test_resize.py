@@ -1,0 +1,171 @@
+"""Selecting from a larger trunk and expanding a core: the written formulas, and what the results compute."""
+
+import sys
+
+import numpy as np
+import pytest
+import timm
+import torch
+from test_warm_start import model, state
+
+from vitwarm.errors import UserError
+from vitwarm.transfer import group_of, resize, transfer
+from vitwarm.transfer.resize import every
+from vitwarm.trunk import Trunk, build_decoder
+
+CORE = {"embed_dim": 48, "depth": 3, "num_heads": 3}
+
+
+def noiseless(monkeypatch):
+    monkeypatch.setattr(sys.modules["vitwarm.transfer.resize"], "NOISE", 0.0)
+
+
+# Weight selection
+
+
+def test_every_takes_a_stride_where_it_divides_and_spreads_where_it_does_not():
+    assert every(8, 4).tolist() == [0, 2, 4, 6] and every(6, 6).tolist() == list(range(6))
+    assert every(7, 3).tolist() == [0, 3, 6] and every(10, 4).tolist() == [0, 3, 6, 9]
+
+
+@pytest.mark.parametrize("width", [24, 36])
+def test_selection_is_the_written_formula(width):
+    source, target = model(0, depth=4), model(1, embed_dim=width, depth=2, num_heads=3)
+    made = resize(state(source), target, "select", heads=None, seed=0)
+    taken, hidden = every(48, width), every(192, 4 * width)
+    for block in range(2):
+        own = {
+            n.removeprefix(f"blocks.{block}."): t.numpy() for n, t in state(source).items() if f"blocks.{block}." in n
+        }
+        got = {
+            n.removeprefix(f"blocks.{block}."): t.numpy() for n, t in made.items() if n.startswith(f"blocks.{block}.")
+        }
+        qkv = own["attn.qkv.weight"].reshape(3, 48, 48)[:, taken][:, :, taken].reshape(3 * width, width)
+        np.testing.assert_array_equal(got["attn.qkv.weight"], qkv)
+        np.testing.assert_array_equal(got["mlp.fc1.weight"], own["mlp.fc1.weight"][np.ix_(hidden, taken)])
+        np.testing.assert_array_equal(got["mlp.fc2.weight"], own["mlp.fc2.weight"][np.ix_(taken, hidden)])
+        np.testing.assert_array_equal(got["norm2.weight"], own["norm2.weight"][taken])
+    report = transfer(target, made, source="it")
+    assert set(report.copied) == {n for n in state(target) if group_of(n) in ("attention", "mlp", "norm")}
+
+
+def test_selecting_from_a_smaller_trunk_is_refused():
+    with pytest.raises(UserError, match="takes a part of larger weights"):
+        resize(state(model(0)), model(1, embed_dim=96), "select", heads=None, seed=0)
+    with pytest.raises(UserError, match="too few to take"):
+        resize(state(model(0)), model(1, depth=4), "select", heads=None, seed=0)
+
+
+# Compact core
+
+
+@pytest.mark.parametrize("depth", [3, 4, 7])
+def test_at_its_own_width_a_core_is_copied_to_first_middle_and_last(depth):
+    core, target = model(0, **CORE), model(1, **CORE | {"depth": depth})
+    made = resize(state(core), target, "expand", heads=3, seed=0)
+    for i in range(depth):
+        origin = 0 if i == 0 else 2 if i == depth - 1 else 1
+        for name, tensor in core.blocks[origin].state_dict().items():
+            assert torch.equal(made[f"blocks.{i}.{name}"], tensor), (i, name)
+    assert torch.equal(made["norm.weight"], core.norm.weight)
+
+
+def test_expanded_heads_attend_as_the_cores_do_and_outputs_keep_their_size(monkeypatch):
+    """On tokens that are copies side by side; r copies agree here, so queries and keys are sqrt(r) times as large."""
+    noiseless(monkeypatch)
+    core, target = model(0, **CORE), model(1, embed_dim=96, depth=3, num_heads=6)
+    target.load_state_dict(state(target) | resize(state(core), target, "expand", heads=3, seed=0), strict=True)
+    x = torch.randn(2, 7, 48)
+    with torch.no_grad():
+        small = core.blocks[1].attn.qkv(core.blocks[1].norm1(x)) - core.blocks[1].attn.qkv.bias
+        large = (
+            target.blocks[1].attn.qkv(target.blocks[1].norm1(torch.cat([x, x], -1))) - target.blocks[1].attn.qkv.bias
+        )
+    small, large = small.reshape(2, 7, 3, 3, 16), large.reshape(2, 7, 3, 6, 16)
+    for head in range(6):
+        torch.testing.assert_close(large[:, :, :, head], 2**0.5 * small[:, :, :, head % 3])
+    with torch.no_grad():  # copies that agree are averaged on the way out
+        values = torch.randn(5, 48)
+        torch.testing.assert_close(
+            target.blocks[1].attn.proj(torch.cat([values, values], -1)), core.blocks[1].attn.proj(values).repeat(1, 2)
+        )
+        hidden = torch.randn(5, 192)
+        torch.testing.assert_close(
+            target.blocks[1].mlp.fc2(torch.cat([hidden, hidden], -1)), core.blocks[1].mlp.fc2(hidden).repeat(1, 2)
+        )
+
+
+@pytest.mark.parametrize("width", [48, 96, 144])
+def test_what_a_block_adds_to_independent_tokens_is_as_large_at_every_width(width):
+    core, target = model(0, **CORE), model(1, embed_dim=width, depth=3, num_heads=width // 16)
+    target.load_state_dict(state(target) | resize(state(core), target, "expand", heads=3, seed=0))
+    sizes = []
+    for vit in (core, target):
+        x = torch.randn(8, 20, vit.embed_dim)
+        with torch.no_grad():
+            sizes.append([(part(norm(x)).square().mean().sqrt()).item() for b in vit.blocks
+                          for part, norm in ((b.attn, b.norm1), (b.mlp, b.norm2))])  # fmt: skip
+    np.testing.assert_allclose(sizes[0], sizes[1], rtol=0.15)
+
+
+@pytest.mark.parametrize(("width", "heads"), [(48, 1), (96, 3), (96, 2), (144, 3)])
+def test_logits_of_wider_heads_are_those_of_the_cores_head(width, heads, monkeypatch):
+    """The first head's logit between x and y, by hand: channels come in whole copies of 16."""
+    noiseless(monkeypatch)
+    core, target = model(0, **CORE), model(1, embed_dim=width, depth=3, num_heads=heads)
+    made = resize(state(core), target, "expand", heads=3, seed=0)
+    channels, x, y = width // heads, torch.randn(width), torch.randn(width)
+    own_q, own_k = (core.blocks[0].attn.qkv.weight.detach()[i * 48 : i * 48 + 16] for i in (0, 1))
+    q, k = (made["blocks.0.attn.qkv.weight"][i * width : i * width + channels] for i in (0, 1))
+    folded_x, folded_y = (v.reshape(-1, 48).sum(0) / (width / 48) ** 0.5 for v in (x, y))
+    expected = (own_q @ folded_x) @ (own_k @ folded_y) / 16**0.5
+    torch.testing.assert_close((q @ x) @ (k @ y) / channels**0.5, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_copies_of_a_unit_do_not_stay_equal():
+    core = model(0, **CORE)
+    target = model(1, embed_dim=96, depth=3, num_heads=6)
+    made = [resize(state(core), target, "expand", heads=3, seed=s)["blocks.0.mlp.fc1.weight"] for s in (0, 0, 1)]
+    assert torch.equal(made[0], made[1]) and not torch.equal(made[0], made[2])
+    first, copy = made[0][:192], made[0][192:]
+    ratio = ((first - copy).square().mean() / (2 * first.square().mean())).sqrt().item()
+    assert ratio == pytest.approx(0.1, rel=0.1)
+
+
+@pytest.mark.parametrize("name", ["vit_small_patch16_224", "deit3_small_patch16_224", "vit_base_patch16_clip_224"])
+def test_any_plain_vit_takes_a_core(name):
+    target = model(1, name, embed_dim=96, depth=4, num_heads=6)
+    made = resize(state(model(0, **CORE)), target, "expand", heads=3, seed=0)
+    report = transfer(target, made, source="it")
+    assert not report.refused and all(
+        ".ls" in n or group_of(n) in ("stem", "head") or "norm_pre" in n for n in report.fresh
+    )
+    assert Trunk(target)(torch.randn(1, 4, 96)).isfinite().all()
+
+
+def test_what_a_core_does_not_fit():
+    core = state(model(0, **CORE))
+    eva = model(1, "eva02_tiny_patch14_224", img_size=28, patch_size=7, embed_dim=48)
+    for tensors, target, heads, says in [
+        (core, model(1, embed_dim=24), 3, "it cannot shrink"),
+        (core, model(1, depth=2), 3, "three blocks or more"),
+        (core, eva, 3, "have no blocks.0.attn.qkv.bias"),
+        (core, model(1), None, "with the heads"),
+        (state(model(0, depth=4)), model(1), 3, "takes a core: three blocks"),
+    ]:
+        with pytest.raises(UserError, match=says):
+            resize(tensors, target, "expand", heads=heads, seed=0)
+
+
+def test_decoders_take_a_core_of_decoders():
+    core, target = build_decoder("3_2_16", 5, 4, "x", seed=0), build_decoder("5_4_32", 5, 4, "x", seed=1)
+    made = resize(core.state_dict(), target, "expand", heads=2, seed=0)
+    assert made["blocks.3.attn.qkv.weight"].shape == (96, 32)
+
+
+def test_timm_agrees_that_the_shapes_fit():
+    vit = timm.create_model("vit_small_patch16_224", img_size=32, patch_size=8, depth=4)
+    core = timm.create_model("vit_tiny_patch16_224", img_size=32, patch_size=8, depth=3)
+    made = resize(core.state_dict(), vit, "expand", heads=3, seed=0)
+    missing, unexpected = vit.load_state_dict(made, strict=False)
+    assert all(group_of(n) in ("stem", "head") for n in missing) or not unexpected

@@ -1,0 +1,50 @@
+"""The compact core inside the package: three warmed blocks that become the trunk of any ViT (see `resize`)."""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from vitwarm.errors import UserError
+from vitwarm.transfer.folder import PROVENANCE, WEIGHTS, whole_folder
+from vitwarm.transfer.groups import block_of, canonical, group_of
+
+CORE = Path(__file__).with_name("core_vit")
+MAX_BYTES = 3_000_000
+
+
+def pack_core(export: str | Path, folder: str | Path = CORE) -> dict[str, Any]:
+    """Write the trunk of a core's export in half precision, with where it comes from and its SHA-256.
+
+    Args:
+        export: RUN/export of a recipe such as `core_vit`.
+        folder: where to; the one inside the package by default.
+
+    Returns:
+        What stands in the folder's vitwarm.json.
+
+    Raises:
+        UserError: no core there, or one above 3 MB.
+    """
+    source = Path(export)
+    if not (source / WEIGHTS).is_file() or not (source / PROVENANCE).is_file():
+        raise UserError(f"{export} is no export with {WEIGHTS} and {PROVENANCE}; give RUN/export")
+    tensors = load_file(source / WEIGHTS)
+    names = canonical(tensors)
+    trunk = {names[n]: t.half().contiguous() for n, t in tensors.items() if group_of(names[n]) not in ("stem", "head")}
+    if {block_of(n) for n in trunk} - {None} != {0, 1, 2}:
+        raise UserError(f"{export} holds no core: it must have three blocks; see the recipe core_vit")
+    size = sum(t.nbytes for t in trunk.values())
+    if size > MAX_BYTES:
+        raise UserError(
+            f"the core has {size / 1e6:.1f} MB in half precision, more than {MAX_BYTES / 1e6:g}; take a narrower one"
+        )
+    record = json.loads((source / PROVENANCE).read_text())
+    with whole_folder(Path(folder)) as aside:
+        save_file(trunk, aside / WEIGHTS, metadata={"format": "pt"})
+        record |= {"sha256": hashlib.sha256((aside / WEIGHTS).read_bytes()).hexdigest(), "dtype": str(torch.float16)}
+        (aside / PROVENANCE).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    return record

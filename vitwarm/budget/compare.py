@@ -7,6 +7,8 @@ from pathlib import Path
 import numpy as np
 
 from vitwarm.budget.runs import Run
+from vitwarm.checks import KEYS, value_of
+from vitwarm.config import Config
 from vitwarm.errors import UserError
 
 STAGE, METRIC = "images", "top1"
@@ -49,7 +51,6 @@ def check_comparable(arms: dict[str, list[Run]]) -> None:
         raise UserError("a comparison needs at least two arms: baseline=GLOB other=GLOB")
     first_arm, first_runs = next(iter(arms.items()))
     seeds = [r.config.seed for r in first_runs]
-    reference = _identity(first_runs[0])
     for arm, runs in arms.items():
         if [r.config.seed for r in runs] != seeds:
             raise UserError(
@@ -59,22 +60,22 @@ def check_comparable(arms: dict[str, list[Run]]) -> None:
         for run in runs:
             if STAGE not in run.result["stages"]:
                 raise UserError(f"{run.folder} trained on no images; nothing to compare")
-            for key, value in _identity(run).items():
-                if value != reference[key]:
-                    raise UserError(
-                        f"{run.folder} differs from {first_runs[0].folder} in {key} ({value!r} against "
-                        f"{reference[key]!r}); arms may differ only in how the trunk starts"
-                    )
+            for key, (theirs, value) in differences(first_runs[0].config, run.config, ARM_KEYS).items():
+                raise UserError(
+                    f"{run.folder} differs from {first_runs[0].folder} in {key} ({value!r} against {theirs!r}); "
+                    "arms may differ only in how the trunk starts"
+                )
 
 
-def _identity(run: Run) -> dict[str, object]:
-    tree = {k: v for k, v in asdict(run.config).items() if k not in ARM_KEYS}
-    return {
-        f"{section}.{key}": value
-        for section, keys in tree.items()
-        for key, value in (keys.items() if isinstance(keys, dict) else [("", keys)])
-        if f"{section}.{key}" not in ARM_KEYS
-    }
+def differences(a: Config, b: Config, ignore: tuple[str, ...] = ()) -> dict[str, tuple[object, object]]:
+    """Keys in which two recipes differ, with both values; `ignore` holds keys and sections to leave out."""
+    found = {}
+    for key in KEYS:
+        if not any(key == name or key.startswith(f"{name}.") for name in ignore):
+            values = value_of(a, key), value_of(b, key)
+            if values[0] != values[1]:
+                found[key] = values
+    return found
 
 
 def paired_interval(differences: np.ndarray, confidence: float = 0.95) -> tuple[float, float] | tuple[None, None]:

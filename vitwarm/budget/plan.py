@@ -159,7 +159,8 @@ def read_plan(path: Path, overrides: dict[str, str] | None = None) -> Plan:
     for key, known in (("setting", SETTINGS), ("unit", UNITS), ("points", POINTS), ("metric", METRICS)):
         if key in tree and tree[key] not in known:
             raise UserError(f"{path}: {key} is one of {', '.join(known)}, not {tree[key]!r}")
-    plain = {key: tree[key] for key in ("setting", "unit", "points", "metric", "train_images") if key in tree}
+    plain = {key: tree[key] for key in ("setting", "unit", "points", "metric") if key in tree}
+    images = _positive(path, tree, "train_images")
     plan = Plan(
         name=path.stem,
         description=str(tree.get("description") or ""),
@@ -170,6 +171,7 @@ def read_plan(path: Path, overrides: dict[str, str] | None = None) -> Plan:
         set=_mapping(path, tree, "set"),
         effect=_positive(path, tree, "effect"),
         sd=_positive(path, tree, "sd"),
+        train_images=None if images is None else round(images),
         published=_published(path, tree.get("published") or []),
         **plain,
     )

@@ -1,0 +1,127 @@
+"""How far each cell is, read from its folder alone: whoever asks, and whenever, the answer is the same."""
+
+import fcntl
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+from vitwarm.budget.grid import Cell, Grid
+from vitwarm.budget.runs import Run, read_run
+from vitwarm.errors import UserError
+from vitwarm.recipe import read_frozen, recipe_hash
+
+DONE, RUNNING, BEGUN, WAITING, CRASHED, FOREIGN = "done", "running", "begun", "waiting", "crashed", "not usable"
+MARKS = {DONE: "#", RUNNING: ">", BEGUN: "~", WAITING: ".", CRASHED: "x", FOREIGN: "!"}
+FAILURES = "failures.json"
+
+
+@dataclass(frozen=True)
+class Status:
+    """State of a cell.
+
+    Attributes:
+        run: the finished run; None unless the state is `done`.
+        note: why it crashed or cannot be used.
+    """
+
+    state: str
+    run: Run | None = None
+    note: str = ""
+
+
+class Folders:
+    """The run folders of a study, with the finished ones known by the hash of their recipe.
+
+    Args:
+        runs: folder that holds them; may be shared by several plans.
+        out: folder of the study, which remembers the failures.
+    """
+
+    def __init__(self, runs: Path, out: Path):
+        self.runs, self.failures_file = runs, out / FAILURES
+        self._read: dict[Path, Run] = {}
+
+    def failures(self) -> dict[str, str]:
+        """Hash of a cell -> last words of its last attempt."""
+        return json.loads(self.failures_file.read_text()) if self.failures_file.is_file() else {}
+
+    def statuses(self, grid: Grid) -> dict[str, Status]:
+        """Hash -> state of every cell."""
+        finished = self._finished()
+        failures = self.failures()
+        return {cell.hash: self._status(cell, finished, failures, grid) for cell in grid.cells}
+
+    def _finished(self) -> dict[str, Path]:
+        """Hash that a result claims -> its folder; `read_run` checks the claim."""
+        found = {}
+        for file in sorted(self.runs.glob("*/result.json")):
+            try:
+                found[json.loads(file.read_text())["recipe_hash"]] = file.parent
+            except (ValueError, KeyError, TypeError, OSError):
+                continue  # the cell whose folder it is will say so
+        return found
+
+    def _status(self, cell: Cell, finished: dict[str, Path], failures: dict[str, str], grid: Grid) -> Status:
+        folder = finished.get(cell.hash, cell.folder)
+        try:
+            if (folder / "result.json").is_file():
+                run = self._read.get(folder) or read_run(folder)
+                self._read[folder] = run
+                if run.hash != cell.hash:
+                    return Status(FOREIGN, note=f"{folder} holds a run of another recipe (hash {run.hash})")
+                if note := _unusable(run, grid):
+                    return Status(FOREIGN, note=f"{folder}: {note}")
+                return Status(DONE, run)
+            if (folder / "recipe.yaml").is_file():
+                theirs = recipe_hash(read_frozen(folder / "recipe.yaml"))
+                if theirs != cell.hash:
+                    return Status(FOREIGN, note=f"{folder} holds a run of another recipe (hash {theirs})")
+        except (UserError, ValueError, KeyError, TypeError, OSError) as error:
+            return Status(FOREIGN, note=f"{folder} cannot be read by this version of vitwarm: {error}")
+        if is_held(folder):
+            return Status(RUNNING)
+        if cell.hash in failures:
+            return Status(CRASHED, note=failures[cell.hash])
+        return Status(BEGUN if folder.is_dir() else WAITING)
+
+
+def _unusable(run: Run, grid: Grid) -> str:
+    """Why the numbers of a finished run cannot be used, or nothing."""
+    if run.result["seed"] != run.config.seed or run.result["recipe_hash"] != run.hash:
+        return "result.json belongs to another recipe than recipe.yaml"
+    if grid.stage not in run.result["stages"]:
+        return f"result.json has no stage {grid.stage}"
+    value = run.result["metrics"].get(grid.plan.metric)
+    if not isinstance(value, (int, float)) or not math.isfinite(value):
+        return f"result.json has no finite {grid.plan.metric}"
+    return ""
+
+
+def is_held(folder: Path) -> bool:
+    """Whether a process on this machine is at work in a run folder."""
+    try:
+        with open(folder / ".lock", "r+") as handle:
+            fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
+    except OSError:
+        return True
+    return False
+
+
+def progress(grid: Grid, statuses: dict[str, Status]) -> str:
+    """The table of progress: one mark a seed."""
+    width = max(map(len, grid.plan.arms))
+    heads = [f"{100 * budget:g}%" for budget in grid.plan.budgets]
+    column = max(len(grid.plan.seeds), *map(len, heads)) + 2
+    by_place: dict[tuple[str, float], str] = {}
+    for cell in grid.cells:
+        place = cell.arm, cell.budget
+        by_place[place] = by_place.get(place, "") + MARKS[statuses[cell.hash].state]
+    lines = ["".join([" " * width, *(head.rjust(column) for head in heads)])]
+    for arm in grid.plan.arms:
+        lines.append(arm.ljust(width) + "".join(by_place[arm, b].rjust(column) for b in grid.plan.budgets))
+    states = [statuses[cell.hash].state for cell in grid.cells]
+    counts = ", ".join(f"{states.count(s)} {s} ({MARKS[s]})" for s in MARKS if s in states)
+    return "\n".join([*lines, counts])

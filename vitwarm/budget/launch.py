@@ -1,0 +1,196 @@
+"""Cells are carried out: one `accelerate launch` each, through submitit, on this machine or on Slurm."""
+
+import contextlib
+import json
+import os
+import shlex
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from vitwarm.budget.cells import BEGUN, DONE, RUNNING, WAITING, Folders, progress
+from vitwarm.budget.grid import Cell, Grid
+from vitwarm.errors import Interrupted, UserError
+
+POLL = 2.0  # seconds
+_GIVE_UP = 3  # failures in a row
+_LONG = 60 * 24 * 365  # minutes: submitit's local executor must not end a run
+
+
+@dataclass(frozen=True)
+class Launch:
+    """Where and how cells run.
+
+    Attributes:
+        executor: `local` or `slurm`.
+        jobs: cells at once.
+        accelerate: further arguments of `accelerate launch`.
+        submit: parameters of submitit (`slurm_partition`, `gpus_per_node`, `timeout_min`, ...).
+    """
+
+    executor: str = "local"
+    jobs: int = 1
+    accelerate: str = ""
+    submit: dict[str, Any] = field(default_factory=dict)
+
+
+def command(cell: Cell, launch: Launch, devices: str | None = None) -> list[str]:
+    """The shell command of a cell; the same by hand goes on with the same run.
+
+    Args:
+        devices: value of CUDA_VISIBLE_DEVICES; None leaves what this process has (submitit would hide all GPUs).
+    """
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES") if devices is None else devices
+    start = ["env", "-u", "CUDA_VISIBLE_DEVICES"] if visible is None else ["env", f"CUDA_VISIBLE_DEVICES={visible}"]
+    accelerate = [sys.executable, "-m", "accelerate.commands.launch", "--quiet", *shlex.split(launch.accelerate)]
+    train = ["-m", "vitwarm", "train", *cell.arguments, f"run.dir={cell.folder}"]
+    return [*(start if launch.executor == "local" else []), *accelerate, *train]
+
+
+def carry_out(grid: Grid, folders: Folders, launch: Launch, out: Path, stop: list[int]) -> None:
+    """Run every cell that is not finished; prints the table of progress as it changes.
+
+    Args:
+        grid: the cells.
+        folders: their state.
+        launch: where and how.
+        out: folder of the study; submitit keeps its files in out/jobs.
+        stop: list that a signal handler fills; running cells then save a checkpoint and end.
+
+    Raises:
+        UserError: submitit is missing or refuses its parameters, or cell after cell crashes.
+        Interrupted: a signal came.
+    """
+    executor = _executor(launch, out)
+    jobs: dict[str, Any] = {}
+    slots: dict[str, int] = {}
+    tried: set[str] = set()
+    failures, in_a_row, shown = folders.failures(), 0, ""
+    for cell in grid.cells:  # a new start tries again
+        failures.pop(cell.hash, None)
+    _write(folders.failures_file, failures)
+    limit = len(grid.cells) if launch.executor == "slurm" else launch.jobs
+    while True:
+        for hash_, job in list(jobs.items()):
+            if job.done():
+                del jobs[hash_], slots[hash_]
+                if folders.statuses(grid)[hash_].state != DONE:
+                    failures[hash_] = _last_words(job)
+                    _write(folders.failures_file, failures)
+                    in_a_row += 1
+                else:
+                    in_a_row = 0
+        statuses = folders.statuses(grid)
+        table = progress(grid, statuses)
+        if table != shown:
+            shown = table
+            print(f"\n{table}", flush=True)
+        if stop:
+            _end(jobs, launch)
+            raise Interrupted("stopped by a signal")
+        if in_a_row >= _GIVE_UP:
+            _end(jobs, launch)
+            raise UserError(f"{in_a_row} cells in a row crashed; the last: {list(failures.values())[-1]}")
+        for cell in grid.cells:
+            ready = cell.trunk is None or statuses[cell.trunk].state == DONE
+            if len(jobs) < limit and ready and cell.hash not in tried and statuses[cell.hash].state in (WAITING, BEGUN):
+                tried.add(cell.hash)
+                slots[cell.hash] = min(set(range(limit)) - set(slots.values()))
+                jobs[cell.hash] = _submit(executor, command(cell, launch, _devices(launch, slots[cell.hash])), cell)
+        statuses = folders.statuses(grid) if not jobs else statuses
+        if not jobs and not any(status.state == RUNNING for status in statuses.values()):
+            return
+        for _ in range(int(POLL * 10)):
+            if not stop:
+                time.sleep(0.1)
+
+
+def _executor(launch: Launch, out: Path) -> Any:
+    try:
+        import submitit
+    except ImportError as error:
+        raise UserError("cells are started by submitit: pip install 'vitwarm[budget]'") from error
+    executor = submitit.AutoExecutor(folder=out / "jobs", cluster=launch.executor)
+    parameters = {"timeout_min": _LONG} if launch.executor == "local" else {}
+    try:
+        executor.update_parameters(name="vitwarm", **(parameters | launch.submit))
+    except (NameError, TypeError, ValueError, RuntimeError) as error:
+        raise UserError(f"submit: {error}") from error
+    return executor
+
+
+def _submit(executor: Any, words: list[str], cell: Cell) -> Any:
+    import submitit
+
+    print(f"start {cell.title}: {shlex.join(words)}", flush=True)
+    return executor.submit(submitit.helpers.CommandFunction(words))
+
+
+def _devices(launch: Launch, slot: int) -> str | None:
+    """The GPUs of a local slot: all of them for one job at a time, else an equal part."""
+    if launch.executor == "slurm" or launch.jobs == 1:
+        return None
+    import torch
+
+    count = torch.cuda.device_count()
+    if not count:
+        return None
+    own = os.environ.get("CUDA_VISIBLE_DEVICES")
+    names = own.split(",") if own else [str(i) for i in range(count)]
+    if len(names) < launch.jobs:
+        raise UserError(f"jobs={launch.jobs} cells at once, but there are {len(names)} GPUs; lower jobs")
+    return ",".join(names[slot :: launch.jobs])
+
+
+def _last_words(job: Any) -> str:
+    """Why a cell failed: our own line if there is one, else the last."""
+    text = (job.stderr() or "") + "\n" + (job.stdout() or "")
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    ours = [line for line in lines if line.startswith("vitwarm:") and "warning" not in line]
+    faults = [line for line in lines if "Error" in line and not line.startswith("submitit")]
+    last = (ours or faults or lines or [f"it left nothing; see job {job.job_id}"])[-1 if ours else 0]
+    return last.removeprefix("vitwarm: ").removeprefix("error: ")[:500]
+
+
+def _end(jobs: dict[str, Any], launch: Launch) -> None:
+    """Ask the trainings of this machine to save and end; jobs on Slurm go on without us."""
+    if launch.executor == "slurm":
+        return
+    import psutil
+
+    trainings = [p for job in jobs.values() for p in _trainings(int(job.job_id))]
+    for process in trainings:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.terminate()
+    print(f"waiting for {len(trainings)} processes to write a checkpoint", flush=True)
+    psutil.wait_procs(trainings)
+    for job in jobs.values():
+        while not job.done():
+            time.sleep(0.1)
+
+
+def _trainings(controller: int) -> list[Any]:
+    """The training processes below a job of submitit's: controller, its task, accelerate, then they.
+
+    Signals must go to them alone: neither submitit's task nor accelerate passes a SIGTERM on.
+    """
+    import psutil
+
+    level = [psutil.Process(controller)] if psutil.pid_exists(controller) else []
+    for _ in range(3):
+        below = []
+        for process in level:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                below += process.children()
+        level = below
+    return level
+
+
+def _write(path: Path, content: dict[str, str]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(f".{path.name}.tmp")
+    aside.write_text(json.dumps(content, indent=1) + "\n")
+    os.replace(aside, path)

@@ -13,7 +13,6 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils.flop_counter import FlopCounterMode
 
 from vitwarm.checks import starts_from_given, warms_up
 from vitwarm.config import Config, OptimConfig
@@ -23,7 +22,7 @@ from vitwarm.recipe import recipe_hash
 from vitwarm.stages import AlgorithmicStage, TokenStage, make_warmup
 from vitwarm.stages.images import image_lengths, open_shards
 from vitwarm.training.loop import device_batch_size
-from vitwarm.training.meters import PEAK_FLOPS
+from vitwarm.training.meters import PEAK_FLOPS, forward_flops
 from vitwarm.trunk import Decoder, ImageModel, build_model, configured_decoder
 from vitwarm.trunk.build import image_size
 
@@ -254,9 +253,8 @@ def _fake(model: nn.Module) -> Iterator[None]:
 
 def _flops(forward: Callable[[], object], model: nn.Module) -> float:
     """FLOPs of matrix products in `forward`, which runs `model`."""
-    with _fake(model), torch.no_grad(), FlopCounterMode(display=False) as counter:
-        forward()
-    return counter.get_total_flops()
+    with _fake(model):
+        return forward_flops(forward)
 
 
 def _image_costs(config: Config, vit: nn.Module, gpus: int) -> tuple[int, float, str]:

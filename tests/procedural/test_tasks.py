@@ -66,9 +66,10 @@ def test_rows_are_what_plain_python_makes_of_their_inputs(name, options, length)
     assert (rows.determined == rows.scored).all()
 
 
+@pytest.mark.parametrize("symbols", [3, 99])  # few: an output of different symbols stays short, and content is long
 @pytest.mark.parametrize("name", PLAIN)
-def test_the_longest_content_that_fits_is_used(name):
-    rule = make_rule(name)
+def test_the_longest_content_that_fits_is_used(name, symbols):
+    rule = make_rule(name, symbols=symbols)
     for length in range(rule.length_of(rule.smallest), 60):
         size = rule.size_for(length)
         assert rule.length_of(size) <= length < rule.length_of(size + 1)

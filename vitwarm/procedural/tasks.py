@@ -6,6 +6,7 @@ The papers' rows have no END: a model trained on those never learns to stop. `en
 """
 
 from abc import abstractmethod
+from bisect import bisect_right
 from dataclasses import dataclass
 from functools import cached_property
 from typing import ClassVar
@@ -71,7 +72,7 @@ class TaskRule(Rule):
 
     def size_for(self, length: int) -> int:
         """The longest content that surely fits into `length` tokens, 0 when none does."""
-        return next((size for size in range(length // 2 + 1, 0, -1) if self.length_of(size) <= length), 0)
+        return bisect_right(range(1, length + 1), length, key=self.length_of)
 
     def check_length(self, length: int) -> None:
         shortest = max(self.smallest, self.min_length or 0)

@@ -3,7 +3,7 @@
 import difflib
 import math
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import MISSING, Field, dataclass, fields, is_dataclass
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
@@ -13,6 +13,9 @@ from vitwarm.config import Config, OptimConfig
 from vitwarm.errors import UserError
 from vitwarm.procedural import Rule, list_rules, make_rule
 from vitwarm.selection import Selection, parse_control
+
+# The key that says how long a main stage is.
+LENGTHS = {"images": "images.epochs", "algorithmic": "algorithmic.budget", "text": "text.budget"}
 
 # Keys of timm.create_model that a recipe sets elsewhere, and where.
 _MODEL_ARGS_ELSEWHERE = {
@@ -234,8 +237,14 @@ def _check_text(config: Config) -> None:
         raise UserError("a run has one main stage; leave out text.train or algorithmic.task")
     if text.task == "language" and not text.val:
         raise UserError("what is perplexity measured on? set text.val")
-    if text.task != "language" and text.val:
-        raise UserError(f"text.task={text.task} has validation data of its own; leave text.val empty")
+    if text.task != "language":
+        for name, default in (("val", ""), ("field", "text"), ("heading", None)):
+            if getattr(text, name) != default:
+                own = "validation data" if name == "val" else "files"
+                raise UserError(f"text.task={text.task} has {own} of its own; leave text.{name} out")
+    predicts = text.task in ("language", "mathematics") or (warms_up(config) and not starts_from_given(config))
+    if not predicts and not config.model.decoder.tied:
+        raise UserError(f"text.task={text.task} predicts no tokens; leave model.decoder.tied out")
     if Amount.parse(text.budget, "text.budget").value == 0:
         raise UserError("text.budget is nothing; for a warm-up alone leave text.train empty")
     if text.heading is not None:
@@ -256,6 +265,17 @@ def value_of(config: Config, name: str) -> Any:
     for part in name.split("."):
         value = getattr(value, part)
     return value
+
+
+def differences(a: Config, b: Config, ignore: Sequence[str] = ()) -> dict[str, tuple[Any, Any]]:
+    """Keys in which two recipes differ, with both values; `ignore` holds keys and sections to leave out."""
+    found = {}
+    for key in KEYS:
+        if not any(key == name or key.startswith(f"{name}.") for name in ignore):
+            values = value_of(a, key), value_of(b, key)
+            if values[0] != values[1]:
+                found[key] = values
+    return found
 
 
 def _check_bounds(key: Key, value: Any) -> None:

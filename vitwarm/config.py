@@ -166,7 +166,7 @@ class TextConfig:
     task: TextTask = key(
         "language", "language: next token of documents; mathematics: answers to DeepMind's problems; else GLUE's"
     )
-    train: str = key("", "training files: file, folder, glob or brace pattern (docs/text.md); empty: no text stage")
+    train: str = key("", "file, folder, glob, brace pattern (docs/text.md); of GLUE the task's folder; empty: no stage")
     val: str = key("", "validation files, likewise; empty for mathematics and GLUE, which hold their own")
     field: str = key("text", "of JSON objects, parquet rows or tar members: what holds the text")
     heading: str | None = key(None, "plain text: regular expression of the lines that begin a document")
@@ -174,7 +174,7 @@ class TextConfig:
     length: int = key(1024, "tokens a row; of GLUE, the most that a sentence or pair may have", "[2, inf)")
     budget: str = key("1 epochs", "length of the stage: '655M tokens', '10000 steps', '3 epochs', '1M' samples (rows)")
     val_rows: int | None = key(
-        None, "rows (mathematics: problems of each split) of one evaluation, always the same; null: all", "[1, inf)"
+        None, "rows (mathematics, GLUE: of each split) of one evaluation, always the same; null: all", "[1, inf)"
     )
     eval_every: int = key(500, "steps between evaluations; the last step is always evaluated", "[1, inf)")
     max_damaged: float = key(0.001, "largest share of unreadable documents before the run stops", "[0, 1]")
@@ -199,6 +199,7 @@ class RunConfig:
     log_every: int = key(50, "steps between log lines", "[1, inf)")
     checkpoint_every: int = key(1000, "steps between checkpoints; the end of a stage is always saved", "[1, inf)")
     keep_last: int = key(2, "checkpoints to keep besides the best one", "[1, inf)")
+    keep_at: list[int] = key([], "steps, counted over all stages, at which a checkpoint is saved and kept", "[1, inf)")
     deterministic: bool = key(False, "deterministic kernels on CUDA; the CPU always is")
     tensorboard: bool = key(False, "also write TensorBoard events (pip install vitwarm[tensorboard])")
     wandb: str | None = key(None, "also log to this Weights & Biases project (pip install vitwarm[wandb])")

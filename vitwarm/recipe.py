@@ -23,7 +23,7 @@ from vitwarm.errors import UserError
 from vitwarm.procedural import list_rules, rule_class
 
 # Two runs that differ only here are the same experiment.
-_NOT_IDENTITY = ("name", "description", "resume_from", "run")
+NOT_IDENTITY = ("name", "description", "resume_from", "run")
 _NOT_RECIPES = ("budgets", "accelerate")  # folders beside the recipes, with settings of other kinds
 _USAGE = "say recipe=NAME or recipe=PATH.yaml (recipe=list lists the shipped ones)"
 
@@ -75,7 +75,7 @@ def read_frozen(path: str | Path) -> Config:
 def recipe_hash(config: Config) -> str:
     """12 hex digits (SHA-256) that name an experiment: all keys but the recipe's name, description and `run`."""
     tree = OmegaConf.to_container(OmegaConf.structured(config))  # also makes 300 and 300.0 one number in a float key
-    for key in _NOT_IDENTITY:
+    for key in NOT_IDENTITY:
         del tree[key]
     tree["warmup"]["rule"] = rule_of(config.warmup.rule).spec()
     return hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()[:12]

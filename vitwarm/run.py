@@ -52,8 +52,9 @@ from vitwarm.transfer import (
     push_to_hub,
     read_source,
 )
+from vitwarm.transfer.folder import CONFIG, EXPORT, WARMUP
 from vitwarm.transfer.perturb import describe
-from vitwarm.transfer.warm_start import EXPORT, WARMUP, fitted
+from vitwarm.transfer.warm_start import fitted
 from vitwarm.trunk import Decoder, build_model, configured_decoder
 
 _DISTRIBUTED = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU, DistributedType.FSDP)
@@ -106,7 +107,7 @@ def _run(config: Config, stop: list[int], held: contextlib.ExitStack) -> dict[st
         return json.loads((folder / RESULT).read_text())
 
     parts = processes.all_do(lambda: build(config, processes.world, starts=not has_checkpoint(folder)))
-    processes.main_does(lambda: open_folder(folder, config, held))
+    processes.main_does(lambda: open_folder(folder, config, held, _steady_steps(parts.main)))
     if subset := getattr(parts.main, "subset", None):
         processes.main_does(lambda: record_subset(folder, subset.text))
     resume = processes.main_does(lambda: newest_checkpoint(folder, config, warn))
@@ -138,7 +139,7 @@ def _run(config: Config, stop: list[int], held: contextlib.ExitStack) -> dict[st
         seed=config.seed,
         recipe_hash=recipe_hash(config),
         tracker=tracker,
-        checkpoints=Checkpoints(folder / CHECKPOINTS, config.run.keep_last),
+        checkpoints=Checkpoints(folder / CHECKPOINTS, config.run.keep_last, config.run.keep_at),
         stop=stop,
         run_step=state.run_step - state.step if state else 0,
         results=state.results if state else {},
@@ -154,6 +155,11 @@ def _run(config: Config, stop: list[int], held: contextlib.ExitStack) -> dict[st
     processes.main_does(lambda: finish(config, folder, main, model, result, start))
     processes.main_does(lambda: _push(config, folder))
     return result
+
+
+def _steady_steps(main: MainStage | None) -> int:
+    """How many steps of the main stage come before its learning rate falls; 0 unless its schedule is wsd."""
+    return main.steps - main.schedule_lengths[1] if main and main.optim.schedule == "wsd" else 0
 
 
 def _data_text(facts: dict[str, Any]) -> str:
@@ -233,7 +239,8 @@ def _fresh_model(config: Config, main: MainStage | None) -> nn.Module:
         if main and positions < main.positions:
             raise UserError(f"model.decoder.positions={positions} is too short for rows of {main.positions} tokens")
         name = main.name if main else "text"
-        model = configured_decoder(config.model, vocab_size, positions, name, seed=config.seed)
+        more = getattr(main, "decoder_args", {})
+        model = configured_decoder(config.model, vocab_size, positions, name, seed=config.seed, **more)
     return initialise(model, config.model.init, seed=config.seed)
 
 
@@ -421,8 +428,10 @@ def summary(result: dict[str, Any], folder: Path) -> str:
         metrics = result["metrics"]
         lines.append(f"top-1 accuracy {100 * metrics['top1']:.2f} % on {metrics['count']:.0f} images")
     export = folder.resolve() / EXPORT
-    if (export / "generation_config.json").is_file():
-        load = "import transformers", f'model = transformers.AutoModelForCausalLM.from_pretrained("{export}")'
+    described = json.loads((export / CONFIG).read_text()) if (export / CONFIG).is_file() else {}
+    if "architectures" in described:
+        architecture = described["architectures"][0]
+        load = "import transformers", f'model = transformers.{architecture}.from_pretrained("{export}")'
     else:
         load = "import timm", f'model = timm.create_model("local-dir:{export}", pretrained=True)'
     lines += [f"load it in {load[0].split()[1]}:", *(f"  {line}" for line in load)]

@@ -9,10 +9,12 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+from vitwarm.amounts import Amount
+from vitwarm.checks import LENGTHS, differences, value_of
 from vitwarm.config import Config
 from vitwarm.errors import UserError
-from vitwarm.recipe import freeze, read_frozen, recipe_hash
-from vitwarm.training.checkpoint import Checkpoints, State, read_state
+from vitwarm.recipe import NOT_IDENTITY, freeze, read_frozen, recipe_hash
+from vitwarm.training.checkpoint import Checkpoints, State, read_state, relabel
 from vitwarm.transfer.warm_start import WARMUP
 
 RECIPE, LOG, RESULT, CHECKPOINTS, LOCK = "recipe.yaml", "log.jsonl", "result.json", "checkpoints", ".lock"
@@ -45,16 +47,17 @@ def check_folder(folder: Path, config: Config) -> None:
         _adoptable(config)
 
 
-def open_folder(folder: Path, config: Config, held: contextlib.ExitStack) -> None:
+def open_folder(folder: Path, config: Config, held: contextlib.ExitStack, steady_steps: int) -> None:
     """Create the run folder, or clear what a kill left half-written; bring in `resume_from`.
 
     Args:
         folder: of the run.
         config: its recipe.
         held: keeps the folder ours until it is closed, or the process ends.
+        steady_steps: of the main stage, before its learning rate falls; a branch must begin there.
 
     Raises:
-        UserError: another process is carrying out this run.
+        UserError: another process is carrying out this run, or it cannot branch off where `resume_from` says.
     """
     folder.mkdir(parents=True, exist_ok=True)
     _lock(folder, held)
@@ -62,7 +65,7 @@ def open_folder(folder: Path, config: Config, held: contextlib.ExitStack) -> Non
         shutil.rmtree(left, ignore_errors=True) if left.is_dir() else left.unlink(missing_ok=True)
     write_text(folder / RECIPE, freeze(config))
     if config.resume_from and not has_checkpoint(folder):
-        _adopt(folder, config)
+        _adopt(folder, config, steady_steps)
 
 
 def newest_checkpoint(folder: Path, config: Config, warn: Callable[[str], None]) -> tuple[State, Path] | None:
@@ -132,17 +135,42 @@ def _adoptable(config: Config) -> tuple[State, Path, Path]:
     if found is None:
         raise UserError(f"resume_from: no whole checkpoint in {source}; give a run folder or one of its checkpoints")
     state, path = found
-    if state.recipe_hash != recipe_hash(config):
+    if state.recipe_hash != recipe_hash(config) and (why := _no_branch(state, owner, config)):
         raise UserError(
-            f"resume_from: {path} belongs to another recipe (hash {state.recipe_hash}, now {recipe_hash(config)}); "
-            "use init_from to start from its weights instead"
+            f"resume_from: {path} belongs to another recipe (hash {state.recipe_hash}, now {recipe_hash(config)}), "
+            f"{why}; use init_from to start from its weights instead"
         )
     return state, path, owner
 
 
-def _adopt(folder: Path, config: Config) -> None:
-    """Copy the checkpoint of another run of the same recipe, with what belongs to it; the checkpoint comes last."""
-    _, path, owner = _adoptable(config)
+def _no_branch(state: State, owner: Path, config: Config) -> str:
+    """Why a run of another length cannot go on from this checkpoint as if it were its own; empty if it can.
+
+    Runs of a wsd schedule that differ only in their length are the same run until the first of them cools down.
+    """
+    if not (owner / RECIPE).is_file():
+        return f"and {owner} does not say which"
+    others = differences(read_frozen(owner / RECIPE), config, (*NOT_IDENTITY, *LENGTHS.values(), "train.cooldown"))
+    if others:
+        return f"which differs in {next(iter(others))}"
+    if state.stage not in LENGTHS or not state.steady:
+        return "and to branch off it, its main stage must be in the steady part of train.schedule=wsd"
+    for key in ("warmup.budget", "train.lr_warmup"):
+        amount = Amount.parse(value_of(config, key), key)
+        if amount.unit == "%" and amount.value:
+            return f"and to branch off it, {key} must not be a share of the main stage; write steps"
+    return ""
+
+
+def _adopt(folder: Path, config: Config, steady_steps: int) -> None:
+    """Copy the checkpoint of another run, with what belongs to it, and make it ours; the checkpoint comes last."""
+    state, path, owner = _adoptable(config)
+    branches = state.recipe_hash != recipe_hash(config)
+    if branches and state.step > steady_steps:
+        raise UserError(
+            f"resume_from: {path} is at step {state.step}, but this run is steady for {steady_steps} steps only; "
+            "give an earlier checkpoint, or a shorter train.cooldown"
+        )
     if (owner / WARMUP).is_dir():
         shutil.copytree(owner / WARMUP, folder / WARMUP, dirs_exist_ok=True)
     for name in (LOG, SUBSET):
@@ -151,6 +179,8 @@ def _adopt(folder: Path, config: Config) -> None:
     aside = folder / CHECKPOINTS / f".{path.name}.tmp"
     try:
         shutil.copytree(path, aside)
+        if branches:
+            relabel(aside, recipe_hash(config))
         aside.rename(folder / CHECKPOINTS / path.name)
     except BaseException:
         shutil.rmtree(aside, ignore_errors=True)

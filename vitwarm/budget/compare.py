@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 
 from vitwarm.budget.runs import Run
-from vitwarm.checks import KEYS, value_of
-from vitwarm.config import Config
+from vitwarm.budget.statistics import paired_interval
+from vitwarm.checks import differences
 from vitwarm.errors import UserError
 
 STAGE, METRIC = "images", "top1"
@@ -65,30 +65,6 @@ def check_comparable(arms: dict[str, list[Run]]) -> None:
                     f"{run.folder} differs from {first_runs[0].folder} in {key} ({value!r} against {theirs!r}); "
                     "arms may differ only in how the trunk starts"
                 )
-
-
-def differences(a: Config, b: Config, ignore: tuple[str, ...] = ()) -> dict[str, tuple[object, object]]:
-    """Keys in which two recipes differ, with both values; `ignore` holds keys and sections to leave out."""
-    found = {}
-    for key in KEYS:
-        if not any(key == name or key.startswith(f"{name}.") for name in ignore):
-            values = value_of(a, key), value_of(b, key)
-            if values[0] != values[1]:
-                found[key] = values
-    return found
-
-
-def paired_interval(differences: np.ndarray, confidence: float = 0.95) -> tuple[float, float] | tuple[None, None]:
-    """Student t interval of the mean of paired differences; a single pair has none."""
-    n = len(differences)
-    if n < 2:
-        return None, None
-    try:
-        from scipy import stats
-    except ImportError as error:
-        raise UserError("intervals need scipy: pip install 'vitwarm[plot]'") from error
-    half = stats.t.ppf((1 + confidence) / 2, n - 1) * differences.std(ddof=1) / np.sqrt(n)
-    return float(differences.mean() - half), float(differences.mean() + half)
 
 
 def compare(arms: dict[str, list[Run]]) -> list[ArmRow]:

@@ -5,14 +5,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from vitwarm.amounts import Amount
-from vitwarm.budget.compare import ARM_KEYS, differences
+from vitwarm.budget.compare import ARM_KEYS
 from vitwarm.budget.plan import UNITS, Arm, Plan, override
-from vitwarm.checks import value_of, warms_up
+from vitwarm.checks import LENGTHS, differences, value_of, warms_up
 from vitwarm.config import Config
 from vitwarm.errors import UserError
 from vitwarm.recipe import load_recipe, recipe_hash
 
-LENGTHS = {"images": "images.epochs", "algorithmic": "algorithmic.budget", "text": "text.budget"}
 WARMUP = "warmup"
 _OURS = ("seed", "run.dir", "resume_from")  # set for each cell by the grid
 

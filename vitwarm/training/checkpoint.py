@@ -13,6 +13,7 @@ import hashlib
 import json
 import os
 import shutil
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -42,6 +43,7 @@ class State:
         metrics: of the last evaluation.
         best: {metric value, run_step, metrics} of the best evaluation so far, or None.
         damaged: names of the distinct samples that could not be read so far.
+        steady: a wsd schedule has not begun to fall, so that runs of other lengths pass through this point as well.
     """
 
     stage: str
@@ -54,6 +56,7 @@ class State:
     metrics: dict[str, float] = field(default_factory=dict)
     best: dict[str, Any] | None = None
     damaged: list[str] = field(default_factory=list)
+    steady: bool = False
 
 
 def optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
@@ -85,11 +88,11 @@ class Checkpoints:
     Args:
         folder: the folder; made on the first save.
         keep_last: how many of the newest to keep besides the best one.
+        keep_at: steps of the run whose checkpoints are kept as well.
     """
 
-    def __init__(self, folder: Path, keep_last: int):
-        self.folder = folder
-        self.keep_last = keep_last
+    def __init__(self, folder: Path, keep_last: int, keep_at: Sequence[int] = ()):
+        self.folder, self.keep_last, self.keep_at = folder, keep_last, keep_at
 
     def path(self, run_step: int) -> Path:
         return self.folder / f"step-{run_step:08d}"
@@ -129,12 +132,12 @@ class Checkpoints:
 
     def _prune(self, state: State) -> None:
         now = self.path(state.run_step)
-        best = self.path(state.best["run_step"]) if state.best else now
+        others = [self.path(step) for step in (*self.keep_at, *([state.best["run_step"]] if state.best else []))]
         # What lies ahead of this step was found damaged when the run went on from an earlier one.
         ahead = [p for p in self.all() if p > now]
         kept = [p for p in self.all() if p <= now][-self.keep_last :]
         for old in self.all():
-            if old in ahead or old not in (*kept, best):
+            if old in ahead or old not in (*kept, *others):
                 _remove(old)
 
     def all(self) -> list[Path]:
@@ -169,6 +172,13 @@ def read_state(path: Path) -> State:
         if Path(name).name != name or not (path / name).is_file() or _digest(path / name) != expected:
             raise UserError(f"checkpoint {path} is damaged ({name} differs from its checksum)")
     return state
+
+
+def relabel(path: Path, recipe_hash: str) -> None:
+    """Give a copied checkpoint to the run of another recipe."""
+    file = path / "state.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"recipe_hash": recipe_hash}))
+    flush(file)
 
 
 def read_tensors(path: Path, name: str) -> dict[str, Tensor]:

@@ -20,7 +20,7 @@ from vitwarm.training.checkpoint import Checkpoints, State, optimizer_tensors, r
 from vitwarm.training.meters import Meter, count_flops
 from vitwarm.training.processes import Processes
 from vitwarm.training.protocol import Batch, Stage
-from vitwarm.training.schedule import learning_rate
+from vitwarm.training.schedule import is_steady, learning_rate
 from vitwarm.training.sharding import Sharded, full, whole
 from vitwarm.training.tracking import Tracker
 
@@ -143,6 +143,8 @@ class Training:
     def run(self) -> nn.Module:
         stage, state, context = self.stage, self.state, self.context
         context.tracker.start_stage(stage.name, state.step, stage.steps)
+        if state.metrics:
+            stage.follow(state.metrics)
         batches = stage.batches(state.step, self.processes.rank, self.processes.world, self.device_batch)
         with contextlib.closing(batches):  # ends its threads and workers, whatever happens
             while state.step < stage.steps:
@@ -182,7 +184,8 @@ class Training:
         last = step == stage.steps
         log_due = step % context.run.log_every == 0 or last
         eval_due = step % stage.eval_every == 0 or last
-        save_due = step % context.run.checkpoint_every == 0 or last or bool(stopping)
+        kept = state.run_step + 1 in context.run.keep_at
+        save_due = step % context.run.checkpoint_every == 0 or kept or last or bool(stopping)
         grad_norm = self._update(micro, weight, want_norm=log_due or eval_due or save_due)
         state.step, state.run_step = step, state.run_step + 1
         self.meter.step(waited)
@@ -324,6 +327,7 @@ class Training:
         names = sorted(sums)
         totals = dict(zip(names, self.processes.sum([float(sums[n]) for n in names]), strict=True))
         state.metrics = stage.metrics(totals)
+        stage.follow(state.metrics)
         value = state.metrics.get(stage.best)
         improved = value is not None and (state.best is None or value > state.best["value"])
         if improved:
@@ -339,10 +343,12 @@ class Training:
 
     def _save(self) -> None:
         self._collect_events()
-        samples = self.state.step * self.stage.optim.global_batch
+        stage = self.stage
+        self.state.steady = is_steady(self.state.step, stage.steps, stage.optim, stage.schedule_lengths[1])
+        samples = self.state.step * stage.optim.global_batch
         self.state.totals = {
             "samples": samples,
-            "tokens": samples * self.stage.tokens_per_sample,
+            "tokens": samples * stage.tokens_per_sample,
             "seconds": self.seconds_before + self.meter.seconds,
             "flops": samples * self.flops_per_sample,
         }

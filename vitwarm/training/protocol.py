@@ -53,7 +53,8 @@ class Stage(Protocol):
         ...
 
     def batches(self, start: int, rank: int, world: int, device_batch: int) -> Generator[Batch, None, None]:
-        """This rank's micro-batches from step `start` to the end, in order: a pure function of the recipe."""
+        """This rank's micro-batches from step `start` to the end, in order: a pure function of the recipe, and of what
+        `follow` was told last before each of them is asked for."""
         ...
 
     def losses(self, model: nn.Module, batch: Batch, step: int) -> dict[str, Tensor]:
@@ -66,6 +67,10 @@ class Stage(Protocol):
 
     def metrics(self, totals: dict[str, float]) -> dict[str, float]:
         """What the sums of `evaluate`, added over all ranks, come to; `means` where each is a mean over predictions."""
+        ...
+
+    def follow(self, metrics: dict[str, float]) -> None:
+        """Learn what was last measured: after each evaluation, and when a run goes on from a checkpoint behind one."""
         ...
 
     def example(self) -> tuple[Batch, int]:

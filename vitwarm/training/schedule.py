@@ -25,6 +25,11 @@ def learning_rate(step: int, steps: int, optim: OptimConfig, warmup: int, cooldo
     return optim.min_lr + (optim.lr - optim.min_lr) * min(1.0, left)
 
 
+def is_steady(step: int, steps: int, optim: OptimConfig, cooldown: int) -> bool:
+    """Whether the learning rates of the first `step` updates are those of every longer wsd schedule as well."""
+    return optim.schedule == "wsd" and step <= steps - cooldown
+
+
 def check_lengths(key: str, steps: int, optim: OptimConfig, warmup: int, cooldown: int) -> None:
     """Refuse a schedule that does not fit into its stage: the learning rate would never be what the recipe says.
 

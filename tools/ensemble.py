@@ -1,7 +1,7 @@
 """python tools/ensemble.py recipe=NAME seeds=0-9 [run.dir=FOLDER] [key=value ...]: many seeds of a tiny model at once.
 
-Writes FOLDER/RECIPE-seedN (FOLDER is runs by default) with recipe, log, export and result for each seed N. For recipes
-of decoders; see docs/language.md.
+Writes FOLDER/RECIPE-seedN (FOLDER is runs by default) with recipe, log, export and result for each seed N. `{seed}` in
+init_from and transfer.sources stands for N. For recipes of decoders; see docs/language.md.
 """
 
 import re

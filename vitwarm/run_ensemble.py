@@ -14,6 +14,7 @@ from vitwarm.config import Config
 from vitwarm.errors import UserError
 from vitwarm.run import build, finish, given_text, hand_over, result_of, start_of, warmed_part, warmup_text
 from vitwarm.run_folder import LOG, RESULT, check_folder, open_folder, run_folder, write_text
+from vitwarm.stages import GlueStage
 from vitwarm.stages.ensemble import Ensemble
 from vitwarm.stages.tokens import TokenStage
 from vitwarm.training.meters import count_flops
@@ -25,6 +26,7 @@ from vitwarm.transfer import TransferReport
 def run_ensemble(config: Config, seeds: Sequence[int]) -> list[dict[str, Any]]:
     """Carry out a recipe of token stages under several seeds; returns what stands in each result.json.
 
+    Each seed may start from a source of its own: `{seed}` in `init_from` and `transfer.sources` stands for the seed.
     Nothing is written before all is done, so a run that was interrupted starts anew. Seconds are the ensemble's divided
     by the number of seeds. Without checkpoints; the folders hold recipe, log (evaluations), export and result.
 
@@ -33,7 +35,7 @@ def run_ensemble(config: Config, seeds: Sequence[int]) -> list[dict[str, Any]]:
         Interrupted: a signal.
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    configs = [replace(config, seed=seed, run=replace(config.run, dir=_folder(config, seed))) for seed in seeds]
+    configs = [_of_seed(config, seed) for seed in seeds]
     folders = [run_folder(c) for c in configs]
     for each, folder in zip(configs, folders, strict=True):
         check_folder(folder, each)
@@ -42,10 +44,12 @@ def run_ensemble(config: Config, seeds: Sequence[int]) -> list[dict[str, Any]]:
     parts = [build(each, world=1, starts=True) for each in configs]
     if not isinstance(parts[0].main, TokenStage | None):
         raise UserError("an ensemble trains stages of tokens; run the seeds of an image recipe one by one")
+    if isinstance(parts[0].main, GlueStage):
+        raise UserError("an ensemble stacks rows of one length, GLUE's differ; run its seeds one by one")
     stages: list[dict[str, Any]] = [{} for _ in seeds]
     logs: list[list[dict[str, Any]]] = [[] for _ in seeds]
     reports: list[TransferReport | None] = [p.given for p in parts]
-    text = given_text(config)
+    texts = [given_text(each) for each in configs]
     with contextlib.ExitStack() as held:
         stop = held.enter_context(stop_signals())
         if parts[0].warmup is not None:
@@ -54,12 +58,12 @@ def run_ensemble(config: Config, seeds: Sequence[int]) -> list[dict[str, Any]]:
                 hand_over(each, p.main, p.fresh, [warmed_part(each, p.warmup.hand_on(p.warmup.model))])
                 for each, p in zip(configs, parts, strict=True)
             ]
-            text = warmup_text(config, parts[0].warmup)
+            texts = [warmup_text(config, parts[0].warmup)] * len(seeds)
         if parts[0].main is not None:
             _train([p.main for p in parts], stages, logs, device, stop)
         results = []
         for i, (each, folder, part) in enumerate(zip(configs, folders, parts, strict=True)):
-            start = start_of(each, text, reports[i])
+            start = start_of(each, texts[i], reports[i])
             result = result_of(each, stages[i], start, part.main, Processes(0, 1, device))
             results.append(result | {"ensemble": list(seeds)})
             open_folder(folder, each, held)
@@ -68,9 +72,19 @@ def run_ensemble(config: Config, seeds: Sequence[int]) -> list[dict[str, Any]]:
     return results
 
 
-def _folder(config: Config, seed: int) -> str:
-    """`run.dir` is the folder that holds the seeds' folders."""
-    return str(Path(config.run.dir or "runs") / f"{config.name}-seed{seed}")
+def _of_seed(config: Config, seed: int) -> Config:
+    """`run.dir` is the folder that holds the seeds' folders; `{seed}` in the path of a source stands for the seed."""
+
+    def named(source: str) -> str:
+        return source.replace("{seed}", str(seed))
+
+    return replace(
+        config,
+        seed=seed,
+        run=replace(config.run, dir=str(Path(config.run.dir or "runs") / f"{config.name}-seed{seed}")),
+        init_from=config.init_from and named(config.init_from),
+        transfer=replace(config.transfer, sources={k: named(v) for k, v in config.transfer.sources.items()}),
+    )
 
 
 def _train(

@@ -72,6 +72,23 @@ def test_seeds_do_not_touch_each_other():
     assert all(torch.equal(found[0][n], found[1][n]) for n in found[0])
 
 
+@pytest.mark.parametrize("how", ["init_from", "sources"])
+def test_each_seed_starts_from_the_source_that_bears_its_number(tmp_path, how):
+    warmed = tiny(tmp_path / "warmed", task=None)
+    run_ensemble(warmed, [0, 1])
+    c = tiny(tmp_path / "task", embeddings="fresh")
+    source = f"{tmp_path}/warmed/tiny-seed{{seed}}"
+    if how == "init_from":
+        c.init_from = source
+    else:
+        c.transfer.sources = {"attention": source, "mlp norm": source}
+    for seed, result in enumerate(run_ensemble(c, [0, 1])):
+        alone = replace(tiny(tmp_path / f"alone{seed}", embeddings="fresh"), seed=seed)
+        alone.init_from = f"{tmp_path}/warmed/tiny-seed{seed}"
+        assert result["metrics"]["loss"] == pytest.approx(run(alone)["metrics"]["loss"], rel=1e-5)
+        assert f"tiny-seed{seed}" in result["start"]
+
+
 def test_the_log_holds_each_seeds_curve(tmp_path):
     run_ensemble(tiny(tmp_path), [0, 1])
     entries = [json.loads(line) for line in (tmp_path / "tiny-seed1/log.jsonl").read_text().splitlines()]

@@ -19,8 +19,8 @@ from vitwarm.config import Config, OptimConfig
 from vitwarm.data.subset import is_list, read_names, subset_size
 from vitwarm.errors import UserError
 from vitwarm.recipe import recipe_hash
-from vitwarm.stages import AlgorithmicStage, TokenStage, make_warmup
-from vitwarm.stages.images import image_lengths, open_shards
+from vitwarm.stages import AlgorithmicStage, TokenStage, make_text, make_warmup
+from vitwarm.stages.images import default_workers, image_lengths, open_shards
 from vitwarm.training.loop import device_batch_size
 from vitwarm.training.meters import PEAK_FLOPS, forward_flops
 from vitwarm.trunk import Decoder, ImageModel, build_model, configured_decoder
@@ -137,10 +137,12 @@ def estimate(config: Config, gpus: int, device: str, mfu: float = 0.4, train_ima
             model = vit = build_model(config.model, "images", seed=config.seed)
         elif config.algorithmic.task:
             model, main = _algorithmic(config)
-        else:
+        elif not config.text.train:
             model = make_warmup(config, None).model
-    weights = sum(p.numel() for p in model.parameters())
     images = bool(config.images.train) and config.images.epochs > 0
+    if config.text.train and config.model.decoder.size:
+        model, main = _text(config)
+    weights = sum(p.numel() for p in model.parameters())
     if images:
         full, val, facts["images"] = _count_images(config, train_images or config.images.train_samples)
         steps, eval_every, _ = image_lengths(config, full, used := _used(config, full))
@@ -181,6 +183,16 @@ def _algorithmic(config: Config) -> tuple[Decoder, AlgorithmicStage]:
     model = configured_decoder(config.model, stage.vocab_size, positions, seed=config.seed)
     stage.set_model(model, False)
     return model, stage
+
+
+def _text(config: Config) -> tuple[nn.Module, TokenStage]:
+    """The stage counts its tokens, so the data must be here; they are cached for the run."""
+    stage = make_text(config, default_workers(1) if config.run.workers is None else config.run.workers)
+    positions = config.model.decoder.positions or stage.positions
+    with torch.device("meta"):
+        model = configured_decoder(config.model, stage.vocab_size, positions, seed=config.seed)
+    stage.set_model(model, False)
+    return stage.model, stage
 
 
 def _token_lines(stage: TokenStage, seconds: Callable[[float, OptimConfig], float]) -> list[StageCost]:

@@ -146,16 +146,17 @@ def _adoptable(config: Config) -> tuple[State, Path, Path]:
 def _no_branch(state: State, owner: Path, config: Config) -> str:
     """Why a run of another length cannot go on from this checkpoint as if it were its own; empty if it can.
 
-    Runs of a wsd schedule that differ only in their length are the same run until the first of them cools down.
+    Runs that differ only in the length of their main stage are the same run until it begins, and under a wsd schedule
+    until the first of them cools down.
     """
     if not (owner / RECIPE).is_file():
         return f"and {owner} does not say which"
     others = differences(read_frozen(owner / RECIPE), config, (*NOT_IDENTITY, *LENGTHS.values(), "train.cooldown"))
     if others:
         return f"which differs in {next(iter(others))}"
-    if state.stage not in LENGTHS or not state.steady:
+    if state.stage != WARMUP and not state.steady:
         return "and to branch off it, its main stage must be in the steady part of train.schedule=wsd"
-    for key in ("warmup.budget", "train.lr_warmup"):
+    for key in ("warmup.budget", "train.lr_warmup")[: 1 if state.stage == WARMUP else 2]:
         amount = Amount.parse(value_of(config, key), key)
         if amount.unit == "%" and amount.value:
             return f"and to branch off it, {key} must not be a share of the main stage; write steps"
@@ -166,7 +167,7 @@ def _adopt(folder: Path, config: Config, steady_steps: int) -> None:
     """Copy the checkpoint of another run, with what belongs to it, and make it ours; the checkpoint comes last."""
     state, path, owner = _adoptable(config)
     branches = state.recipe_hash != recipe_hash(config)
-    if branches and state.step > steady_steps:
+    if branches and state.stage != WARMUP and state.step > steady_steps:
         raise UserError(
             f"resume_from: {path} is at step {state.step}, but this run is steady for {steady_steps} steps only; "
             "give an earlier checkpoint, or a shorter train.cooldown"

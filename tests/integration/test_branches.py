@@ -41,10 +41,16 @@ def log(folder, event):
     return [(e["stage"], e["step"], e["loss"]) for e in entries if e["event"] == event]
 
 
-def test_a_branch_is_the_run_it_would_have_been_alone(tmp_path, trunk, config_of):
-    shorter = "images.epochs=0.11"  # 5 steps, of which 2 cool down
-    alone = run(config_of("alone", shorter))
-    branch = run(config_of("branch", shorter, f"resume_from={trunk}"))
+@pytest.mark.parametrize("schedule", ["wsd", "cosine"])
+def test_a_branch_is_the_run_it_would_have_been_alone(tmp_path, config_of, schedule):
+    """Off the steady part of wsd; off the end of the warm-up under any schedule."""
+    step = TRUNK_STEP if schedule == "wsd" else 10
+    own = [f"train.schedule={schedule}", "train.lr_warmup=20%"] if schedule == "cosine" else []
+    run(config_of("trunk", f"run.keep_at=[{step}]", *own))
+    trunk = tmp_path / f"trunk/checkpoints/step-{step:08d}"
+    own.append("images.epochs=0.11")  # 5 steps, of which 2 cool down under wsd
+    alone = run(config_of("alone", *own))
+    branch = run(config_of("branch", *own, f"resume_from={trunk}"))
     assert branch["stages"]["images"]["steps"] == 5
     assert branch["recipe_hash"] == alone["recipe_hash"]
     assert branch["metrics"] == alone["metrics"]

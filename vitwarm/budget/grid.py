@@ -1,34 +1,45 @@
 """The cells of a plan: each an ordinary recipe with a hash, all alike in whatever the plan does not vary."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from vitwarm.amounts import Amount
 from vitwarm.budget.compare import ARM_KEYS
-from vitwarm.budget.plan import UNITS, Arm, Plan, override
+from vitwarm.budget.plan import UNITS, Plan
 from vitwarm.checks import LENGTHS, differences, value_of, warms_up
 from vitwarm.config import Config
 from vitwarm.errors import UserError
 from vitwarm.recipe import load_recipe, recipe_hash
 
 WARMUP = "warmup"
-_OURS = ("seed", "run.dir", "resume_from")  # set for each cell by the grid
 
 
 @dataclass(frozen=True)
 class Work:
-    """What a stage takes; `device_seconds` is None where no rate is known."""
+    """What a stage takes, without its evaluations; `device_seconds` is None where no rate is known.
+
+    Attributes:
+        evaluation: of a stage's evaluations, the FLOPs, as a share of its own.
+    """
 
     steps: float
     samples: float
     tokens: float
     flops: float
     device_seconds: float | None = None
+    evaluation: float = 0.0
 
     def scaled(self, share: float) -> "Work":
+        amounts = (self.steps, self.samples, self.tokens, self.flops)
         seconds = None if self.device_seconds is None else share * self.device_seconds
-        return Work(share * self.steps, share * self.samples, share * self.tokens, share * self.flops, seconds)
+        return Work(*(share * amount for amount in amounts), seconds, self.evaluation)
+
+    @property
+    def seconds_in_all(self) -> float | None:
+        """Device-seconds with the evaluations, which are taken to run at the same FLOP/s."""
+        return None if self.device_seconds is None else self.device_seconds * (1 + self.evaluation)
 
 
 @dataclass(frozen=True)
@@ -42,8 +53,9 @@ class Cell:
         hash: its name; a finished run with this hash is this cell, whatever its folder is called.
         arguments: the command line that gives the recipe.
         folder: where it runs.
-        work: stage -> what it will take.
-        trunk: hash of the cell whose trunk this one branches off; None for a run of its own.
+        work: stage -> what it will take from the checkpoint on that it needs.
+        needs: checkpoint of the full run that this one goes on from: where its warm-up ended, or where it branches off.
+        trunk: hash of the cell whose main stage this one branches off; None for a main stage of its own.
     """
 
     arm: str
@@ -55,6 +67,7 @@ class Cell:
     arguments: tuple[str, ...]
     folder: Path
     work: dict[str, Work]
+    needs: Path | None = None
     trunk: str | None = None
 
     @property
@@ -99,18 +112,18 @@ def main_stage(config: Config) -> str:
     raise UserError(f"{config.name} has no main stage: set images.train, algorithmic.task or text.train")
 
 
-def make_grid(plan: Plan, runs: Path, measure: Callable[[Config], dict[str, Work]]) -> Grid:
+def make_grid(plan: Plan, runs: Path, measure: Callable[[str, Config], dict[str, Work]]) -> Grid:
     """All cells of a plan, full budgets first, seed by seed.
 
     Args:
         plan: the plan.
         runs: folder of the run folders.
-        measure: what each stage of a recipe takes.
+        measure: what each stage takes, of an arm's name and recipe.
 
     Raises:
         UserError: a recipe is wrong, arms differ in more than their start, or a budget cannot pay for its warm-up.
     """
-    full = {name: _load(plan, arm, plan.seeds[0]) for name, arm in plan.arms.items()}
+    full = {name: plan.recipe_of(name) for name in plan.arms}
     baseline = full[plan.baseline]
     stage = main_stage(baseline)
     for name in plan.others:
@@ -122,19 +135,18 @@ def make_grid(plan: Plan, runs: Path, measure: Callable[[Config], dict[str, Work
                 f"plan {plan.name}: arm {name} starts from init_from, and what that cost is not known here; "
                 "use a recipe with its own warm-up"
             )
-        work[name] = measure(config)
-    cells = [
-        _cell(plan, name, budget, seed, runs, stage, work[name])
-        for budget in reversed(plan.budgets)
-        for seed in plan.seeds
-        for name in plan.arms
-    ]
+        work[name] = measure(name, config)
     by_hash: dict[str, Cell] = {}
-    for cell in cells:
-        if cell.hash in by_hash:
-            raise UserError(f"plan {plan.name}: {by_hash[cell.hash].title} and {cell.title} are the same recipe")
-        by_hash[cell.hash] = cell
-    return Grid(plan, cells, stage, work, _warnings(plan, baseline))
+    full_runs: dict[tuple[str, int], Cell] = {}
+    for budget in reversed(plan.budgets):
+        for seed in plan.seeds:
+            for name in plan.arms:
+                cell = _cell(plan, name, budget, seed, runs, stage, work[name], full_runs.get((name, seed)))
+                if twin := by_hash.get(cell.hash):
+                    raise UserError(f"plan {plan.name}: {twin.title} and {cell.title} are the same recipe")
+                by_hash[cell.hash] = cell
+                full_runs.setdefault((name, seed), cell)
+    return Grid(plan, list(by_hash.values()), stage, work, _warnings(plan, baseline))
 
 
 def warmup_share(unit: str, work: dict[str, Work], stage: str) -> float:
@@ -151,47 +163,85 @@ def warmup_share(unit: str, work: dict[str, Work], stage: str) -> float:
     return warmup / main
 
 
-def _load(plan: Plan, arm: Arm, seed: int, *more: str) -> Config:
-    return load_recipe(list(_arguments(plan, arm, seed, *more)))
-
-
-def _arguments(plan: Plan, arm: Arm, seed: int, *more: str) -> tuple[str, ...]:
-    for key in (*plan.set, *arm.set):
-        if key in _OURS:
-            raise UserError(f"plan {plan.name}: {key} belongs to the grid; leave it out of set")
-    settings = plan.set | arm.set
-    return (f"recipe={arm.recipe}", *(override(k, v) for k, v in settings.items()), f"seed={seed}", *more)
-
-
 def _check_arm(plan: Plan, name: str, baseline: Config, config: Config) -> None:
-    for key, (theirs, ours) in differences(baseline, config, ARM_KEYS).items():
+    for key, (theirs, ours) in differences(baseline, config, (*ARM_KEYS, *plan.vary)).items():
         raise UserError(
             f"plan {plan.name}: arm {name} differs from {plan.baseline} in {key} ({ours!r} against {theirs!r}); "
-            "arms may differ only in how the trunk starts"
+            "arms may differ only in how the trunk starts, and in keys that the plan names under vary"
         )
 
 
-def _cell(plan: Plan, name: str, budget: float, seed: int, runs: Path, stage: str, work: dict[str, Work]) -> Cell:
-    arm, main = plan.arms[name], budget
-    if plan.setting == "substitutive":
-        main = budget - warmup_share(plan.unit, work, stage)
-        if main <= 0:
-            raise UserError(
-                f"plan {plan.name}: at {100 * budget:g}% nothing is left for the main stage of arm {name}, whose warm-up "
-                f"takes {100 * (budget - main):.3g} % of the full budget; raise the smallest of budgets"
-            )
-    more = []
-    config = _load(plan, arm, seed)
-    if WARMUP in work and Amount.parse(config.warmup.budget, "warmup.budget").unit == "%":
-        more.append(f"warmup.budget={round(work[WARMUP].steps)} steps")  # the same at every budget
+def _cell(
+    plan: Plan, name: str, budget: float, seed: int, runs: Path, stage: str, work: dict[str, Work], whole: Cell | None
+) -> Cell:
+    """A cell; `whole` is the one at the full budget, None for that one itself.
+
+    Shorter runs of an arm and seed are the full one until its main stage begins, and branches for longer; they go on
+    from its checkpoints, and end with the same bits as if they had been alone.
+    """
+    main = _main_share(plan, name, budget, work, stage)
+    config, more = plan.recipe_of(name), []
+    warmup = round(work[WARMUP].steps) if WARMUP in work else 0
+    if warmup and Amount.parse(config.warmup.budget, "warmup.budget").unit == "%":
+        more.append(f"warmup.budget={warmup} steps")  # the same at every budget
     if main < 1:
         more.append(f"{LENGTHS[stage]}={_length(config, stage, main)}")
-    arguments = _arguments(plan, arm, seed, *more)
+    branched = plan.points == "branched"
+    if branched:
+        _check_branched(plan, config)
+        lr_warmup = Amount.parse(config.train.lr_warmup, "train.lr_warmup")
+        if lr_warmup.unit == "%":
+            more.append(f"train.lr_warmup={lr_warmup.steps(steps_of_whole=round(work[stage].steps))} steps")
+
+    def leaves(share: float) -> int:
+        """The step of the main stage at which a run of that share leaves the full one."""
+        return _branch_step(plan, config, share, work[stage].steps) if branched else 0
+
+    taken = {s: w.scaled(main) if s == stage else w for s, w in work.items()}
+    needs = None
+    if whole is None:
+        steps = {warmup + leaves(_main_share(plan, name, b, work, stage)) for b in plan.budgets[:-1]}
+        if kept := sorted(steps - {0}):
+            more.append(f"run.keep_at={kept}")
+    elif step := leaves(main) + warmup:
+        needs = whole.folder / "checkpoints" / f"step-{step:08d}"
+        more.append(f"resume_from={needs}")
+        taken = {stage: work[stage].scaled(main - leaves(main) / work[stage].steps)}
+    arguments = plan.arguments(name, seed, *more)
     config = load_recipe(list(arguments))
     digest = recipe_hash(config)
     folder = runs / f"{name}-{100 * budget:g}-seed{seed}-{digest[:6]}"
-    taken = {s: w.scaled(main) if s == stage else w for s, w in work.items()}
-    return Cell(name, budget, seed, main, config, digest, arguments, folder, taken)
+    trunk = whole.hash if branched and whole else None
+    return Cell(name, budget, seed, main, config, digest, arguments, folder, taken, needs, trunk)
+
+
+def _main_share(plan: Plan, name: str, budget: float, work: dict[str, Work], stage: str) -> float:
+    """What a budget leaves to the main stage, as a share of the full one."""
+    if plan.setting == "additive":
+        return budget
+    warmup = warmup_share(plan.unit, work, stage)
+    if budget <= warmup:
+        raise UserError(
+            f"plan {plan.name}: at {100 * budget:g}% nothing is left for the main stage of arm {name}, whose warm-up "
+            f"takes {100 * warmup:.3g} % of the full budget; raise the smallest of budgets"
+        )
+    return budget - warmup
+
+
+def _check_branched(plan: Plan, config: Config) -> None:
+    if config.train.schedule != "wsd":
+        raise UserError(f"plan {plan.name}: points: branched needs train.schedule: wsd in set")
+    if Amount.parse(config.train.cooldown, "train.cooldown").unit not in ("%", "steps"):
+        raise UserError(f"plan {plan.name}: for branches write train.cooldown as a share or in steps")
+
+
+def _branch_step(plan: Plan, config: Config, main: float, steps: float) -> int:
+    """The step of the main stage at which a run of that share leaves the trunk: just before it cools down."""
+    cooldown = Amount.parse(config.train.cooldown, "train.cooldown")
+    step = math.floor(main * steps) - cooldown.steps(steps_of_whole=math.ceil(main * steps)) - 1  # 1: rounding
+    if step < 1:
+        raise UserError(f"plan {plan.name}: {100 * main:.3g}% is no longer than train.cooldown={config.train.cooldown}")
+    return step
 
 
 def _length(config: Config, stage: str, share: float) -> str:

@@ -6,13 +6,13 @@ import os
 import shlex
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from vitwarm.budget.cells import BEGUN, DONE, RUNNING, WAITING, Folders, progress
-from vitwarm.budget.grid import Cell, Grid
+from vitwarm.budget.cells import BEGUN, DONE, RUNNING, WAITING, Folders, Status, progress
+from vitwarm.budget.grid import Grid
 from vitwarm.errors import Interrupted, UserError
 
 POLL = 2.0  # seconds
@@ -37,17 +37,22 @@ class Launch:
     submit: dict[str, Any] = field(default_factory=dict)
 
 
-def command(cell: Cell, launch: Launch, devices: str | None = None) -> list[str]:
-    """The shell command of a cell; the same by hand goes on with the same run.
-
-    Args:
-        devices: value of CUDA_VISIBLE_DEVICES; None leaves what this process has (submitit would hide all GPUs).
-    """
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES") if devices is None else devices
-    start = ["env", "-u", "CUDA_VISIBLE_DEVICES"] if visible is None else ["env", f"CUDA_VISIBLE_DEVICES={visible}"]
+def train_command(arguments: Sequence[str], folder: Path, launch: Launch) -> list[str]:
+    """The command of a run; the same by hand goes on with it."""
     accelerate = [sys.executable, "-m", "accelerate.commands.launch", "--quiet", *shlex.split(launch.accelerate)]
-    train = ["-m", "vitwarm", "train", *cell.arguments, f"run.dir={cell.folder}"]
-    return [*(start if launch.executor == "local" else []), *accelerate, *train]
+    return [*accelerate, "-m", "vitwarm", "train", *arguments, f"run.dir={folder}"]
+
+
+def _on_devices(words: list[str], launch: Launch, devices: str | None) -> list[str]:
+    """A command that sees these GPUs (None: those that this process sees) and its share of this machine's cores."""
+    if launch.executor == "slurm":
+        return words
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES") if devices is None else devices
+    # submitit's local executor hides all GPUs from its jobs
+    start = ["-u", "CUDA_VISIBLE_DEVICES"] if visible is None else [f"CUDA_VISIBLE_DEVICES={visible}"]
+    if launch.jobs > 1 and "OMP_NUM_THREADS" not in os.environ:
+        start.append(f"OMP_NUM_THREADS={max(1, len(os.sched_getaffinity(0)) // launch.jobs)}")
+    return ["env", *start, *words]
 
 
 def carry_out(grid: Grid, folders: Folders, launch: Launch, out: Path, stop: list[int]) -> None:
@@ -95,17 +100,30 @@ def carry_out(grid: Grid, folders: Folders, launch: Launch, out: Path, stop: lis
             _end(jobs, launch)
             raise UserError(f"{in_a_row} cells in a row crashed; the last: {list(failures.values())[-1]}")
         for cell in grid.cells:
-            ready = cell.trunk is None or statuses[cell.trunk].state == DONE
+            ready = cell.needs is None or (cell.needs / "state.json").is_file()
             if len(jobs) < limit and ready and cell.hash not in tried and statuses[cell.hash].state in (WAITING, BEGUN):
                 tried.add(cell.hash)
                 slots[cell.hash] = min(set(range(limit)) - set(slots.values()))
-                jobs[cell.hash] = _submit(executor, command(cell, launch, _devices(launch, slots[cell.hash])), cell)
+                words = train_command(cell.arguments, cell.folder, launch)
+                print(f"start {cell.title}: {shlex.join(words)}", flush=True)
+                devices = _devices(launch, slots[cell.hash])
+                jobs[cell.hash] = executor.submit(_task(_on_devices(words, launch, devices)))
         statuses = folders.statuses(grid) if not jobs else statuses
         if not jobs and not any(status.state == RUNNING for status in statuses.values()):
-            return
+            return _check_needs(grid, statuses)
         for _ in range(int(POLL * 10)):
             if not stop:
                 time.sleep(0.1)
+
+
+def _check_needs(grid: Grid, statuses: dict[str, Status]) -> None:
+    """Full runs that are over must have left what the shorter ones go on from."""
+    for cell in grid.cells:
+        if cell.needs and not cell.needs.is_dir() and statuses[cell.hash].state == WAITING:
+            whole = next(c for c in grid.cells if c.folder == cell.needs.parent.parent)
+            if statuses[whole.hash].state == DONE:
+                gone = f"{cell.title} goes on from {cell.needs}, which is gone"
+                raise UserError(f"{gone}; remove {whole.folder} to carry that run out again")
 
 
 def _executor(launch: Launch, out: Path) -> Any:
@@ -122,11 +140,10 @@ def _executor(launch: Launch, out: Path) -> Any:
     return executor
 
 
-def _submit(executor: Any, words: list[str], cell: Cell) -> Any:
+def _task(words: list[str]) -> Any:
     import submitit
 
-    print(f"start {cell.title}: {shlex.join(words)}", flush=True)
-    return executor.submit(submitit.helpers.CommandFunction(words))
+    return submitit.helpers.CommandFunction(words)
 
 
 def _devices(launch: Launch, slot: int) -> str | None:

@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from vitwarm.amounts import Amount
-from vitwarm.checks import nearest
+from vitwarm.checks import KEYS, nearest
+from vitwarm.config import Config
 from vitwarm.errors import UserError
-from vitwarm.recipe import read_yaml, recipes_folder
+from vitwarm.recipe import load_recipe, read_yaml, recipes_folder
 
 SETTINGS = ("additive", "substitutive")
 UNITS = {"samples": "samples", "tokens": "tokens", "flops": "FLOPs", "device_seconds": "device-seconds"}
@@ -78,6 +79,7 @@ class Plan:
         unit: what a budget and a warm-up are counted in.
         points: how budgets below the full one come about: own schedules, branches of one trunk, or not at all.
         set: keys of every cell's recipe.
+        vary: keys beyond the start of the trunk in which arms may differ, such as a learning rate tuned for each.
         effect: smallest difference that matters, in units of the metric; the plan is judged by it.
         sd: of paired differences, when known from earlier runs; for planning before there are any here.
         train_images: size of the training set, where it cannot be counted here.
@@ -95,6 +97,7 @@ class Plan:
     points: str = "scheduled"
     metric: str = "top1"
     set: dict[str, Any] = field(default_factory=dict)
+    vary: tuple[str, ...] = ()
     effect: float | None = None
     sd: float | None = None
     train_images: int | None = None
@@ -105,8 +108,20 @@ class Plan:
         """The arms to compare with the baseline."""
         return [name for name in self.arms if name != self.baseline]
 
+    def arguments(self, arm: str, seed: int, *more: str) -> tuple[str, ...]:
+        """The command line that gives an arm's recipe, with further overrides."""
+        chosen = self.arms[arm]
+        settings = self.set | chosen.set
+        written = (f"{k}={v if isinstance(v, str) else json.dumps(v)}" for k, v in settings.items())
+        return (f"recipe={chosen.recipe}", *written, f"seed={seed}", *more)
+
+    def recipe_of(self, arm: str) -> Config:
+        """The recipe of an arm at the full budget and the first seed."""
+        return load_recipe(list(self.arguments(arm, self.seeds[0])))
+
 
 _KEYS = {f.name for f in fields(Plan)} - {"name"}
+_OURS = ("seed", "run.dir", "run.keep_at", "resume_from")  # set for each cell
 _REQUIRED = ("arms", "budgets", "seeds")
 
 
@@ -124,6 +139,11 @@ def find_plan(name: str) -> Path:
     if name not in _shipped():
         raise UserError(f"no plan named {name!r}{nearest(name, _shipped())}; shipped: {', '.join(_shipped())}")
     return _shipped()[name]
+
+
+def list_plans() -> list[tuple[str, str]]:
+    """The shipped plans as (name, one-line purpose)."""
+    return [(name, str(read_yaml(path).get("description", ""))) for name, path in _shipped().items()]
 
 
 def _shipped() -> dict[str, Path]:
@@ -169,12 +189,16 @@ def read_plan(path: Path, overrides: dict[str, str] | None = None) -> Plan:
         budgets=_budgets(path, tree["budgets"]),
         seeds=_seeds(path, tree["seeds"]),
         set=_mapping(path, tree, "set"),
+        vary=_vary(path, tree.get("vary") or []),
         effect=_positive(path, tree, "effect"),
         sd=_positive(path, tree, "sd"),
         train_images=None if images is None else round(images),
         published=_published(path, tree.get("published") or []),
         **plain,
     )
+    for key in (key for settings in (plan.set, *(arm.set for arm in arms.values())) for key in settings):
+        if key in _OURS:
+            raise UserError(f"{path}: {key} belongs to the study; leave it out of set")
     return replace(plan, budgets=(1.0,)) if plan.points == "crossing" else plan
 
 
@@ -182,7 +206,7 @@ def _value(path: Path, key: str, text: str) -> Any:
     """A plan's key from the command line: a list without quotes, a number or text."""
     if key in ("arms", "set", "published"):
         raise UserError(f"{path}: {key} is written in the plan, not on the command line; write recipe keys as they are")
-    if key in ("budgets", "seeds"):
+    if key in ("budgets", "seeds", "vary"):
         return [part.strip() for part in text.strip("[]").split(",") if part.strip()]
     return text
 
@@ -227,6 +251,14 @@ def _seeds(path: Path, values: Any) -> tuple[int, ...]:
     return seeds
 
 
+def _vary(path: Path, keys: Any) -> tuple[str, ...]:
+    keys = keys if isinstance(keys, list) else [keys]
+    for key in keys:
+        if key not in KEYS:
+            raise UserError(f"{path}: vary: no key {key}{nearest(str(key), KEYS)}")
+    return tuple(keys)
+
+
 def _positive(path: Path, tree: dict, key: str) -> float | None:
     if tree.get(key) is None:
         return None
@@ -246,8 +278,3 @@ def _published(path: Path, rows: Any) -> tuple[Published, ...]:
         return tuple(replace(p, warmup=float(p.warmup), needed=float(p.needed)) for p in points)
     except (TypeError, ValueError):
         raise UserError(f"{path}: published: a list of {{{', '.join(names)}}}, numbers in per cent") from None
-
-
-def override(key: str, value: Any) -> str:
-    """A key of `set` as a recipe's command line has it."""
-    return f"{key}={value if isinstance(value, str) else json.dumps(value)}"

@@ -1,0 +1,129 @@
+"""A plan becomes a study: what its cells take, carrying them out, the report."""
+
+import json
+import math
+import subprocess
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+
+from vitwarm.budget.cells import DONE, Folders, progress
+from vitwarm.budget.efficiency import analyse
+from vitwarm.budget.grid import Grid, Work, main_stage, make_grid
+from vitwarm.budget.launch import Launch, carry_out, train_command
+from vitwarm.budget.plan import Plan
+from vitwarm.budget.report import write_report
+from vitwarm.checks import LENGTHS, warms_up
+from vitwarm.config import Config
+from vitwarm.cost import estimate
+from vitwarm.errors import UserError
+from vitwarm.run_folder import write_text
+
+CELLS, RATES = "cells", "rates.json"
+PROBE = 20  # steps of each stage that a rate is measured on
+
+
+class Study:
+    """A plan in a folder: its cells, how far they are, what they say.
+
+    Args:
+        plan: the plan.
+        out: folder of the study; `out/cells` holds the run folders.
+        launch: how runs are started.
+
+    Raises:
+        UserError: the plan cannot be carried out as it is.
+    """
+
+    def __init__(self, plan: Plan, out: Path, launch: Launch):
+        self.plan, self.out, self.launch = plan, out, launch
+        self.folders = Folders(out / CELLS, out)
+        file = out / RATES
+        self.rates: dict[str, dict[str, float]] = json.loads(file.read_text()) if file.is_file() else {}
+        if plan.unit == "device_seconds" and not self.rates:
+            self.measure_rates()
+        self.grid = self._grid()
+
+    def _grid(self) -> Grid:
+        return make_grid(self.plan, self.out / CELLS, self._work)
+
+    def _work(self, arm: str, config: Config) -> dict[str, Work]:
+        """What each stage of a full run takes; seconds where a rate was measured."""
+        found: dict[str, Work] = {}
+        for line in estimate(config, gpus=1, device="h100", train_images=self.plan.train_images).lines:
+            if line.name != "evaluation":  # whose line follows its stage's
+                stage = line.name
+                rate = self.rates.get(arm, self.rates.get(self.plan.baseline, {})).get(stage)
+                seconds = None if rate is None else rate * line.steps
+                found[stage] = Work(line.steps, line.samples, line.tokens, line.flops, seconds)
+            elif line.flops:
+                found[stage] = replace(found[stage], evaluation=line.flops / found[stage].flops)
+        return found
+
+    def measure_rates(self) -> None:
+        """Measure device-seconds a step: a short run of the baseline, and one of every arm with a warm-up of its own.
+
+        Raises:
+            UserError: such a run failed.
+        """
+        for name in self.plan.arms:
+            config = self.plan.recipe_of(name)
+            if name == self.plan.baseline or warms_up(config):
+                print(f"measuring the speed of {name}: {PROBE} steps a stage", flush=True)
+                self.rates[name] = self._probe(name, config)
+        self.out.mkdir(parents=True, exist_ok=True)
+        write_text(self.out / RATES, json.dumps(self.rates, indent=1) + "\n")
+        self.grid = self._grid()
+
+    def _probe(self, arm: str, config: Config) -> dict[str, float]:
+        stage = main_stage(config)
+        length = f"{PROBE} steps"
+        if stage == "images":
+            full = estimate(config, gpus=1, device="h100", train_images=self.plan.train_images).lines
+            samples = next(line.samples for line in full if line.name == stage)
+            length = f"{PROBE * config.train.global_batch * config.images.epochs / samples:.8g}"
+        short = [f"{LENGTHS[stage]}={length}"]
+        short += [f"{part}.{key}" for part in ("train", "warmup") for key in ("lr_warmup=0", "schedule=constant")]
+        if warms_up(config):
+            short.append(f"warmup.budget={PROBE} steps")
+        with tempfile.TemporaryDirectory() as scratch:
+            folder = Path(scratch) / "probe"
+            words = [*self.plan.arguments(arm, self.plan.seeds[0], *short), f"run.log_every={PROBE // 2}"]
+            done = subprocess.run(train_command(words, folder, self.launch), capture_output=True, text=True)
+            if not (folder / "result.json").is_file():
+                last = (done.stderr.strip() or done.stdout.strip() or "it said nothing").splitlines()
+                ours = [line for line in last if line.startswith("vitwarm:")]
+                raise UserError(f"the speed of {arm} cannot be measured: {(ours or last)[-1]}")
+            processes = json.loads((folder / "result.json").read_text())["processes"]
+            lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+        steps = {e["stage"]: e["step_ms_p50"] for e in lines if e["event"] == "train"}  # the last line: it has run in
+        return {name: processes * ms / 1000 for name, ms in steps.items()}
+
+    def summary(self) -> str:
+        """Every cell with its cost and state, then what is left to do."""
+        statuses = self.folders.statuses(self.grid)
+        head = f"{'cell':<40}{'steps':>20}{'FLOPs':>11}{'device-hours':>14}  state"
+        rows = []
+        left = [0.0, 0.0]
+        for cell in self.grid.cells:
+            state = statuses[cell.hash].state
+            seconds = [work.seconds_in_all for work in cell.work.values()]
+            hours = None if None in seconds else sum(seconds) / 3600
+            flops = sum(work.flops for work in cell.work.values())
+            if state != DONE:
+                left = [left[0] + flops, left[1] + (math.nan if hours is None else hours)]
+            steps = " + ".join(f"{work.steps:,.0f}" for work in cell.work.values())
+            shown = "" if hours is None else f"{hours:.3g}"
+            rows.append(f"{cell.title:<40}{steps:>20}{flops:>11.3g}{shown:>14}  {state}")
+        hours = "no rate measured" if math.isnan(left[1]) else f"{left[1]:.3g} device-hours at the measured rate"
+        total = f"left to do: {left[0]:.3g} FLOPs, {hours}"
+        warnings = [f"warning: {text}" for text in self.grid.warnings]
+        return "\n".join([head, *rows, "", progress(self.grid, statuses), "", total, *warnings])
+
+    def run(self, stop: list[int]) -> None:
+        """Carry out what is not finished; see `carry_out`."""
+        carry_out(self.grid, self.folders, self.launch, self.out, stop)
+
+    def report(self, command: str) -> str:
+        """Write the report of what is finished; returns its text as Markdown."""
+        return write_report(analyse(self.grid, self.folders.statuses(self.grid), command), self.out)

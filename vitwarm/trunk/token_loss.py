@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 MAX_LOGITS = 2**27  # elements of a chunk: 2048 rows of GPT-2's 50257 logits, 0.4 GB in fp32
-ALIGN = 64  # tensor cores want sizes that are multiples of 8 to 64; 50257 is none
+ALIGN = {"cuda": 64}  # tensor cores want sizes that are multiples of 8 to 64; 50257 is none
 
 
 class TokenLoss(NamedTuple):
@@ -43,13 +43,15 @@ class HeadChunk(nn.Module):
         logits = F.linear(x, weight)
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         logits[:, vocab_size:] = float("-inf")
-        correct = (weights * (logits.argmax(-1) == targets)).sum()
-        log_p = logits.log_softmax(-1)
-        loss = -(weights * log_p.gather(-1, targets[:, None])[:, 0]).sum()
+        largest, chosen = logits.max(-1, keepdim=True)
+        correct = (weights * (chosen == targets[:, None])[:, 0]).sum()
+        p = logits.softmax(-1)
+        # The largest probability, at least 1 / V, gives the normaliser as exactly as a pass over all logits would.
+        normaliser = largest - p.gather(-1, chosen).log()
+        loss = (weights * (normaliser - logits.gather(-1, targets[:, None]))[:, 0]).sum()
         if not gradients:
             return loss, correct
-        grad = log_p.exp() * weights[:, None]
-        grad = grad.scatter_add(-1, targets[:, None], -weights[:, None]).to(weight.dtype)
+        grad = p.mul_(weights[:, None]).scatter_add_(-1, targets[:, None], -weights[:, None]).to(weight.dtype)
         return loss, correct, grad @ weight, grad.T @ x
 
 
@@ -57,9 +59,7 @@ class _Chunked(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, weight, targets, weights, vocab_size, rows, head):
         x, weight = x.detach(), weight.detach()
-        grad_x = torch.empty_like(x)
-        # bf16 would lose the small contributions of late chunks.
-        grad_weight = torch.zeros_like(weight, dtype=weights.dtype)
+        grad_x, grad_weight = torch.empty_like(x), None
         loss, correct = weights.new_zeros(()), weights.new_zeros(())
         for start in range(0, len(x), rows):
             part = slice(start, start + rows)
@@ -67,7 +67,8 @@ class _Chunked(torch.autograd.Function):
             loss += sums[0]
             correct += sums[1]
             grad_x[part] = sums[2]
-            grad_weight += sums[3]
+            # In bf16 the small contributions of late chunks would be lost.
+            grad_weight = sums[3].to(weights.dtype) if grad_weight is None else grad_weight.add_(sums[3])
         ctx.save_for_backward(grad_x, grad_weight.to(weight.dtype))
         ctx.mark_non_differentiable(correct)
         return loss, correct
@@ -75,8 +76,8 @@ class _Chunked(torch.autograd.Function):
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, grad, _):
-        grad_x, grad_weight = ctx.saved_tensors
-        return grad_x * grad, grad_weight * grad, None, None, None, None, None
+        grad_x, grad_weight = ctx.saved_tensors  # in place: a second backward pass is refused by autograd
+        return grad_x.mul_(grad), grad_weight.mul_(grad), None, None, None, None, None
 
 
 def token_loss(
@@ -112,7 +113,8 @@ def token_loss(
     if torch.is_autocast_enabled(device):
         weight = weight.to(torch.get_autocast_dtype(device))
     features = features.to(weight.dtype)
-    weight = F.pad(weight, (0, 0, 0, -vocab_size % ALIGN))
+    if padding := -vocab_size % ALIGN.get(device, 1):
+        weight = F.pad(weight, (0, 0, 0, padding))
     head = head or HeadChunk()
     if torch.is_grad_enabled():
         return TokenLoss(*_Chunked.apply(features, weight, targets, weights, vocab_size, rows, head))

@@ -118,6 +118,8 @@ def test_curriculum_levels_resume_and_have_their_own_streams():
     ("mixture", {"rules": [{"name": "dick"}]}, "did you mean 'dyck'"), ("shuffled", {"rule": 5}, "must be a rule"),
     ("shuffled", {}, "needs the parameter 'rule'"), ("curriculum", {"rule": DYCK, "start": 0}, "at least 1"),
     ("shuffled", {"rule": {"name": "dyck", "q": 3}}, "no parameter 'q'"),
+    ("shuffled", {"rule": {"name": "curriculum", "rule": DYCK}}, "put the curriculum around it"),
+    ("mixture", {"rules": [DYCK, {"name": "curriculum", "rule": DYCK}]}, "put the curriculum around it"),
 ])
 def test_impossible_compositions_are_refused(name, parameters, message):
     with pytest.raises(ValueError, match=message):
@@ -130,3 +132,5 @@ def test_lengths_are_checked_through():
             rule.sample(keyed_rng(0), 1, 8 + (rule.name == "shuffled"))
     with pytest.raises(ValueError, match="level 0 needs rows of 42"):
         make_rule("curriculum", rule={"name": "reverse"}, start=20).sample(keyed_rng(0), 1, 30)
+    with pytest.raises(ValueError, match="even length, got 3"):  # not at level 0, but at the next
+        make_rule("curriculum", rule=DYCK, step=1).check_length(8)

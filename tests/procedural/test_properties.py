@@ -35,10 +35,13 @@ nested = st.one_of(
     plain,
     st.builds(lambda rule, part: {"name": "shuffled", "rule": rule, "part": part}, plain,
               st.sampled_from(["row", "output"])),
-    st.builds(lambda rule, start, step, level: {"name": "curriculum", "rule": rule, "start": start, "step": step,
-                                                "level": level}, plain, SMALL, SMALL, st.integers(0, 9)),
-    st.builds(lambda rules, prefix: {"name": "mixture", "rules": rules, "task_prefix": prefix},
-              st.lists(plain, min_size=1, max_size=3), st.booleans()),
+    st.builds(lambda rule, start, step, threshold, level: {"name": "curriculum", "rule": rule, "start": start,
+                                                           "step": step, "threshold": threshold, "level": level},
+              plain, SMALL, SMALL, P, st.integers(0, 9)),
+    st.builds(lambda rules, weights, prefix: {"name": "mixture", "rules": rules, "task_prefix": prefix,
+                                              "weights": weights and weights[:len(rules)]},
+              st.lists(plain, min_size=1, max_size=3),
+              st.none() | st.lists(st.floats(1e-3, 1e3), min_size=3, max_size=3), st.booleans()),
 )
 
 

@@ -100,6 +100,45 @@ def test_micro_batches_ask_for_their_own_rows():
         assert len(b["positions"]) == (b["symbols"] == 1).sum()
 
 
+# A curriculum
+
+
+def lengths(batch):
+    return set((batch["symbols"] != 0).sum(1).tolist())
+
+
+def test_a_curriculum_moves_on_with_what_was_measured():
+    """Evaluated every 3 steps, which are 6 micro-batches; the thread that writes ahead may not pass an evaluation."""
+    rule = {"name": "curriculum", "rule": {"name": "dyck", "k": 4}, "start": 4, "step": 2, "threshold": 0.9}
+    s = stage(global_batch=8, rule=rule, eval_every=3, budget="12 steps")
+    assert s.adapts and s.length == 16
+    found = []
+    for i, batch in enumerate(s.batches(0, 0, 1, 4), start=1):
+        found.append(lengths(batch))
+        if i % 6 == 0:
+            right = 95.0 if i != 12 else 89.0
+            metrics = s.metrics({"accuracy": right, "loss": 1.0, "weight": 100.0})
+            s.follow(metrics)
+            assert metrics["level"] == s.rule.level
+    assert found == [{4}] * 6 + [{6}] * 12 + [{8}] * 6
+    assert lengths(s.batch("validation", 0, 64)) == {10}
+    for accuracy in (1.0,) * 9:
+        s.follow(s.metrics({"accuracy": accuracy, "weight": 1.0}))
+    assert s.rule.level == 6 and lengths(s.batch("train", 0, 8)) == {16}  # the row is full
+
+
+def test_a_curriculum_goes_on_with_the_same_rows():
+    rule = {"name": "curriculum", "rule": {"name": "dyck", "k": 4}, "start": 4}
+    first, again = (stage(global_batch=8, rule=rule, eval_every=2, budget="6 steps") for _ in range(2))
+    rows = first.batches(0, 0, 1, 8)
+    next(rows), next(rows)
+    first.follow({"level": 2})
+    second = [next(rows)["symbols"], next(rows)["symbols"]]
+    again.follow({"level": 2})
+    assert torch.equal(next(again.batches(2, 0, 1, 8))["symbols"], second[0])
+    assert torch.equal(next(again.batches(3, 0, 1, 8))["symbols"], second[1])
+
+
 # The frozen tables
 
 

@@ -11,7 +11,7 @@ from torch import nn
 from toy_stage import ToyStage, optim_config, reference, toy_context
 
 from vitwarm.errors import Interrupted, UserError
-from vitwarm.training.checkpoint import optimizer_tensors, read_tensors
+from vitwarm.training.checkpoint import optimizer_tensors, read_state, read_tensors
 from vitwarm.training.loop import device_batch_size, train_stage
 from vitwarm.training.meters import count_flops, forward_flops
 
@@ -249,3 +249,19 @@ def test_optimizer_state_is_named_by_parameter(tmp_path):
     assert {n.rsplit("/", 1)[0] for n in saved} == names
     assert {n.rsplit("/", 1)[1] for n in saved} == {"step", "exp_avg", "exp_avg_sq"}
     assert optimizer_tensors(stage.model, torch.optim.SGD(stage.model.parameters())) == {}
+
+
+def test_a_stage_is_told_what_was_measured_again_when_it_goes_on(tmp_path):
+    """After evaluations at steps 3 and 6; the checkpoint of step 4 lies behind the first, that of step 2 before it."""
+    stage = ToyStage(optim_config(), steps=6, eval_every=3)
+    stage.scores = {0: 0.25, 1: 0.75}
+    context = toy_context(tmp_path, keep_last=9)
+    train_stage(stage, context)
+    told = [m["score"] for m in stage.followed]
+    assert told == [0.25, 0.75]
+    for step, expected in ((2, [0.25, 0.75]), (4, [0.25, 0.75]), (6, [0.75])):
+        path = context.checkpoints.path(step)
+        again = ToyStage(optim_config(), steps=6, eval_every=3)
+        again.scores = {0: 0.25, 1: 0.75} if step == 2 else {0: 0.75}
+        train_stage(again, toy_context(tmp_path / str(step)), (read_state(path), path))
+        assert [m["score"] for m in again.followed] == expected

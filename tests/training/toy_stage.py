@@ -43,6 +43,7 @@ class ToyStage:
         self.found: list[dict[str, Any]] = []
         self.limit = 10**9
         self.evaluations = 0
+        self.followed: list[dict[str, float]] = []
 
     def check_device_batch(self, size: int) -> None:
         pass
@@ -83,6 +84,9 @@ class ToyStage:
         score = self.scores.get(self.evaluations, 0.5)
         self.evaluations += 1
         return {"score": 4 * score, "weight": 4.0} if rank == 0 else {"score": 0.0, "weight": 0.0}
+
+    def follow(self, metrics: dict[str, float]) -> None:
+        self.followed.append(metrics)
 
     def metrics(self, totals: dict[str, float]) -> dict[str, float]:
         return means(totals)

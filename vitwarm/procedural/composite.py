@@ -14,14 +14,16 @@ __all__ = ["Curriculum", "Mixture", "Shuffled"]
 
 
 def _nested(label: str, given: Any) -> Rule:
-    """A rule from a rule, from its name, or from its plain data."""
-    if isinstance(given, Rule):
-        return given
-    if isinstance(given, str):
-        return make_rule(given)
-    if not isinstance(given, Mapping) or "name" not in given:
+    """A rule from a rule, from its name, or from its plain data; no curriculum, whose level nobody would move on."""
+    if isinstance(given, Mapping) and "name" in given:
+        given = make_rule(**given)
+    elif isinstance(given, str):
+        given = make_rule(given)
+    if not isinstance(given, Rule):
         raise ValueError(f"{label} must be a rule such as {{name: dyck, k: 8}}, got {given!r}")
-    return make_rule(**given)
+    if isinstance(given, Curriculum):
+        raise ValueError(f"{label} can not be a curriculum; put the curriculum around it")
+    return given
 
 
 @register
@@ -171,10 +173,10 @@ class Shuffled(Rule):
 class Curriculum(Rule):
     """Another rule whose content grows with mastery: `start` symbols at level 0, `step` more at each level.
 
-    The level is plain state that the caller keeps, for example in a checkpoint: `curriculum.at(level)` is the rule of
-    a level, with a stream of its own, and `curriculum.next_level(accuracy, length)` says which comes next. Content
-    never outgrows the row; the rest of the row is PAD. Start, step and threshold as in the public code of
-    arXiv 2601.21725.
+    The level is plain state that the caller keeps: `curriculum.at(level)` is the rule of a level, with a stream of its
+    own, and `curriculum.next_level(accuracy, length)` says which comes next. A warm-up does so after each of its
+    evaluations and keeps the level in its checkpoints. Content never outgrows the row; the rest of the row is PAD.
+    Start, step and threshold as in the public code of arXiv 2601.21725.
     """
 
     name: ClassVar[str] = "curriculum"
@@ -218,8 +220,9 @@ class Curriculum(Rule):
         first = self.rule.length_of(self.start)
         if first > length:
             raise ValueError(f"curriculum: level 0 needs rows of {first} tokens, got {length}")
-        self.rule.check_length(first)
-        self.rule.check_length(self._content_length(length))
+        last = self.last_level(length)
+        for level in range(min(self.level, last), last + 1):  # of all that may come, not of this one alone
+            self.rule.check_length(self.rule.length_of(self.start + self.step * level))
 
     def draw(self, rng: np.random.Generator, count: int, length: int) -> Sequences:
         rows = self.rule.sample(rng, count, self._content_length(length))

@@ -38,6 +38,7 @@ class Ensemble:
         for what, found in (
             ("ema", optim.ema),
             ("compile", optim.compile),
+            ("a curriculum", self.stage.adapts),  # each seed would ask for a number of places of its own
             ("precision=bf16", optim.precision == "bf16"),
             ("dropout", any(isinstance(m, torch.nn.Dropout) and m.p for m in models[0].modules())),
         ):

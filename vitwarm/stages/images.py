@@ -289,6 +289,9 @@ class ImagesStage:
     def metrics(self, totals: dict[str, float]) -> dict[str, float]:
         return means(totals)
 
+    def follow(self, metrics: dict[str, float]) -> None:
+        """Images come in their order whatever was measured."""
+
     def example(self) -> tuple[Batch, int]:
         image = torch.zeros(2, 3, self.size, self.size, dtype=torch.uint8)
         valid = torch.ones(2, dtype=torch.bool)

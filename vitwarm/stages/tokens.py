@@ -44,6 +44,7 @@ class TokenStage(ABC):
     steps: int
     schedule_lengths: tuple[int, int]
     best: str | None = None
+    adapts: bool = False  # rows depend on what was measured before them, so none is written ahead of an evaluation
 
     def __init__(self, section: str, optim: OptimConfig, val_rows: int, eval_every: int):
         self.section, self.optim, self.val_rows, self.eval_every = section, optim, val_rows, eval_every
@@ -106,18 +107,17 @@ class TokenStage(ABC):
 
     def batches(self, start: int, rank: int, world: int, device_batch: int) -> Generator[Batch, None, None]:
         share = self.optim.global_batch // world
-        first_rows = (
-            step * self.optim.global_batch + rank * share + offset
-            for step in range(start, self.steps)
-            for offset in range(0, share, device_batch)
-        )
         with ThreadPoolExecutor(1, thread_name_prefix=self.name) as pool:
             pending: deque = deque()
             try:
-                for row in first_rows:
-                    pending.append(pool.submit(self.batch, "train", row, row + device_batch))
-                    if len(pending) > AHEAD:
+                for step in range(start, self.steps):
+                    while self.adapts and step % self.eval_every == 0 and pending:
                         yield pending.popleft().result()
+                    first = step * self.optim.global_batch + rank * share
+                    for row in range(first, first + share, device_batch):
+                        pending.append(pool.submit(self.batch, "train", row, row + device_batch))
+                        if len(pending) > AHEAD:
+                            yield pending.popleft().result()
                 while pending:
                     yield pending.popleft().result()
             finally:
@@ -148,6 +148,9 @@ class TokenStage(ABC):
 
     def metrics(self, totals: dict[str, float]) -> dict[str, float]:
         return means(totals)
+
+    def follow(self, metrics: dict[str, float]) -> None:  # noqa: B027 (most rows do not depend on it)
+        """What was last measured; see `adapts`."""
 
     def example(self) -> tuple[Batch, int]:
         return self.batch("validation", 0, 1), 1

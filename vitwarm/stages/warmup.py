@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from vitwarm.amounts import Amount
 from vitwarm.config import Config
 from vitwarm.errors import UserError
-from vitwarm.procedural import RuleStream, make_rule
+from vitwarm.procedural import Rule, RuleStream, make_rule
+from vitwarm.procedural.composite import Curriculum
 from vitwarm.procedural.keys import keyed_rng
 from vitwarm.stages.tokens import Split, TokenStage
 from vitwarm.training.protocol import Batch
@@ -64,6 +65,9 @@ class WarmupModel(nn.Module):
 class RuleStage(TokenStage):
     """A warm-up: rows of a rule, whatever the objective. Subclasses set the model behind them.
 
+    A curriculum moves on by what each evaluation finds: its level is a metric, `level`, the one that holds from there
+    on. Both streams are of that level, so that a level is mastered on rows of its own.
+
     Args:
         config: the recipe.
         main_samples: samples of the main stage, that a budget in percent refers to; None when there is none.
@@ -84,14 +88,18 @@ class RuleStage(TokenStage):
         self.vit = self.fresh(config)
         self.length = config.warmup.length or self.own_length(config)
         try:
-            self.stream, self.val_stream = (
-                RuleStream(self.rule, config.seed, split, self.row_tokens()) for split in ("train", "validation")
-            )
+            self._read(self.rule)
             self.val_stream.chunk(0)
         except ValueError as error:
             raise UserError(f"warmup.rule: {error}") from error
         self.model = self.build(config)
         self.set_lengths(Amount.parse(config.warmup.budget, "warmup.budget"), self.length, main_samples)
+
+    def _read(self, rule: Rule) -> None:
+        self.rule, self.adapts = rule, isinstance(rule, Curriculum)
+        self.stream, self.val_stream = (
+            RuleStream(rule, self.seed, split, self.row_tokens()) for split in ("train", "validation")
+        )
 
     def fresh(self, config: Config) -> nn.Module:
         """The model that the trunk is taken from; the paper's warm-up of ViTs has no dropout of any kind."""
@@ -125,6 +133,16 @@ class RuleStage(TokenStage):
 
     def blocks(self) -> list[nn.Module]:
         return list(self.model.trunk.blocks)
+
+    def metrics(self, totals: dict[str, float]) -> dict[str, float]:
+        metrics = super().metrics(totals)
+        if isinstance(self.rule, Curriculum):
+            metrics["level"] = self.rule.next_level(metrics["accuracy"], self.row_tokens())
+        return metrics
+
+    def follow(self, metrics: dict[str, float]) -> None:
+        if isinstance(self.rule, Curriculum) and metrics["level"] != self.rule.level:
+            self._read(self.rule.at(metrics["level"]))
 
 
 class WarmupStage(RuleStage):

@@ -50,7 +50,7 @@ class Manifest:
         separator: its id.
         dtype: of the ids, `uint16` or `uint32`.
         tokenizer: SHA-256 of its files.
-        source: how the files were read: field, heading, split.
+        source: how the files were read: field, heading, split, task of GLUE.
         files: name, bytes and SHA-256 of each file, in order.
         damaged: how many records were no documents.
         named: the first of them, as [where, why].
@@ -127,9 +127,10 @@ def open_corpus(source: TextSource, tokenizer: str, workers: int, max_damaged: f
     files = list_files(source)
     made = read_tokenizer(tokenizer)
     separator(made)
-    if source.split:
+    if source.split and not source.glue:
         question_mark(made)
     how = {"field": source.field, "heading": source.heading, "split": source.split}
+    how |= {"glue": source.glue} if source.glue else {}
     identity = [VERSION, fingerprint(made), how, [(p.name, p.stat().st_size) for p in files]]
     key = hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:16]
     folder = cache_dir() / "text" / key

@@ -74,7 +74,7 @@ def question_mark(tokenizer: Tokenizer) -> int:
 
 
 def encode(task: Task) -> Encoded:
-    """Documents to ids; what is no document is named."""
+    """Documents to ids, `s text`, `s question ? answer` or `s label sentence s sentence`; others are named."""
     tokenizer = _tokenizer(task.tokenizer)
     start = separator(tokenizer)
     ids: list[int] = []
@@ -85,14 +85,15 @@ def encode(task: Task) -> Encoded:
         except Damaged as error:
             damaged.append((record.where, str(error)))
             continue
-        if not texts[0]:
+        labelled = record.label is not None  # then a row without text is a row as well
+        if not texts[0] and not labelled:
             empty += 1
             continue
         before = len(ids)
-        ids.append(start)
+        ids += [start, record.label] if labelled else [start]
         for i, text in enumerate(texts):
             if i:
-                ids.append(question_mark(tokenizer))
+                ids.append(start if labelled else question_mark(tokenizer))
             ids += tokenizer.encode(text)
             text_bytes += len(text.encode(errors="replace"))
         lengths.append(len(ids) - before)
@@ -103,7 +104,9 @@ _tokenizer = lru_cache(maxsize=1)(read_tokenizer)
 
 
 def _texts(record: Record, field: str) -> list[str]:
-    """The text of a document; of a problem, question and answer."""
+    """The text of a document; of a problem, question and answer; of a row of GLUE, its sentences."""
+    if record.damage:
+        raise Damaged(record.damage)
     if record.form == "json":
         return [_field(record.raw, field)]
     try:
@@ -112,6 +115,8 @@ def _texts(record: Record, field: str) -> list[str]:
         raise Damaged(f"not UTF-8 ({error.reason} at byte {error.start})") from None
     if record.form == "text":
         return [text]
+    if record.form == "sentences":
+        return text.split("\n")
     lines = text.splitlines()
     if len(lines) != 2 or not all(lines):
         raise Damaged("not a line of question and a line of answer")

@@ -1,4 +1,4 @@
-"""Rows of one length out of a corpus."""
+"""Rows out of a corpus."""
 
 import numpy as np
 
@@ -57,6 +57,51 @@ class WholeDocuments:
     def read(self, rows: np.ndarray) -> np.ndarray:
         """(B,) rows to (B, N + 1) int64 ids; separators fill what is left."""
         return documents(self.corpus, [self.order[self.first[r] : self.first[r + 1]] for r in rows], self.length + 1)
+
+
+class Sentences:
+    """Rows of a task of GLUE: `s first` or `s first s second`, s the separator; none is longer than `length`.
+
+    Where a pair does not fit, its longer sentence loses tokens from its end until it is no longer than the other, then
+    both in turn.
+
+    Args:
+        corpus: documents `s label first` or `s label first s second`.
+        length: N, at least 2.
+    """
+
+    def __init__(self, corpus: Corpus, length: int):
+        self.corpus, self.length = corpus, length
+        self.lengths = np.diff(corpus.offsets) - 1  # the label is no token of a row
+        self.truncated = int((self.lengths > length).sum())
+        self.lengths = np.minimum(self.lengths, length)
+
+    def __len__(self) -> int:
+        return len(self.corpus)
+
+    def read(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """(B,) rows to (B, N) int64 ids, separators behind the shorter ones, and (B,) int64 labels."""
+        separator = self.corpus.manifest.separator
+        ids = np.full((len(rows), int(self.lengths[rows].max())), separator, np.int64)
+        labels = np.empty(len(rows), np.int64)
+        for to, row in enumerate(rows):
+            document = self.corpus.tokens[self.corpus.offsets[row] : self.corpus.offsets[row + 1]]
+            labels[to], text = document[1], document[2:]
+            parts = np.split(text, np.flatnonzero(text == separator)[:1])  # a second sentence begins with its separator
+            if len(parts) == 2:
+                keep = shares(len(parts[0]), len(parts[1]) - 1, self.length - 2)
+                text = np.concatenate([parts[0][: keep[0]], parts[1][: keep[1] + 1]])
+            text = text[: self.length - 1]
+            ids[to, 1 : len(text) + 1] = text
+        return ids, labels
+
+
+def shares(first: int, second: int, room: int) -> tuple[int, int]:
+    """How many tokens of two sentences stay when the longer one (of equal ones the second) is cut token by token."""
+    if first + second <= room:
+        return first, second
+    kept = min(first, max(room - second, -(-room // 2)))
+    return kept, min(second, room - kept)
 
 
 def documents(corpus: Corpus, rows: list[np.ndarray], length: int | None = None) -> np.ndarray:

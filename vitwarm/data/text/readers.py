@@ -7,6 +7,7 @@
 | `.tar`, `.tar.gz`, `.tgz` | members `KEY.FIELD` are text; of members `KEY.json` the field |
 | others, with or without `.gz` | plain text: the file, or its parts between lines `<|endoftext|>` or headings |
 | with a `split`: a folder or tar in the layout of DeepMind Mathematics | a line of question, a line of answer |
+| with `glue`: the folder of a task (`glue.py`) | a label and a sentence, or two |
 
 Nothing here parses: a record holds bytes, and `encode` makes text of them in a worker.
 """
@@ -25,11 +26,12 @@ from typing import BinaryIO, Literal
 
 import braceexpand
 
+from vitwarm.data.text.glue import glue_files, glue_rows
 from vitwarm.data.tokenizers import END
 from vitwarm.errors import UserError
 
-Form = Literal["json", "text", "problem"]
-Split = Literal["train", "interpolate", "extrapolate"]
+Form = Literal["json", "text", "problem", "sentences"]
+Split = Literal["train", "interpolate", "extrapolate", "dev", "dev_matched", "dev_mismatched"]
 _TARS = (".tar", ".tar.gz", ".tgz")
 _JSON = (".jsonl", ".json", ".jsonl.gz", ".json.gz")
 _UNREADABLE = (OSError, EOFError, zlib.error, tarfile.TarError)
@@ -43,13 +45,15 @@ class TextSource:
         spec: a file, a folder, a glob (`**` for all folders below), or a brace pattern.
         field: of JSON objects, parquet rows and tar members that holds the text.
         heading: regular expression of the lines of plain text that begin a document; None for none.
-        split: part of DeepMind Mathematics; None for documents.
+        split: part of DeepMind Mathematics or of a task of GLUE; None for documents.
+        glue: the task, where `spec` is its folder.
     """
 
     spec: str
     field: str = "text"
     heading: str | None = None
     split: Split | None = None
+    glue: str | None = None
 
 
 @dataclass(frozen=True)
@@ -59,12 +63,16 @@ class Record:
     Attributes:
         where: `NAME line 12`, for messages.
         raw: the bytes.
-        form: what they are: a JSON object, text, or question and answer, each a line.
+        form: what they are: a JSON object, text, question and answer or sentences, each a line.
+        label: of sentences, its number.
+        damage: why this is no document, where reading found that out already.
     """
 
     where: str
     raw: bytes
     form: Form
+    label: int | None = None
+    damage: str | None = None
 
 
 def list_files(source: TextSource) -> list[Path]:
@@ -76,6 +84,8 @@ def list_files(source: TextSource) -> list[Path]:
     spec = source.spec
     if "://" in spec:
         raise UserError(f"{spec}: text must be in local files; copy it to a disk first")
+    if source.glue:
+        return glue_files(source.glue, Path(spec).expanduser(), source.split)
     try:
         patterns = [os.path.expanduser(p) for p in braceexpand.braceexpand(spec)]
     except braceexpand.UnbalancedBracesError:
@@ -114,7 +124,9 @@ def read_records(path: Path, source: TextSource) -> Iterator[Record]:
     """
     name = path.name.lower()
     try:
-        if name.endswith(_TARS):
+        if source.glue:
+            yield from _sentences(path, source)
+        elif name.endswith(_TARS):
             yield from _problems_of_tar(path, source.split) if source.split else _tar(path, source.field)
         elif source.split:
             with _open(path) as file:
@@ -180,6 +192,12 @@ def _problems(file: BinaryIO, name: str) -> Iterator[Record]:
     lines = iter(file)
     for number, question in enumerate(lines, 1):
         yield Record(f"{name} problem {number}", question + next(lines, b""), "problem")
+
+
+def _sentences(path: Path, source: TextSource) -> Iterator[Record]:
+    for row in glue_rows(source.glue, path, source.split):
+        where = f"{path.name} line {row.number}"
+        yield Record(where, b"\n".join(row.sentences), "sentences", row.label, row.damage)
 
 
 def _parquet(path: Path, field: str) -> Iterator[Record]:

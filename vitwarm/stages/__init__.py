@@ -2,6 +2,7 @@
 
 from vitwarm.config import Config
 from vitwarm.stages.algorithmic import AlgorithmicStage
+from vitwarm.stages.glue import GlueStage
 from vitwarm.stages.images import ImagesStage
 from vitwarm.stages.mathematics import MathematicsStage
 from vitwarm.stages.next_token import NextStateWarmup, NextTokenWarmup
@@ -19,12 +20,13 @@ def make_warmup(config: Config, main_samples: int | None) -> RuleStage:
 
 def make_text(config: Config, workers: int) -> CorpusStage:
     """The text stage of the recipe's task; arguments and errors are those of `CorpusStage`."""
-    return (MathematicsStage if config.text.task == "mathematics" else TextStage)(config, workers)
+    return {"language": TextStage, "mathematics": MathematicsStage}.get(config.text.task, GlueStage)(config, workers)
 
 
 __all__ = [
     "AlgorithmicStage",
     "CorpusStage",
+    "GlueStage",
     "ImagesStage",
     "MathematicsStage",
     "NextStateWarmup",

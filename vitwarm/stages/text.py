@@ -10,7 +10,7 @@ from vitwarm.amounts import Amount
 from vitwarm.config import Config
 from vitwarm.data.plan import Epochs
 from vitwarm.data.text import Corpus, TextSource, open_corpus
-from vitwarm.data.text.packing import Stretches, WholeDocuments
+from vitwarm.data.text.packing import Sentences, Stretches, WholeDocuments
 from vitwarm.data.tokenizers import read_tokenizer
 from vitwarm.errors import UserError
 from vitwarm.stages.tokens import Split, TokenStage, next_token_batch
@@ -37,7 +37,7 @@ class CorpusStage(TokenStage):
     """
 
     name = "text"
-    rows: Stretches | WholeDocuments
+    rows: Stretches | WholeDocuments | Sentences
 
     def __init__(self, config: Config, workers: int):
         section = config.text
@@ -51,13 +51,13 @@ class CorpusStage(TokenStage):
             for name, corpus in self.corpora.items()
             for where, why in corpus.manifest.named
         ]
+        self.tokens_per_sample = section.length
         super().__init__("train", config.train, self.prepare(), section.eval_every)
         if not len(self.rows):
             tokens = self.corpora["train"].manifest.tokens
             raise UserError(f"text.train holds {tokens} tokens, too few for a row of text.length={section.length}")
-        self.tokens_per_sample = section.length
         budget = Amount.parse(section.budget, "text.budget")
-        self.set_lengths(budget, section.length, samples_per_epoch=len(self.rows))
+        self.set_lengths(budget, self.tokens_per_sample, samples_per_epoch=len(self.rows))
         self.order = Epochs(len(self.rows), self.seed, "text")
         self.facts = {"rows": len(self.rows), "epochs": self.samples / len(self.rows)} | {
             name: {
@@ -75,12 +75,12 @@ class CorpusStage(TokenStage):
 
     @abstractmethod
     def prepare(self) -> int:
-        """Set `rows`, those to train on; returns how many rows an evaluation has."""
+        """Set `rows`, those to train on, and `tokens_per_sample` if not `length`; returns the rows of an evaluation."""
 
-    def corpus(self, spec: str, split: str | None = None) -> Corpus:
+    def corpus(self, spec: str, split: str | None = None, glue: str | None = None) -> Corpus:
         """See `open_corpus`."""
         section = self.config
-        source = TextSource(spec, section.field, section.heading, split)
+        source = TextSource(spec, section.field, section.heading, split, glue)
         return open_corpus(source, section.tokenizer, self.workers, section.max_damaged)
 
     def set_model(self, decoder: Decoder, grad_checkpointing: bool) -> None:

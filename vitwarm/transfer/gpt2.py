@@ -18,7 +18,7 @@ from torch import Tensor
 from vitwarm.data.tokenizers import Tokenizer
 from vitwarm.errors import UserError
 from vitwarm.transfer.folder import CONFIG, PROVENANCE, WEIGHTS, whole_folder
-from vitwarm.trunk import Decoder, DecoderSize, trunk_facts
+from vitwarm.trunk import Classifier, Decoder, DecoderSize, trunk_facts
 from vitwarm.trunk.decoder import LAYER_NORM_EPS
 
 _IN_BLOCK = {  # GPT-2's name -> ours, and whether the matrix lies the other way
@@ -29,7 +29,7 @@ _IN_BLOCK = {  # GPT-2's name -> ours, and whether the matrix lies the other way
     "mlp.c_fc": ("mlp.fc1", True),
     "mlp.c_proj": ("mlp.fc2", True),
 }
-_OUTSIDE = {"wte": "token_embed", "wpe": "pos_embed", "ln_f": "norm", "lm_head": "head"}
+_OUTSIDE = {"wte": "token_embed", "wpe": "pos_embed", "ln_f": "norm", "lm_head": "head", "score": "score"}
 _MASKS = (".attn.bias", ".attn.masked_bias")  # older files hold the causal mask as well
 _NAME = re.compile(r"(?:transformer\.)?(?:h\.(?P<block>\d+)\.)?(?P<module>.+)\.(?P<kind>weight|bias)")
 
@@ -70,7 +70,7 @@ def from_gpt2(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def to_gpt2(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The decoder's tensors as `GPT2LMHeadModel` names and lays them out."""
+    """The decoder's tensors as `GPT2LMHeadModel` names and lays them out, a classifier's as its sibling does."""
     back = {to: (module, turned) for module, (to, turned) in _IN_BLOCK.items()}
     outside = {to: module for module, to in _OUTSIDE.items()}
     theirs = {}
@@ -81,7 +81,7 @@ def to_gpt2(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
             theirs[f"transformer.h.{parts[1]}.{module}.{parts[3]}"] = tensor.T if turned else tensor
         else:
             module, kind = name.split(".")
-            prefix = "" if module == "head" else "transformer."
+            prefix = "" if module in ("head", "score") else "transformer."
             theirs[f"{prefix}{outside[module]}.{kind}"] = tensor
     return {n: t.detach().cpu().contiguous() for n, t in theirs.items()}
 
@@ -110,6 +110,8 @@ def read_gpt2(folder: str | Path, *, dropout: float = 0.0, grad_checkpointing: b
         tensors = from_gpt2(load_file(folder / WEIGHTS))
     except (SafetensorError, OSError) as error:
         raise UserError(f"{folder / WEIGHTS} cannot be read ({error}); it is damaged or no safetensors file") from error
+    if "score.weight" in tensors:
+        raise UserError(f"{folder} holds a classifier, which writes no text; give the folder of a language model")
     facts = gpt2_facts(config)
     size = DecoderSize.parse(f"{facts['depth']}_{facts['heads']}_{facts['width']}")
     tied = config.get("tie_word_embeddings", True)
@@ -160,7 +162,9 @@ def _whole(value: object) -> bool:
 def export_gpt2(
     decoder: Decoder, folder: Path, *, tokenizer: Tokenizer | None = None, provenance: dict[str, Any] | None = None
 ) -> None:
-    """Write a folder for `transformers.AutoModelForCausalLM`; it appears whole or not at all.
+    """Write a folder for `transformers`; it appears whole or not at all.
+
+    A language model is read by its `AutoModelForCausalLM`, a classifier by its `AutoModelForSequenceClassification`.
 
     Args:
         decoder: the model; its logits and those of the folder in `transformers` agree.
@@ -192,11 +196,21 @@ def export_gpt2(
         "eos_token_id": end,
         "dtype": "float32",
     }
-    generation = {"bos_token_id": end, "eos_token_id": end}
     record = {**(provenance or {}), "trunk": trunk_facts(decoder)}
+    files = {CONFIG: config, PROVENANCE: record}
+    if isinstance(decoder, Classifier):
+        config |= {
+            "architectures": ["GPT2ForSequenceClassification"],
+            "problem_type": "single_label_classification",
+            "id2label": dict(enumerate(decoder.labels)),
+            "label2id": {label: i for i, label in enumerate(decoder.labels)},
+            "pad_token_id": decoder.pad,
+        }
+    else:
+        files["generation_config.json"] = {"bos_token_id": end, "eos_token_id": end}
     with whole_folder(folder) as aside:
         save_file(to_gpt2(decoder.state_dict()), aside / WEIGHTS, metadata={"format": "pt"})
-        for name, content in ((CONFIG, config), ("generation_config.json", generation), (PROVENANCE, record)):
+        for name, content in files.items():
             (aside / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
         if tokenizer:
             tokenizer.save(aside)

@@ -21,6 +21,7 @@ from vitwarm.transfer.groups import block_of, canonical, group_of, head_mask, se
 from vitwarm.transfer.resize import resize
 from vitwarm.trunk import Trunk, trunk_facts
 
+TOKENS, POSITIONS = "token_embed.weight", "pos_embed.weight"  # of a decoder; a picture's positions are `pos_embed`
 PACKAGED = "vitwarm:core"  # the compact core inside the package, as a source
 
 
@@ -98,7 +99,8 @@ def transfer(
     """Copy the groups' tensors into a timm model and report; nothing is changed when one of them is refused.
 
     Tensors of the model that the source lacks (say, a layer scale) stay fresh; a block that it lacks is refused, and so
-    is a tensor that the model has no place for.
+    is a tensor that the model has no place for. Of a decoder's positions the model takes the first, as many as it has;
+    a source with fewer is refused.
 
     Args:
         model: timm model with a supported trunk.
@@ -112,6 +114,8 @@ def transfer(
     Trunk(model)
     own, facts, chosen = model.state_dict(), trunk_facts(model), Selection.parse(groups)
     names = {c: n for n, c in canonical(own).items()}  # canonical -> the model's own name
+    if len(tensors.get(POSITIONS, ())) > len(own.get(POSITIONS, ())) > 0:
+        tensors = {**tensors, POSITIONS: tensors[POSITIONS][: len(own[POSITIONS])]}
     wanted = set(select([*tensors, *names], chosen, facts["depth"]))
     report = TransferReport(source)
     blocks = {block_of(n) for n in tensors if n in wanted} - {None}
@@ -224,9 +228,12 @@ def require_fit(report: TransferReport, groups: Iterable[str]) -> None:
     """Refuse a transfer that does not fit or copied nothing, in one line that names the reason."""
     if report.refused:
         name, why = next(iter(report.refused.items()))
+        demand = "width, depth and block type must be equal"
+        if name in (TOKENS, POSITIONS):
+            demand = "the vocabulary must be the source's, the positions no more than its"
         raise UserError(
             f"{report.source} does not fit the model: {len(report.refused)} tensors differ, first {name} ({why}); "
-            "width, depth and block type must be equal"
+            f"{demand}"
         )
     if not report.copied:
         raise UserError(f"{report.source} holds no tensor of the groups {', '.join(groups)}")

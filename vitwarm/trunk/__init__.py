@@ -1,6 +1,7 @@
 """The trunk of a timm model, the stems that feed it, the image model and the decoder around it."""
 
 from vitwarm.trunk.build import build_model, image_size, is_drop_rate, token_grid
+from vitwarm.trunk.classifier import Classifier
 from vitwarm.trunk.decoder import Decoder, DecoderSize, build_decoder, configured_decoder
 from vitwarm.trunk.generation import generate
 from vitwarm.trunk.image_model import ImageModel
@@ -9,6 +10,7 @@ from vitwarm.trunk.trunk import Trunk, final_norm_name, merge_causal, refusal, r
 
 __all__ = [
     "PREFIX_TOKENS",
+    "Classifier",
     "Decoder",
     "DecoderSize",
     "ImageModel",

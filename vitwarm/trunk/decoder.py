@@ -11,6 +11,7 @@
 Shapes: B sequences, N tokens, D channels, V symbols.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
@@ -204,7 +205,15 @@ class Decoder(nn.Module):
         return [*self.blocks, self.head_chunk]
 
 
-def build_decoder(size: str, vocab_size: int, n_positions: int, *init_key: str | int, seed: int, **more) -> Decoder:
+def build_decoder(
+    size: str,
+    vocab_size: int,
+    n_positions: int,
+    *init_key: str | int,
+    seed: int,
+    make: Callable[..., Decoder] = Decoder,
+    **more,
+) -> Decoder:
     """A decoder with seeded fresh weights; the global torch RNG is left as it was.
 
     Args:
@@ -213,17 +222,18 @@ def build_decoder(size: str, vocab_size: int, n_positions: int, *init_key: str |
         n_positions: longest sequence.
         init_key: names the random stream of the initialisation, e.g. `"text"`.
         seed: root seed.
-        more: further arguments of `Decoder`.
+        make: `Decoder`, or a subclass.
+        more: its further arguments.
 
     Raises:
         UserError: an impossible size.
     """
     generator = torch.Generator().manual_seed(int(keyed_rng(seed, "init", *init_key).integers(2**63)))
-    return Decoder(size, vocab_size, n_positions, generator=generator, **more)
+    return make(size, vocab_size, n_positions, generator=generator, **more)
 
 
 def configured_decoder(
-    config: ModelConfig, vocab_size: int, n_positions: int, *init_key: str | int, seed: int
+    config: ModelConfig, vocab_size: int, n_positions: int, *init_key: str | int, seed: int, **more
 ) -> Decoder:
     """The decoder of a recipe with the vocabulary and the positions of a stage; the rest as in `build_decoder`."""
     return build_decoder(
@@ -235,4 +245,5 @@ def configured_decoder(
         dropout=config.decoder.dropout,
         tied=config.decoder.tied,
         grad_checkpointing=config.grad_checkpointing,
+        **more,
     )

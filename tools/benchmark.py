@@ -1,4 +1,4 @@
-"""python tools/benchmark.py rules|data|train|ensemble [options] [--json FILE]: speed, measured; each has a --help."""
+"""python tools/benchmark.py rules|data|train|lm|ensemble [options] [--json FILE]: measured speed; each has a --help."""
 
 import sys
 from importlib import import_module
@@ -7,6 +7,7 @@ BENCHMARKS = {
     "rules": "vitwarm.procedural.benchmark",
     "data": "vitwarm.data.benchmark",
     "train": "vitwarm.stages.benchmark",
+    "lm": "vitwarm.stages.lm_benchmark",
     "ensemble": "vitwarm.stages.ensemble_benchmark",
 }
 

@@ -21,14 +21,15 @@ import tempfile
 import time
 from collections.abc import Callable, Generator
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import timm
 import torch
 import torch.nn.functional as F
+from accelerate import Accelerator
 from torch import nn
 
-from vitwarm.config import Config
+from vitwarm.config import Config, RunConfig
 from vitwarm.errors import UserError
 from vitwarm.procedural import RuleStream, make_rule
 from vitwarm.procedural.keys import keyed_rng
@@ -38,12 +39,13 @@ from vitwarm.stages.warmup import WarmupStage
 from vitwarm.training.checkpoint import Checkpoints
 from vitwarm.training.loop import Context, Training
 from vitwarm.training.processes import Processes, start_accelerator
-from vitwarm.training.protocol import Batch
+from vitwarm.training.protocol import Batch, Stage
 from vitwarm.training.tracking import Tracker
 from vitwarm.trunk import build_model
 
 DEFAULTS = {"model": "vit_base_patch16_224", "batch": 256, "steps": 20, "rounds": 7, "size": 0, "classes": 1000}
 DEFAULTS |= {"precision": "bf16", "compile": "true"}
+CHOICES = {"precision": ("bf16", "fp32"), "compile": ("true", "false")}
 FOREVER = 10**9
 
 
@@ -76,17 +78,19 @@ def matmul_rate(device: torch.device, dtype: torch.dtype) -> float:
     n = 8192 if device.type == "cuda" else 1024
     a, b = (torch.randn(n, n, device=device, dtype=dtype) for _ in range(2))
     torch.mm(a, b)
-    return max(2 * n**3 / _timed(lambda: torch.mm(a, b), device) for _ in range(10))
+    return max(2 * n**3 / timed(lambda: torch.mm(a, b), device) for _ in range(10))
 
 
-def _timed(action: Callable[[], Any], device: torch.device) -> float:
+def timed(action: Callable[[], Any], device: torch.device) -> float:
+    """Seconds until the device is done; of one CPU thread those that it worked: other processes do not count."""
+    clock = time.process_time if device.type == "cpu" and torch.get_num_threads() == 1 else time.perf_counter
     if device.type == "cuda":
         torch.cuda.synchronize(device)
-    started = time.perf_counter()
+    started = clock()
     action()
     if device.type == "cuda":
         torch.cuda.synchronize(device)
-    return time.perf_counter() - started
+    return clock() - started
 
 
 def recipe(options: dict[str, Any], tar: Path) -> Config:
@@ -129,10 +133,18 @@ def symbols_ms(config: Config, length: int, rounds: int) -> float:
     return statistics.median(times[1:]) * config.warmup.global_batch / CHUNK
 
 
+class Arm(Protocol):
+    """What is timed."""
+
+    def step(self) -> None:
+        """One step of training."""
+        ...
+
+
 class Ours:
     """Steps of our loop on a stage."""
 
-    def __init__(self, stage: ReadyImages | ReadySymbols, context: Context):
+    def __init__(self, stage: Stage, context: Context):
         self.training = Training(stage, context, None)
         self.batches = stage.batches(0, 0, 1, stage.optim.global_batch)
         self.flops = self.training.flops_per_sample
@@ -175,51 +187,71 @@ def measure(options: dict[str, Any]) -> dict[str, Any]:
         `ratios`: what matters between arms; `symbols_ms`: see above; and what it was measured on.
     """
     accelerator = start_accelerator()
-    device, rounds = accelerator.device, []
+    device = accelerator.device
     with tempfile.TemporaryDirectory() as folder:
         config = recipe(options, _one_image(Path(folder)))
-
-        def context() -> Context:
-            return Context(
-                accelerator=accelerator,
-                processes=Processes(0, 1, device),
-                folder=Path(folder),
-                run=config.run,
-                seed=0,
-                recipe_hash="",
-                tracker=Tracker(Path(folder), active=False),
-                checkpoints=Checkpoints(Path(folder) / "checkpoints", 1),
-                stop=[],
-            )
-
-        arms: dict[str, Ours | Bare] = {}
-        held: dict[str, int] = {}
-        for name, build in (
-            ("bare", lambda: Bare(config, device)),
-            ("images", lambda: Ours(_images(config), context())),
-            ("warmup", lambda: Ours(ReadySymbols(config, None), context())),
-        ):
-            before = _allocated(device)
-            arms[name] = build()
-            for _ in range(3):  # compiles, and brings the optimiser's state to life
-                arms[name].step()
-            held[name] = _allocated(device) - before
-        memory = dict.fromkeys(arms, 0)
-        for number in range(options["rounds"]):
-            times = {}
-            order = list(arms) if number % 2 == 0 else list(arms)[::-1]
-            for name in order:
-                gc.collect()
-                if device.type == "cuda":
-                    torch.cuda.reset_peak_memory_stats(device)
-                others = _allocated(device) - held[name]
-                times[name] = _timed(lambda arm=arms[name]: _steps(arm, options["steps"]), device) / options["steps"]
-                if device.type == "cuda":
-                    memory[name] = max(memory[name], torch.cuda.max_memory_allocated(device) - others)
-            rounds.append(times)
+        builders = {
+            "bare": lambda: Bare(config, device),
+            "images": lambda: Ours(_images(config), benchmark_context(accelerator, Path(folder), config.run)),
+            "warmup": lambda: Ours(
+                ReadySymbols(config, None), benchmark_context(accelerator, Path(folder), config.run)
+            ),
+        }
+        arms, rounds, memory = alternate(builders, options["steps"], options["rounds"], device)
     dtype = torch.bfloat16 if options["precision"] == "bf16" else torch.float32
     written = symbols_ms(config, arms["warmup"].training.stage.length, rounds=50)
     return report(options, rounds, arms, memory, matmul_rate(device, dtype), written, device)
+
+
+def benchmark_context(accelerator: Accelerator, folder: Path, run: RunConfig) -> Context:
+    """What a stage's loop needs, with nothing written down but the log's lines."""
+    return Context(
+        accelerator=accelerator,
+        processes=Processes(0, 1, accelerator.device),
+        folder=folder,
+        run=run,
+        seed=0,
+        recipe_hash="",
+        tracker=Tracker(folder, active=False),
+        checkpoints=Checkpoints(folder / "checkpoints", 1),
+        stop=[],
+    )
+
+
+def alternate(
+    builders: dict[str, Callable[[], Arm]], steps: int, rounds: int, device: torch.device
+) -> tuple[dict[str, Arm], list[dict[str, float]], dict[str, int]]:
+    """Build the arms and time them in turns, every other round in reverse order.
+
+    Args:
+        builders: name -> what makes the arm.
+        steps: of an arm in one round.
+        rounds: how often each has its turn.
+        device: where they run.
+
+    Returns:
+        The arms; for each round the seconds of a step by arm; most bytes that an arm held, on CUDA, else 0.
+    """
+    arms: dict[str, Arm] = {}
+    held: dict[str, int] = {}
+    for name, build in builders.items():
+        before = _allocated(device)
+        arms[name] = build()
+        _steps(arms[name], 3)  # compiles, and brings the optimiser's state to life
+        held[name] = _allocated(device) - before
+    memory, found = dict.fromkeys(arms, 0), []
+    for number in range(rounds):
+        times = {}
+        for name in list(arms) if number % 2 == 0 else list(arms)[::-1]:
+            gc.collect()
+            if device.type == "cuda":
+                torch.cuda.reset_peak_memory_stats(device)
+            others = _allocated(device) - held[name]
+            times[name] = timed(lambda arm=arms[name]: _steps(arm, steps), device) / steps
+            if device.type == "cuda":
+                memory[name] = max(memory[name], torch.cuda.max_memory_allocated(device) - others)
+        found.append(times)
+    return arms, found, memory
 
 
 def _images(config: Config) -> ReadyImages:
@@ -228,7 +260,7 @@ def _images(config: Config) -> ReadyImages:
     return stage
 
 
-def _steps(arm: Ours | Bare, count: int) -> None:
+def _steps(arm: Arm, count: int) -> None:
     for _ in range(count):
         arm.step()
 
@@ -250,34 +282,54 @@ def report(
     result: dict[str, Any] = {"options": options, "arms": {}}
     for name in arms:
         of = arms["images" if name == "bare" else name]
-        seconds = statistics.median(times[name] for times in rounds)
-        achieved = options["batch"] * of.flops / seconds
-        result["arms"][name] = {
-            "step_ms": 1e3 * seconds,
-            "samples_per_s": options["batch"] / seconds,
-            "tokens_per_s": options["batch"] * of.tokens / seconds,
-            "tflops": achieved / 1e12,
-            "mfu_pct": 100 * achieved / rate,
-            "memory_gib": memory[name] / 2**30 if device.type == "cuda" else None,
-        }
+        times = [times[name] for times in rounds]
+        result["arms"][name] = figures(times, options["batch"], of, rate, memory[name] or None)
     share = arms["warmup"].tokens / arms["images"].tokens
     result["ratios"] = {
         "images_speed_over_bare": statistics.median(t["bare"] / t["images"] for t in rounds),
         "warmup_token_speed_over_images": statistics.median(share * t["images"] / t["warmup"] for t in rounds),
     }
     result["symbols_ms"] = written
-    result["matmul_tflops"] = rate / 1e12
-    result["device"] = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or "CPU"
-    result["threads"] = torch.get_num_threads()
-    result["versions"] = {"torch": torch.__version__, "timm": timm.__version__}
-    return result
+    return result | measured_on(device, rate)
 
 
-def markdown(result: dict[str, Any]) -> str:
-    """A table of the arms, and the ratios."""
+def figures(times: list[float], batch: int, ours: Ours, rate: float, memory: int | None) -> dict[str, float | None]:
+    """An arm's line of the table.
+
+    Args:
+        times: seconds of a step in each round.
+        batch: samples a step.
+        ours: the arm that says what FLOPs and tokens a sample costs; those of a rival on the same work are equal.
+        rate: FLOP/s that count as full utilisation.
+        memory: bytes, None where they were not measured.
+    """
+    seconds = statistics.median(times)
+    achieved = batch * ours.flops / seconds
+    return {
+        "step_ms": 1e3 * seconds,
+        "samples_per_s": batch / seconds,
+        "tokens_per_s": batch * ours.tokens / seconds,
+        "tflops": achieved / 1e12,
+        "mfu_pct": 100 * achieved / rate,
+        "memory_gib": None if memory is None else memory / 2**30,
+    }
+
+
+def measured_on(device: torch.device, rate: float) -> dict[str, Any]:
+    """What a result was measured on."""
+    return {
+        "matmul_tflops": rate / 1e12,
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or "CPU",
+        "threads": torch.get_num_threads(),
+        "versions": {"torch": torch.__version__, "timm": timm.__version__},
+    }
+
+
+def table(result: dict[str, Any], what: str) -> str:
+    """What was measured, and on what; then a line for each arm."""
     options = result["options"]
     lines = [
-        f"{options['model']}, batch {options['batch']}, {options['precision']}, compile={options['compile']}, "
+        f"{what}, batch {options['batch']}, {options['precision']}, compile={options['compile']}, "
         f"{options['rounds']} rounds of {options['steps']} steps on {result['device']}; "
         f"one large matrix product: {result['matmul_tflops']:.3g} TFLOP/s",
         "",
@@ -290,10 +342,15 @@ def markdown(result: dict[str, Any]) -> str:
             f"| {name} | {arm['step_ms']:.1f} | {arm['samples_per_s']:,.0f} | {arm['tokens_per_s']:,.0f} | "
             f"{arm['tflops']:.3g} | {arm['mfu_pct']:.1f} | {memory} |"
         )
+    return "\n".join(lines)
+
+
+def markdown(result: dict[str, Any]) -> str:
+    """A table of the arms, and the ratios."""
     ratios = result["ratios"]
     return "\n".join(
         [
-            *lines,
+            table(result, result["options"]["model"]),
             "",
             f"images at {ratios['images_speed_over_bare']:.3f} of the bare loop's speed; "
             f"a token of the warm-up at {ratios['warmup_token_speed_over_images']:.3f} of one of the images",
@@ -303,49 +360,76 @@ def markdown(result: dict[str, Any]) -> str:
     )
 
 
-def read_options(arguments: list[str]) -> tuple[dict[str, Any], Path | None]:
-    """`key=value` options over the defaults, and the file of `--json`.
+def read_options(
+    arguments: list[str],
+    defaults: dict[str, Any] = DEFAULTS,
+    choices: dict[str, tuple[str, ...]] = CHOICES,
+    files: tuple[str, ...] = ("json",),
+) -> tuple[dict[str, Any], dict[str, Path]]:
+    """`key=value` options over the defaults, and paths such as that of `--json FILE`.
+
+    Args:
+        arguments: of the command line.
+        defaults: known keys; where a default is a whole number, so is the option: at least 1, or 0 if the default is.
+        choices: what some options may be; `true` and `false` become booleans.
+        files: names of the `--NAME PATH` options.
 
     Raises:
         UserError: an unknown or impossible option.
     """
-    arguments, file = list(arguments), None
-    if "--json" in arguments:
-        at = arguments.index("--json")
-        if at + 1 == len(arguments):
-            raise UserError("--json needs a file")
-        file = Path(arguments[at + 1])
-        del arguments[at : at + 2]
+    arguments, paths = list(arguments), {}
+    for name in files:
+        if f"--{name}" in arguments:
+            at = arguments.index(f"--{name}")
+            if at + 1 == len(arguments):
+                raise UserError(f"--{name} needs a path")
+            paths[name] = Path(arguments[at + 1])
+            del arguments[at : at + 2]
     given = dict(argument.partition("=")[::2] for argument in arguments)
-    if unknown := given.keys() - DEFAULTS.keys():
-        known = " ".join(f"{key}={value}" for key, value in DEFAULTS.items())
+    if unknown := given.keys() - defaults.keys():
+        known = " ".join(f"{key}={value}" for key, value in defaults.items())
         raise UserError(f"unknown {', '.join(sorted(unknown))}; options and their defaults: {known}")
-    options: dict[str, Any] = DEFAULTS | given
-    for key, default in DEFAULTS.items():
+    options: dict[str, Any] = defaults | given
+    for key, default in defaults.items():
         if isinstance(default, int):
-            if not str(options[key]).isdigit() or (int(options[key]) < 1 and key != "size"):
-                raise UserError(f"{key} is a whole number of at least 1, not {options[key]!r}")
+            least = min(default, 1)
+            if not str(options[key]).isdigit() or int(options[key]) < least:
+                raise UserError(f"{key} is a whole number of at least {least}, not {options[key]!r}")
             options[key] = int(options[key])
-    for key, known in (("precision", ("bf16", "fp32")), ("compile", ("true", "false"))):
+    for key, known in choices.items():
         if options[key] not in known:
             raise UserError(f"{key} is one of {', '.join(known)}, not {options[key]!r}")
-    return options | {"compile": options["compile"] == "true"}, file
+    return options | {k: options[k] == "true" for k, known in choices.items() if known == ("true", "false")}, paths
 
 
-def main(arguments: list[str]) -> int:
-    """The command."""
+def command(
+    arguments: list[str],
+    page: str,
+    measure: Callable[[list[str]], tuple[dict[str, Any], str, Path | None]],
+) -> int:
+    """Help, or a measurement that is shown and, where a file is given, written as JSON; the exit code."""
     if {"-h", "--help"} & set(arguments):
-        print(__doc__.strip())
+        print(page.strip())
         return 0
     try:
-        options, file = read_options(arguments)
-        result = measure(options)
+        result, shown, file = measure(arguments)
     except UserError as error:
         print(f"vitwarm: error: {error}", file=sys.stderr)
         return 2
-    print(markdown(result))
+    print(shown)
     if file:
         aside = file.with_name(f".{file.name}.tmp")
         aside.write_text(json.dumps(result, indent=1) + "\n")
         os.replace(aside, file)
     return 0
+
+
+def main(arguments: list[str]) -> int:
+    """The command."""
+
+    def measured(arguments: list[str]) -> tuple[dict[str, Any], str, Path | None]:
+        options, paths = read_options(arguments)
+        result = measure(options)
+        return result, markdown(result), paths.get("json")
+
+    return command(arguments, __doc__, measured)

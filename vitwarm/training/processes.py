@@ -39,10 +39,27 @@ def start_accelerator() -> Accelerator:
     """
     # Started by torchrun where there is no GPU, accelerate would take each process for a run of its own.
     alone = int(os.environ.get("WORLD_SIZE", "1")) == 1
+    if not alone:
+        _join_restarted()
     return Accelerator(
         cpu=not alone and not torch.cuda.is_available(),
         mixed_precision="no",
     )
+
+
+def _join_restarted() -> None:
+    """Meet under names of our own when torchrun has started the processes anew (`--max-restarts`).
+
+    It keeps one store for all its attempts, where processes would find the addresses of those that died, and wait for
+    them for ever.
+    """
+    attempt, shared = (os.environ.get(f"TORCHELASTIC_{name}") for name in ("RESTART_COUNT", "USE_AGENT_STORE"))
+    if attempt in (None, "0") or shared != "True" or dist.is_initialized():
+        return
+    rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    store = dist.TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), world, is_master=False)
+    backend = "nccl" if torch.cuda.is_available() else "gloo"
+    dist.init_process_group(backend, store=dist.PrefixStore(f"attempt {attempt}", store), rank=rank, world_size=world)
 
 
 class Processes:

@@ -164,6 +164,16 @@ class Study:
     warnings: list[str]
 
     @property
+    def form(self) -> str:
+        """How a value is printed."""
+        return ".2f" if self.unit == "points" else ".4f"
+
+    @property
+    def signed(self) -> str:
+        """How a difference is printed."""
+        return f"+{self.form}"
+
+    @property
     def others(self) -> list[ArmRow]:
         """The arms to compare with the baseline."""
         return [arm for arm in self.arms if arm.name != self.baseline]
@@ -271,8 +281,7 @@ def _warmup_share(grid: Grid, arm: str, runs: dict[tuple, Run]) -> float | None:
 
 
 def _curves(grid: Grid, arm: str, runs: dict[tuple, Run], warmup: float) -> dict[int, list[tuple[float, float]]]:
-    """Seed -> (budget used so far, value) of the full-length runs; where the budget is the total, the warm-up "
-    "counts."""
+    """Seed -> (budget used so far, value) of the full-length runs; a total includes the warm-up."""
     metric, found = METRICS[grid.plan.metric], {}
     offset = warmup if grid.plan.setting == "substitutive" else 0.0
     for seed, run in _runs_of(grid, arm, runs).items():
@@ -306,7 +315,7 @@ def _arm(
         recipe=plan.arms[name].recipe,
         settings=plan.arms[name].set,
         start=next((run.result.get("start") for run in full.values()), None),
-        changes=[(key, theirs, ours) for key, (theirs, ours) in changes.items()],
+        changes=[change for key, (theirs, ours) in changes.items() for change in _changes(key, theirs, ours)],
         warmup=warmup,
         pairs=len(paired),
         mean=_mean(final),
@@ -324,6 +333,14 @@ def _arm(
         equivalence=Equivalence(UNKNOWN) if baseline else equivalence(plan.budgets, table[name], target, metric.higher),
         crossing=first_crossing(curves, targets, metric.higher),
     )
+
+
+def _changes(key: str, theirs: Any, ours: Any) -> list[tuple[str, Any, Any]]:
+    """One key, or those keys of a mapping that differ."""
+    if not isinstance(theirs, dict) or not isinstance(ours, dict):
+        return [(key, theirs, ours)]
+    names = [name for name in {**theirs, **ours} if theirs.get(name) != ours.get(name)]
+    return [change for name in names for change in _changes(f"{key}.{name}", theirs.get(name), ours.get(name))]
 
 
 def _whole(values: Array) -> Array:

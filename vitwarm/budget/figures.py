@@ -22,7 +22,7 @@ def efficiency(study: Study) -> Any:
     with plt.rc_context(_style()):
         height = 3.5 + 0.34 * len(rows)
         figure, (top, bottom) = plt.subplots(
-            2, 1, sharex=True, figsize=(5.6, height), layout="constrained", height_ratios=[3.0, 0.34 * len(rows) + 0.1]
+            2, 1, sharex=True, figsize=(4.8, height), layout="constrained", height_ratios=[3.0, 0.34 * len(rows) + 0.1]
         )
         for i, arm in enumerate(study.arms):
             _budget_line(top, study, arm, i)
@@ -48,7 +48,7 @@ def curves(study: Study) -> Any:
     plt = _pyplot()
     with plt.rc_context(_style()):
         figure, (top, bottom) = plt.subplots(
-            2, 1, sharex=True, figsize=(5.6, 5.2), layout="constrained", height_ratios=[3, 2]
+            2, 1, sharex=True, figsize=(4.8, 5.0), layout="constrained", height_ratios=[3, 2]
         )
         late: dict[Any, list[float]] = {top: [], bottom: []}
         base = study.curves.get(study.baseline, {})
@@ -98,7 +98,7 @@ def needed(study: Study) -> Any:
     """Data needed over the size of the warm-up, with the points that others published."""
     plt = _pyplot()
     with plt.rc_context(_style()):
-        figure, ax = plt.subplots(figsize=(5.6, 3.8), layout="constrained")
+        figure, ax = plt.subplots(figsize=(4.8, 3.4), layout="constrained")
         ax.axhline(100, color=_BASELINE, linewidth=1, linestyle=(0, (4, 3)), zorder=1)
         lowest = min(_main_share(study, point) for point in study.published)
         for k, point in enumerate(study.published):
@@ -160,7 +160,7 @@ def _budget_line(ax: Any, study: Study, arm: ArmRow, i: int) -> None:
     if not points:
         return
     colour, marker = _colour(study, i), _MARKERS[i % 8]
-    shift = 1.012 ** (i - (len(study.arms) - 1) / 2)
+    shift = 1.02 ** (i - (len(study.arms) - 1) / 2)
     for point in points:
         ax.plot(
             [shift * point.budget] * len(point.seeds),
@@ -173,7 +173,7 @@ def _budget_line(ax: Any, study: Study, arm: ArmRow, i: int) -> None:
         )
     x, y = [p.budget for p in points], [p.mean.value for p in points]
     line = "--" if study.points_are == "branched" else "-"
-    ax.plot(x, y, label=arm.name, color=colour, marker=marker, markersize=5, linewidth=1.6, linestyle=line)
+    ax.plot(x, y, label=arm.name, color=colour, marker=marker, markersize=4.5, linewidth=1.6, linestyle=line)
     bars = [p for p in points if p.mean.low is not None]
     ax.vlines(
         [p.budget for p in bars], [p.mean.low for p in bars], [p.mean.high for p in bars], color=colour, linewidth=1
@@ -215,9 +215,15 @@ def _colour(study: Study, i: int) -> str:
 
 
 def _legend(ax: Any) -> None:
-    if ax.get_legend_handles_labels()[0]:
+    if labels := ax.get_legend_handles_labels()[1]:
+        columns = len(labels) if sum(map(len, labels)) + 5 * len(labels) < 54 else 2
         ax.legend(
-            loc="lower left", bbox_to_anchor=(-0.02, 1.0), ncols=3, frameon=False, columnspacing=1.2, handlelength=1.6
+            loc="lower left",
+            bbox_to_anchor=(-0.02, 1.0),
+            ncols=columns,
+            frameon=False,
+            columnspacing=1.2,
+            handlelength=1.6,
         )
 
 
@@ -226,6 +232,7 @@ def _style() -> dict[str, Any]:
     return dict.fromkeys(text, INK) | {
         "font.family": "DejaVu Sans",
         "font.size": 10.5,
+        "axes.facecolor": "none",
         "axes.spines.top": False,
         "axes.spines.right": False,
         "axes.grid": True,

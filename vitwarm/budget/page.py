@@ -164,19 +164,20 @@ ul.warning { list-style: none; margin: 1.4rem 0; padding: .7rem 1.1rem; backgrou
   border-left: 4px solid var(--mark); font-size: .95rem; }
 figure, .wide, pre { background: var(--card); border: 1px solid var(--line); border-radius: .5rem; }
 figure { margin: 1.2rem 0; padding: 1rem; }
-figure svg { display: block; width: 100%; height: auto; color: var(--ink); max-width: 46rem; margin: 0 auto; }
+figure svg { display: block; width: 100%; height: auto; color: var(--ink); max-width: 38rem; margin: 0 auto; }
 figcaption { color: var(--soft); font-size: .88rem; line-height: 1.45; margin-top: .6rem; max-width: 52rem; }
 .wide { overflow-x: auto; margin: .8rem 0; }
 table { border-collapse: collapse; width: 100%; font-size: .9rem; font-variant-numeric: tabular-nums; }
 th, td { padding: .45rem .75rem; text-align: left; vertical-align: top; border-bottom: 1px solid var(--line); }
 th { font-weight: 600; color: var(--soft); vertical-align: bottom; line-height: 1.3; }
 tbody tr:last-child td { border-bottom: 0; } td { white-space: nowrap; } td:first-child { font-weight: 600; }
+td:first-child, th:first-child { position: sticky; left: 0; background: var(--card); }
 .n { text-align: right; }
 pre { overflow-x: auto; padding: .8rem 1rem;
   font: .84rem/1.5 ui-monospace, "SF Mono", Menlo, Consolas, "DejaVu Sans Mono", monospace; }
 details { margin: .8rem 0; } summary { cursor: pointer; font-weight: 600; padding: .3rem 0; }
 :focus-visible { outline: 2px solid var(--mark); outline-offset: 2px; }
 @media (max-width: 40rem) { main { padding: 1.4rem .9rem 3rem; } p.lead { font-size: 1.18rem; }
-  figure { padding: .6rem .5rem; } th, td { padding: .4rem .55rem; } }
+  figure { padding: .5rem .3rem; } figcaption { padding: 0 .3rem; } th, td { padding: .4rem .55rem; } }
 @media print { body { background: #fff; } figure, .wide { break-inside: avoid; } }
 """

@@ -27,6 +27,9 @@ from vitwarm.budget.wording import (
 )
 
 
+_RESUMED = "A run that goes on from a checkpoint of another counts that part as its own."
+
+
 def write_report(study: Study, folder: Path) -> list[Path]:
     """Write report.html, report.md, the pictures (SVG and PNG), cells.csv and study.json; each whole or not at all.
 
@@ -66,7 +69,7 @@ def page(study: Study, pictures: dict[str, str]) -> list[Any]:
         study: the study.
         pictures: name -> SVG for the inside of a page.
     """
-    blocks: list[Any] = [Text(headline(study, arm), "lead" if not i else "next") for i, arm in enumerate(study.others)]
+    blocks: list[Any] = [Text(text, "next" if i else "lead") for i, text in enumerate(headline(study))]
     blocks += [Points([difference_sentence(study, arm) for arm in study.others]), Text(_facts(study), "small")]
     if study.warnings:
         blocks.append(Points(study.warnings, "warning"))
@@ -93,7 +96,7 @@ def page(study: Study, pictures: dict[str, str]) -> list[Any]:
         blocks.append(Points([f"{c.arm} at {share_text(c.budget)}, seed {c.seed}: {c.state}: {c.note}" for c in lost]))
     blocks += [Heading("What differs between the arms"), *_changes(study)]
     blocks += [Heading("How the numbers come about"), Points(_method(study))]
-    return blocks + [Heading("Again"), *_provenance(study)]
+    return blocks + [Heading("Reproduce"), *_provenance(study)]
 
 
 def _figures(study: Study) -> dict[str, Any]:
@@ -182,16 +185,20 @@ def _arm_table(study: Study) -> Table:
     heads += ["FLOPs", "device time"]
     base, rows = study.arms[0], []
     for arm in study.arms:
-        boot = "" if arm.bootstrap[0] is None else f"[{arm.bootstrap[0]:+.2f}, {arm.bootstrap[1]:+.2f}]"
+        boot = (
+            ""
+            if arm.bootstrap[0] is None
+            else f"[{arm.bootstrap[0]:{study.signed}}, {arm.bootstrap[1]:{study.signed}}]"
+        )
         p = ["" if x is None else f"{x:.2g}" for x in (arm.p, arm.p_holm)]
         mean = (
             ""
             if arm.mean.value is None
-            else f"{arm.mean.value:.2f}" + (f" ± {arm.sd:.2f}" if arm.sd is not None else "")
+            else f"{arm.mean.value:{study.form}}" + (f" ± {arm.sd:{study.form}}" if arm.sd is not None else "")
         )
-        least = "" if arm.detectable is None else f"{arm.detectable:.2f}"
+        least = "" if arm.detectable is None else f"{arm.detectable:{study.form}}"
         cost = [_times(arm.flops, base.flops), _hours(arm.device_seconds)]
-        rows.append([arm.name, mean, mean_text(arm.difference, signed=True), boot, *p, least, *cost])
+        rows.append([arm.name, mean, mean_text(arm.difference, study.signed), boot, *p, least, *cost])
     return Table(heads, rows)
 
 
@@ -199,7 +206,7 @@ def _point_table(study: Study) -> Table:
     rows = []
     for arm in study.others:
         points = [p for p in study.points if p.arm == arm.name]
-        texts = [mean_text(p.difference, signed=True) + _short(p.pairs, study) for p in points]
+        texts = [mean_text(p.difference, study.signed) + _short(p.pairs, study) for p in points]
         rows.append([arm.name, *texts])
     return Table(["arm", *(share_text(b) for b in study.budgets)], rows)
 
@@ -217,7 +224,7 @@ def _cells_text(study: Study) -> str:
 def _seed_table(study: Study) -> Table:
     def text(arm: ArmRow, budget: float) -> str:
         cells = [c for c in study.cells if c.arm == arm.name and c.budget == budget]
-        return " · ".join(c.state if c.value is None else f"{c.value:.2f}" for c in cells)
+        return " · ".join(c.state if c.value is None else f"{c.value:{study.form}}" for c in cells)
 
     rows = [[arm.name, *(text(arm, b) for b in study.budgets)] for arm in study.arms]
     return Table(["arm", *(share_text(b) for b in study.budgets)], rows)
@@ -227,8 +234,8 @@ def _changes(study: Study) -> list[Any]:
     blocks: list[Any] = []
     for arm in study.others:
         rows = [[key, _value(theirs), _value(ours)] for key, theirs, ours in arm.changes]
-        where = f"{arm.name} ({Path(arm.recipe).stem}) against {study.baseline}"
-        blocks.append(Folded(f"{where}: {len(rows)} keys", [Table(["key", study.baseline, arm.name], rows, names=3)]))
+        title = f"{arm.name} ({Path(arm.recipe).stem}) against {study.baseline}: {len(rows)} key{'s'[: len(rows) != 1]}"
+        blocks.append(Folded(title, [Table(["key", study.baseline, arm.name], rows, names=3)]))
     return blocks
 
 
@@ -280,7 +287,9 @@ def _provenance(study: Study) -> list[Any]:
         for c in study.cells
     ]
     heads = ["arm", "budget", "seed", "recipe hash", "state", "samples", "device time", "folder"]
-    blocks.append(Folded(f"Recipe hashes and folders of {len(rows)} runs", [Table(heads, rows, names=8)]))
+    blocks.append(
+        Folded(f"Recipe hashes and folders of {len(rows)} runs", [Table(heads, rows, names=8), Text(_RESUMED, "small")])
+    )
     lines = [f"vitwarm-train {shlex.join(c.arguments)}" for c in study.cells if c.seed == study.seeds[0]]
     return [*blocks, Folded(f"The recipe of each cell, seed {study.seeds[0]}", [Code("\n".join(lines))])]
 

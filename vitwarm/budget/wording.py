@@ -9,11 +9,10 @@ def share_text(share: float | None) -> str:
     return "" if share is None else f"{100 * share:.3g} %"
 
 
-def mean_text(mean: Mean, signed: bool = False) -> str:
-    """`77.53 [76.90, 78.12]`, without the interval where there is none."""
+def mean_text(mean: Mean, form: str) -> str:
+    """`+1.53 [+0.90, +2.12]`, without the interval where there is none."""
     if mean.value is None:
         return ""
-    form = "+.2f" if signed else ".2f"
     text = format(mean.value, form)
     return text if mean.low is None else f"{text} [{mean.low:{form}}, {mean.high:{form}}]"
 
@@ -55,12 +54,17 @@ def crossing_text(arm: ArmRow) -> str:
         return "unknown"
     if crossing.mean is None:
         return f"{len(found)} of {len(crossing.shares)} seeds pass it"
-    interval = None if crossing.low is None else Interval(crossing.low, crossing.high)
-    return _estimate(crossing.mean) + _bracket(interval, (0.0, 1.0))
+    if crossing.low is None or crossing.low == crossing.high:
+        return _estimate(crossing.mean)
+    return f"{_estimate(crossing.mean)} [{100 * max(crossing.low, 0):.1f}, {100 * min(crossing.high, 1):.1f}]"
 
 
-def headline(study: Study, arm: ArmRow) -> str:
-    """The answer for one arm."""
+def headline(study: Study) -> list[str]:
+    """The answer, a sentence or two for each arm."""
+    return [_answer(study, arm) for arm in study.others]
+
+
+def _answer(study: Study, arm: ArmRow) -> str:
     found, base, data = arm.equivalence, study.baseline, study.data
     if found.state == NEVER:
         text = (
@@ -104,7 +108,7 @@ def difference_sentence(study: Study, arm: ArmRow) -> str:
     mean = arm.difference
     if mean.value is None:
         return f"{arm.name} at the full budget: no seed has a result in both arms."
-    text = f"{arm.name} at the full budget: {mean_text(mean, signed=True)} {study.unit} against {study.baseline}"
+    text = f"{arm.name} at the full budget: {mean_text(mean, study.signed)} {study.unit} against {study.baseline}"
     if mean.low is None:
         return f"{text}; one seed decides nothing."
     shown = "show a" if mean.low > 0 or mean.high < 0 else "do not show a"

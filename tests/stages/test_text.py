@@ -1,0 +1,188 @@
+"""Stage text: perplexity and answers against plain computations, the order of rows, budgets of shipped recipes."""
+
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from vitwarm.config import Config, DecoderConfig, ModelConfig, TextConfig, TrainConfig, WarmupConfig
+from vitwarm.data.tokenizers import read_tokenizer
+from vitwarm.errors import UserError
+from vitwarm.recipe import list_recipes, load_recipe
+from vitwarm.run import build, run
+from vitwarm.trunk import generate
+
+BOS, END = 2, 256
+TEXTS = ["alpha beta", "gamma", "delta " * 9, "epsilon zeta eta", "theta"]
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("VITWARM_CACHE", str(tmp_path / "cache"))
+
+
+def written(path: Path, texts: list[str], field: str = "text") -> str:
+    path.write_text("".join(json.dumps({field: text}) + "\n" for text in texts))
+    return str(path)
+
+
+def problems(folder: Path, count: int = 6) -> str:
+    """Sums of one digit in the layout of DeepMind Mathematics; the splits differ in the digits."""
+    for split, first in (("train-easy", 0), ("train-hard", 1), ("interpolate", 2), ("extrapolate", 3)):
+        (folder / split).mkdir(parents=True)
+        lines = [f"{first} + {i}?\n{first + i}" for i in range(count + first)]
+        (folder / split / "sums.txt").write_text("\n".join(lines) + "\n")
+    return str(folder)
+
+
+def config(**text) -> Config:
+    c = Config(
+        name="tiny",
+        model=ModelConfig(decoder=DecoderConfig(size="2_2_8")),
+        warmup=WarmupConfig(budget="0"),
+        text=TextConfig(**({"length": 16, "budget": "3 epochs"} | text)),
+        train=TrainConfig(global_batch=3, lr=1e-2, lr_warmup="1 steps"),
+    )
+    c.run.workers = 1
+    return c
+
+
+def stage(c: Config):
+    return build(c, 1, True).main
+
+
+# Language
+
+
+@pytest.mark.parametrize("world", [1, 3])
+def test_perplexity_is_that_of_every_token_once(tmp_path, world):
+    c = config(train=written(tmp_path / "a.jsonl", TEXTS), val=written(tmp_path / "b.jsonl", TEXTS[::-1]))
+    main = stage(c)
+    decoder = main.model.eval()
+    with torch.inference_mode():
+        shares = [main.evaluate(decoder, rank, world, 2) for rank in range(world)]
+        metrics = main.metrics({n: sum(s[n] for s in shares) for n in shares[0]})
+        stream = [END]
+        for text in TEXTS[::-1]:
+            stream += [*text.encode(), END]
+        nats = []
+        for start in range(0, len(stream) - 1, 16):  # rows of 16 predictions, the last one short
+            row = torch.tensor(stream[start : start + 17])
+            log_p = decoder(row[None, :-1])[0].log_softmax(-1)
+            nats += [-log_p[i, t].item() for i, t in enumerate(row[1:])]
+    assert len(nats) == len(stream) - 1 == metrics["count"]
+    assert metrics["loss"] == pytest.approx(np.mean(nats), rel=1e-5)
+    assert metrics["perplexity"] == pytest.approx(math.exp(np.mean(nats)), rel=1e-5)
+
+
+def test_an_epoch_holds_each_row_once_and_the_result_says_how_many_epochs(tmp_path):
+    c = config(train=written(tmp_path / "a.jsonl", TEXTS), val=written(tmp_path / "b.jsonl", TEXTS))
+    main = stage(c)
+    rows = len(main.rows)
+    assert main.steps == round(3 * rows / 3) and rows == (sum(len(t) + 1 for t in TEXTS)) // 16
+    epochs = [main.train_rows(e * rows, (e + 1) * rows) for e in range(3)]
+    assert all(sorted(e) == list(range(rows)) for e in epochs) and any((a != epochs[0]).any() for a in epochs[1:])
+    c.run.dir = str(tmp_path / "run")
+    result = run(c)
+    assert result["data"]["epochs"] == pytest.approx(main.steps * 3 / rows) and result["data"]["rows"] == rows
+    assert result["data"]["train"]["documents"] == len(TEXTS)
+    assert result["metrics"]["perplexity"] < 257
+
+
+# Mathematics
+
+
+def test_answers_are_right_when_greedy_generation_writes_them(tmp_path):
+    c = config(task="mathematics", train=problems(tmp_path / "m"), tokenizer="chars", budget="60 epochs")
+    main = stage(c)
+    optimizer = torch.optim.AdamW(main.parameter_groups(), lr=1e-2)
+    for batch in main.batches(0, 0, 1, 3):  # not to learn sums: so that some answers are right
+        optimizer.zero_grad()
+        (main.losses(main.model, batch, 0)["loss"] / batch["weight"]).backward()
+        optimizer.step()
+    decoder, tokenizer = main.model.eval(), read_tokenizer("chars")
+    with torch.inference_mode():
+        shares = [main.evaluate(decoder, rank, 2, 4) for rank in range(2)]
+    metrics = main.metrics({n: sum(s[n] for s in shares) for n in shares[0]})
+    mark = main.question_mark
+    for split, prefix, first in (("interpolate", "", 2), ("extrapolate", "extrapolate_", 3)):
+        nats, tokens, exact = [], [], []
+        for i in range(6 + first):
+            question = [BOS, *tokenizer.encode(f"{first} + {i}?"), mark]
+            answer = [*tokenizer.encode(str(first + i)), BOS]
+            with torch.inference_mode():
+                log_p = decoder(torch.tensor([question + answer[:-1]]))[0, len(question) - 1 :].log_softmax(-1)
+                generated = generate(decoder, torch.tensor([question]), len(answer), temperature=0.0)
+            nats += [-log_p[j, t].item() for j, t in enumerate(answer)]
+            tokens += (log_p.argmax(-1) == torch.tensor(answer)).tolist()
+            exact.append(generated[0, -len(answer) :].tolist() == answer)
+        assert metrics[f"{prefix}loss"] == pytest.approx(np.mean(nats), rel=1e-4), split
+        assert metrics[f"{prefix}accuracy"] == pytest.approx(np.mean(tokens))
+        assert metrics[f"{prefix}exact"] == pytest.approx(np.mean(exact))
+    assert metrics["count"] == 8 + 9 and 0 < metrics["exact"] < 1
+
+
+def test_training_asks_for_answers_and_their_ends_alone(tmp_path):
+    main = stage(config(task="mathematics", train=problems(tmp_path / "m"), tokenizer="chars", length=24))
+    tokenizer, seen = read_tokenizer("chars"), []
+    for row in range(len(main.rows)):
+        ids = main.rows.read(np.array([row]))
+        asked = main.answers(ids)[0]
+        text = "".join("|" if t == BOS else tokenizer.decode([t]) for t in ids[0][asked])
+        seen += text.removesuffix("|").split("|")
+        assert text.endswith("|") and ids.shape == (1, 25)
+    assert sorted(seen) == sorted([str(i) for i in range(6)] + [str(1 + i) for i in range(7)])
+
+
+def test_a_problem_longer_than_a_row_is_refused(tmp_path):
+    with pytest.raises(UserError, match=r"text\.length=4 does not hold the longest problem"):
+        stage(config(task="mathematics", train=problems(tmp_path / "m"), tokenizer="chars", length=4))
+
+
+# Shipped recipes of decoders, at a tiny size
+
+PUBLISHED = {  # tokens of text, and of the warm-up where the paper states them (arXiv 2601.21725)
+    "c4_12_12_768": (655.36e6, 20.5e6),
+    "codeparrot_12_12_768": (983.04e6, 10.4e6),
+    "mathematics_12_12_768": (1638.4e6, 10.4e6),
+    "c4_24_16_1024": (10.5e9, 20.5e6),
+    "c4_24_16_2048": (10.5e9, 20.5e6),
+}
+SHIPPED = [
+    name
+    for name, path, _ in list_recipes()
+    if {"lm", "text"} & set(path.parts) and load_recipe([f"recipe={name}"]).text.task in ("language", "mathematics")
+]
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_shipped_recipes_build_and_have_the_published_budgets(tmp_path, name):
+    plain = load_recipe([f"recipe={name}"])
+    overrides = ["model.decoder.size=2_2_8", "warmup.val_rows=8", "run.workers=1", "init_from=null"]
+    if plain.text.train:
+        if plain.text.task == "mathematics":
+            overrides += [f"text.train={problems(tmp_path / 'm')}"]
+        else:
+            long = written(tmp_path / "a.jsonl", ["word " * 1000], plain.text.field)
+            overrides += [f"text.train={long}", f"text.val={long}", "text.tokenizer=bytes"]
+    parts = build(load_recipe([f"recipe={name}", *overrides]), 1, True)
+    stages = [s for s in (parts.warmup, parts.main) if s is not None]
+    assert stages
+    for s in stages:
+        batch = s.batch("train", 0, 2)
+        assert torch.isfinite(s.losses(s.model, batch, 0)["loss"]) and batch["weight"] > 0
+    if name in PUBLISHED:
+        text, warmup = PUBLISHED[name]
+        assert parts.main.samples * parts.main.tokens_per_sample == pytest.approx(text, rel=0.002)
+        assert parts.warmup.samples * parts.warmup.tokens_per_sample == pytest.approx(warmup, rel=0.01)
+
+
+def test_the_small_recipes_warm_up_for_three_per_cent_of_the_tokens(tmp_path):
+    for name in ("books_small", "java_small", "math_small"):
+        c = load_recipe([f"recipe={name}"])
+        rows = {"warmup": c.warmup.budget, "text": c.text.budget}
+        amounts = {stage: float(text.removesuffix("k tokens").removesuffix("M tokens")) for stage, text in rows.items()}
+        assert amounts["warmup"] / 1000 == pytest.approx(0.03 * amounts["text"])

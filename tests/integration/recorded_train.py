@@ -26,13 +26,18 @@ def recorded(batches, stage_name, folder):
     return wrapped
 
 
-if __name__ == "__main__":
-    from vitwarm.cli import train
+def record(folder):
+    """From now on, stages write down their batches there."""
     from vitwarm.stages.images import ImagesStage
     from vitwarm.stages.warmup import WarmupStage
 
-    folder = Path(sys.argv.pop(1))
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
     for stage in (WarmupStage, ImagesStage):
         stage.batches = recorded(stage.batches, stage.name, folder)
+
+
+if __name__ == "__main__":
+    from vitwarm.cli import train
+
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    record(Path(sys.argv.pop(1)))
     train()

@@ -5,8 +5,8 @@
 Everyone does random-resized-crop, bicubic, and a flip, and hands over uint8 pixels: normalisation belongs to the
 device. Transforms start from encoded images in memory, loaders from the disk (one process, no workers). Arms alternate
 round by round in one process on one thread; times are CPU seconds, figures medians over the rounds, ratios medians of
-the ratio within a round. Without `folder` the images of the shards are unpacked into a temporary one. Each round is a
-pass over all images: name a few tars of a large set.
+the ratio within a round. The law of the crops is compared with timm's on the same images. Without `folder` the images
+of the shards are unpacked into a temporary one. Each round is a pass over all images: name a few tars of a large set.
 """
 
 import io
@@ -14,6 +14,7 @@ import json
 import logging
 import os
 import platform
+import random
 import statistics
 import sys
 import tempfile
@@ -41,6 +42,7 @@ from vitwarm.errors import UserError
 from vitwarm.procedural.keys import keyed_rng
 
 NUMBERS = {"size": 224, "batch": 50, "rounds": 9}
+CROPS = 20_000  # drawn to compare their laws
 OURS = "vitwarm"
 FULL_SCALE, FULL_RATIO = (0.08, 1.0), (3 / 4, 4 / 3)
 
@@ -139,9 +141,51 @@ def measure(shards: ShardSet, folder: Path, size: int, batch: int, rounds: int) 
             }
             for name, times in arms.items()
         }
+    figures["crops"] = crops(encoded)
     figures["fidelity"] = fidelity(encoded, size)
     figures["reduced_scale"] = reduced_scale(encoded)
     return figures
+
+
+def crops(encoded: list[bytes]) -> list[dict[str, Any]]:
+    """Where our crops lie beside timm's on the same images: deciles, and how far the two laws are apart.
+
+    Returns:
+        For each property `ours` and `timm`, the 10th, 50th and 90th percentile, `distance`, the largest difference of
+            the two cumulative distributions (Kolmogorov-Smirnov), and `chance`, what it exceeds once in 1,000 times
+            where the laws are one.
+    """
+    sizes, theirs = [_pil(data).size for data in encoded], timm.data.transforms.RandomResizedCropAndInterpolation
+    rng, drawn = np.random.default_rng(0), {"ours": [], "timm": []}
+    random.seed(0)  # timm draws from there
+    for number in range(CROPS):
+        width, height = sizes[number % len(sizes)]
+        left, top, right, bottom = random_crop_box(width, height, FULL_SCALE, FULL_RATIO, rng)
+        drawn["ours"].append((width, height, left, top, right - left, bottom - top))
+        y, x, h, w = theirs.get_params(Image.new("1", (width, height)), FULL_SCALE, FULL_RATIO)
+        drawn["timm"].append((width, height, x, y, w, h))
+    found = {}
+    for who, rows in drawn.items():
+        width, height, x, y, w, h = np.array(rows, dtype=float).T
+        found[who] = {
+            "share of the area": w * h / (width * height),
+            "width / height": w / h,
+            "centre from the left": (x + w / 2) / width,
+            "centre from the top": (y + h / 2) / height,
+        }
+    chance = 1.95 * (2 / CROPS) ** 0.5
+    return [
+        {"property": name}
+        | {who: np.quantile(found[who][name], (0.1, 0.5, 0.9)).tolist() for who in found}
+        | {"distance": _distance(found["ours"][name], found["timm"][name]), "chance": chance}
+        for name in found["ours"]
+    ]
+
+
+def _distance(one: np.ndarray, other: np.ndarray) -> float:
+    places = np.concatenate([one, other])
+    below = (np.searchsorted(np.sort(values), places, side="right") / values.size for values in (one, other))
+    return float(np.abs(next(below) - next(below)).max())
 
 
 def fidelity(encoded: list[bytes], size: int) -> dict[str, float]:
@@ -199,6 +243,11 @@ def markdown(result: dict[str, Any]) -> str:
         lines += ["", f"| {kind} | images/s | vitwarm over it |", "|---|---:|---:|"]
         for name, arm in result[kind].items():
             lines.append(f"| {name} | {arm['images_per_s']:.0f} | {arm['ours_over_it']:.2f}x |")
+    lines += ["", "| crops: 10th, 50th, 90th percentile | vitwarm | timm | distance of the laws | by chance |"]
+    lines += ["|---|---|---|---:|---:|"]
+    for row in result["crops"]:
+        ours, theirs = (" ".join(f"{value:.3f}" for value in row[who]) for who in ("ours", "timm"))
+        lines.append(f"| {row['property']} | {ours} | {theirs} | {row['distance']:.4f} | up to {row['chance']:.4f} |")
     seen = result["fidelity"]
     lines += [
         "",

@@ -1,47 +1,34 @@
-"""python tools/seeds.py ARM=RUNS_GLOB ... [metrics=accuracy,exact] [out=FILE.json]: final metrics, seed by seed.
+"""python tools/seeds.py [PANEL/]ARM=RUNS_GLOB ... [metrics=accuracy,exact] [out=FILE.json] [png=FILE.png]
 
-A Markdown table of finished runs: for each arm the value of every seed, their mean and standard deviation.
+Final metrics of finished runs, seed by seed: a Markdown table with paired differences to the first arm (of each panel),
+and a dot for each seed. The picture shows the first metric.
 """
 
 import json
-import statistics
+from dataclasses import asdict
 from pathlib import Path
 
 from vitwarm.budget.runs import read_arm
+from vitwarm.budget.seeds import markdown, plot, seed_rows
 from vitwarm.cli import guarded
-from vitwarm.errors import UserError
+
+OPTIONS = ("metrics", "out", "png")
 
 
 def main(arguments: list[str]) -> None:
-    """Read the command line, print the table, write the numbers."""
+    """Read the command line, print the table, write the numbers, draw the picture."""
     pairs = [a.partition("=") for a in arguments]
-    arms = {name: read_arm(value) for name, _, value in pairs if name not in ("metrics", "out")}
+    arms = {name: read_arm(value) for name, _, value in pairs if name not in OPTIONS}
     if not arms:
         print(__doc__.strip())
         return
-    own = {name: value for name, _, value in pairs if name in ("metrics", "out")}
-    metrics = own.get("metrics", "accuracy").split(",")
-    rows = []
-    for arm, runs in arms.items():
-        for metric in metrics:
-            if any(metric not in r.result["metrics"] for r in runs):
-                raise UserError(f"{arm} has no metric {metric}; it has {', '.join(runs[0].result['metrics'])}")
-            by_seed = {r.config.seed: 100 * r.result["metrics"][metric] for r in runs}
-            row = {
-                "arm": arm,
-                "recipe": runs[0].config.name,
-                "hashes": sorted({r.hash for r in runs}),
-                "metric": metric,
-            }
-            rows.append(row | {"start": runs[0].result["start"], "percent": by_seed})
-    print("| arm | metric | mean | sd | each seed, % |\n|---|---|---|---|---|")
-    for row in rows:
-        found = list(row["percent"].values())
-        spread = f"{statistics.stdev(found):.1f}" if len(found) > 1 else ""
-        each = ", ".join(f"{v:.1f}" for v in found)
-        print(f"| {row['arm']} | {row['metric']} | {statistics.mean(found):.1f} | {spread} | {each} |")
+    own = {name: value for name, _, value in pairs if name in OPTIONS}
+    rows = seed_rows(arms, own.get("metrics", "accuracy").split(","))
+    print(markdown(rows))
     if "out" in own:
-        Path(own["out"]).write_text(json.dumps(rows, indent=2) + "\n")
+        Path(own["out"]).write_text(json.dumps([asdict(r) for r in rows], indent=1) + "\n")
+    if "png" in own:
+        plot([r for r in rows if r.metric == rows[0].metric], Path(own["png"]))
 
 
 if __name__ == "__main__":

@@ -1,0 +1,69 @@
+"""Metrics seed by seed, over run folders with known numbers."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+from scipy import stats
+from test_compare import write_run
+
+from vitwarm.budget.runs import read_arm
+from vitwarm.budget.seeds import markdown, plot, seed_rows
+from vitwarm.errors import UserError
+
+NONE, SET = (0.10, 0.12, 0.90), (0.20, 0.15, 0.95)
+
+
+@pytest.fixture
+def runs(tmp_path):
+    for arm, values in (("none", NONE), ("set", SET)):
+        for seed, top1 in enumerate(values):
+            folder = tmp_path / f"{arm}-{seed}"
+            write_run(folder, top1, f"seed={seed}", recipe="digits_default")
+            result = json.loads((folder / "result.json").read_text())
+            result |= {"start": "fresh weights", "metrics": result["metrics"] | {"loss": 3 * top1}}
+            (folder / "result.json").write_text(json.dumps(result))
+    return tmp_path
+
+
+def arms(runs, **names):
+    return {name.replace("_", "/"): read_arm(str(runs / f"{arm}-*")) for name, arm in names.items()}
+
+
+def test_differences_are_paired_within_a_panel_and_losses_no_percentages(runs):
+    rows = seed_rows(arms(runs, a_none="none", a_set="set", b_set="set"), ["top1", "loss"])
+    assert [(r.panel, r.metric, r.arm) for r in rows] == [
+        ("a", "top1", "none"), ("a", "top1", "set"), ("a", "loss", "none"), ("a", "loss", "set"),
+        ("b", "top1", "set"), ("b", "loss", "set"),
+    ]  # fmt: skip
+    for row, scale in ((rows[1], 100), (rows[3], 3)):
+        expected = stats.ttest_rel(SET, NONE).confidence_interval(0.95)
+        assert (row.low, row.high) == pytest.approx((scale * expected.low, scale * expected.high))
+        assert list(row.values.values()) == pytest.approx([scale * v for v in SET])
+    assert rows[0].difference is rows[4].difference is rows[0].low is None
+    assert "| set | 43.3 | 44.8 | +6.0" in markdown(rows) and "| a loss |" in markdown(rows)
+
+
+def test_what_cannot_be_paired_or_drawn(runs):
+    (runs / "set-2" / "result.json").rename(runs / "kept")
+    with pytest.raises(UserError, match="not finished"):
+        arms(runs, set="set")
+    both = arms(runs, none="none") | {"two": read_arm(str(runs / "set-[01]"))}
+    with pytest.raises(UserError, match=r"two has seeds \[0, 1\], not \[0, 1, 2\]"):
+        seed_rows(both, ["top1"])
+    with pytest.raises(UserError, match="no metric exact; it has top1"):
+        seed_rows(arms(runs, none="none"), ["exact"])
+    with pytest.raises(UserError, match="one metric"):
+        plot(seed_rows(arms(runs, none="none"), ["top1", "loss"]), runs / "x.png")
+
+
+def test_the_tool_writes_table_numbers_and_picture(runs):
+    command = [sys.executable, "tools/seeds.py", f"none={runs}/none-*", f"set={runs}/set-*", "metrics=top1,loss"]
+    done = subprocess.run(
+        [*command, f"out={runs}/o.json", f"png={runs}/o.png"], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.startswith("| top1 | mean")
+    written = json.loads((runs / "o.json").read_text())
+    assert [r["arm"] for r in written] == ["none", "set"] * 2 and written[0]["values"]["2"] == pytest.approx(90)
+    assert (runs / "o.png").read_bytes()[1:4] == b"PNG"

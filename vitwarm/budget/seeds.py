@@ -1,0 +1,138 @@
+"""Finished runs seed by seed: final metrics of arms, paired differences to the first one, a dot for each seed.
+
+For metrics of which a mean says little: a task that a tiny model either solves or does not.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from vitwarm.budget.runs import Run
+from vitwarm.budget.statistics import paired_interval
+from vitwarm.errors import UserError
+
+_PLAIN = ("loss", "perplexity")  # metrics that are no shares; all others are shown in per cent
+
+
+@dataclass(frozen=True)
+class SeedRow:
+    """One metric of an arm.
+
+    Attributes:
+        panel, arm: an arm PANEL/ARM is compared within its panel, with the first arm there.
+        values: by seed; per cent, but for losses and perplexities.
+        difference: mean difference to the first arm, paired by seed; None for that arm itself.
+        low, high: its 95 % t interval; None for a single seed.
+        start: how the main stage's weights came about, of the first seed.
+    """
+
+    panel: str
+    arm: str
+    metric: str
+    values: dict[int, float]
+    difference: float | None
+    low: float | None
+    high: float | None
+    recipe: str
+    hashes: list[str]
+    start: str
+
+
+def seed_rows(arms: dict[str, list[Run]], metrics: list[str]) -> list[SeedRow]:
+    """Rows by panel, metric and arm.
+
+    Raises:
+        UserError: an arm without the metric, or with other seeds than its panel's first arm.
+    """
+    panels: dict[str, dict[str, list[Run]]] = {}
+    for name, runs in arms.items():
+        panel, slash, arm = name.rpartition("/")
+        panels.setdefault(panel, {})[arm] = runs
+    rows = []
+    for panel, members in panels.items():
+        for metric in metrics:
+            first: dict[int, float] = {}
+            for arm, runs in members.items():
+                if any(metric not in r.result["metrics"] for r in runs):
+                    raise UserError(f"{arm} has no metric {metric}; it has {', '.join(runs[0].result['metrics'])}")
+                scale = 1 if metric.endswith(_PLAIN) else 100
+                values = {r.config.seed: scale * r.result["metrics"][metric] for r in runs}
+                baseline, first = not first, first or values
+                if list(values) != list(first):
+                    raise UserError(f"{arm} has seeds {list(values)}, not {list(first)}; pairs need the same ones")
+                differences = np.array(list(values.values())) - np.array(list(first.values()))
+                low, high = (None, None) if baseline else paired_interval(differences)
+                rows.append(
+                    SeedRow(
+                        panel,
+                        arm,
+                        metric,
+                        values,
+                        None if baseline else float(differences.mean()),
+                        low,
+                        high,
+                        runs[0].config.name,
+                        [r.hash for r in runs],
+                        runs[0].result["start"],
+                    )
+                )
+    return rows
+
+
+def markdown(rows: list[SeedRow]) -> str:
+    """A table for each panel and metric."""
+    lines, before = [], None
+    for r in rows:
+        if (r.panel, r.metric) != before:
+            title = f"{r.panel} {r.metric}".strip()
+            lines += ["", f"| {title} | mean | sd | difference [95 %] | each seed |", "|---|---|---|---|---|"]
+            before = r.panel, r.metric
+        digits = 3 if r.metric.endswith(_PLAIN) else 1
+        values = np.array(list(r.values.values()))
+        spread = f"{values.std(ddof=1):.{digits}f}" if len(values) > 1 else ""
+        difference = "" if r.difference is None else f"{r.difference:+.{digits}f}"
+        if r.low is not None:
+            difference += f" [{r.low:+.{digits}f}, {r.high:+.{digits}f}]"
+        each = ", ".join(f"{v:.{digits}f}" for v in values)
+        lines.append(f"| {r.arm} | {values.mean():.{digits}f} | {spread} | {difference} | {each} |")
+    return "\n".join(lines[1:])
+
+
+def plot(rows: list[SeedRow], path: Path) -> None:
+    """A panel for each panel of the rows: a line for each arm, on it a dot for each seed and a bar at the mean.
+
+    Raises:
+        UserError: matplotlib is missing, or there are several metrics.
+    """
+    try:
+        import matplotlib
+    except ImportError as error:
+        raise UserError("the picture needs matplotlib: pip install 'vitwarm[plot]'") from error
+    if len(metrics := {r.metric for r in rows}) > 1:
+        raise UserError(f"one picture shows one metric, not {', '.join(sorted(metrics))}; choose one with metrics=")
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    panels: dict[str, list[SeedRow]] = {}
+    for r in rows:
+        panels.setdefault(r.panel, []).append(r)
+    metric = rows[0].metric
+    heights = [len(p) + 1.5 for p in panels.values()]
+    figure, axes = plt.subplots(
+        len(panels), figsize=(7, 0.3 * sum(heights) + 0.4), layout="constrained", squeeze=False,
+        sharex=True, gridspec_kw={"height_ratios": heights},
+    )  # fmt: skip
+    for ax, (panel, members) in zip(axes[:, 0], panels.items(), strict=True):
+        for place, r in enumerate(members):
+            values = np.array(list(r.values.values()))
+            ax.scatter(values, np.full(len(values), place), s=22, color=f"C{min(place, 1)}", alpha=0.55, linewidth=0)
+            ax.plot([values.mean()] * 2, [place - 0.32, place + 0.32], color="black", linewidth=1.5)
+        ax.axvline(np.mean(list(members[0].values.values())), color="C0", linewidth=0.8, linestyle=":")
+        ax.set_yticks(range(len(members)), [r.arm for r in members])
+        ax.set_ylim(len(members) - 0.4, -0.6)
+        ax.set_title(panel, loc="left", fontsize=10)
+        ax.grid(axis="x", alpha=0.3)
+    axes[-1, 0].set_xlabel(metric if metric.endswith(_PLAIN) else f"{metric.replace('_', ' ')}, %")
+    figure.savefig(path, dpi=120)
+    plt.close(figure)

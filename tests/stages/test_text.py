@@ -4,6 +4,7 @@ import json
 import math
 from pathlib import Path
 
+import gluemaking
 import numpy as np
 import pytest
 import torch
@@ -165,6 +166,10 @@ def test_shipped_recipes_build_and_have_the_published_budgets(tmp_path, name):
     if plain.text.train:
         if plain.text.task == "mathematics":
             overrides += [f"text.train={problems(tmp_path / 'm')}"]
+        elif plain.text.task != "language":
+            for split in ("train", "dev"):
+                gluemaking.write(tmp_path / f"{split}.tsv", plain.text.task, [("0", "a", "b"), ("1", "c", "d")] * 40)
+            overrides += [f"text.train={tmp_path}", "text.tokenizer=bytes"]
         else:
             long = written(tmp_path / "a.jsonl", ["word " * 1000], plain.text.field)
             overrides += [f"text.train={long}", f"text.val={long}", "text.tokenizer=bytes"]

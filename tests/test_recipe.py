@@ -67,6 +67,8 @@ def test_names_of_shipped_recipes_are_unique():
     ("deit_b_proc1pct", "deit_b_default"),
     ("deit3_b_proc1pct", "deit3_b_default"),
     ("vit_s_90ep_proc1pct", "vit_s_90ep_default"),
+    *((f"{name}_proc1pct", f"{name}_default") for name in ("vit_t", "vit_s", "vit_l", "deit_t", "deit_s")),
+    *((f"{name}_proc1pct", f"{name}_default") for name in ("deit3_s", "deit3_l")),
 ])
 def test_a_control_differs_by_the_warm_up_alone(warmed, default):
     warmed, default = load_recipe([f"recipe={warmed}"]), load_recipe([f"recipe={default}"])

@@ -34,6 +34,8 @@ def run_ensemble(config: Config, seeds: Sequence[int]) -> list[dict[str, Any]]:
         UserError: an impossible recipe, or a finished folder in the way.
         Interrupted: a signal.
     """
+    if config.resume_from:
+        raise UserError("an ensemble of seeds starts anew and goes on from nothing; leave out resume_from")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     configs = [_of_seed(config, seed) for seed in seeds]
     folders = [run_folder(c) for c in configs]
@@ -66,7 +68,7 @@ def run_ensemble(config: Config, seeds: Sequence[int]) -> list[dict[str, Any]]:
             start = start_of(each, texts[i], reports[i])
             result = result_of(each, stages[i], start, part.main, Processes(0, 1, device))
             results.append(result | {"ensemble": list(seeds)})
-            open_folder(folder, each, held)
+            open_folder(folder, each, held, steady_steps=0)
             write_text(folder / LOG, "".join(json.dumps(entry) + "\n" for entry in logs[i]))
             finish(each, folder, part.main, part.main.model if part.main else part.fresh, results[i], start)
     return results

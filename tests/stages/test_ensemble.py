@@ -106,6 +106,14 @@ def test_what_an_ensemble_cannot_do(tmp_path):
     c.model.decoder.dropout = 0.1
     with pytest.raises(UserError, match="works without dropout"):
         run_ensemble(c, [0, 1])
+    c = tiny(tmp_path)
+    c.warmup.rule = {"name": "curriculum", "rule": c.warmup.rule}
+    with pytest.raises(UserError, match="works without a curriculum"):
+        run_ensemble(c, [0, 1])
+    c = tiny(tmp_path)
+    c.resume_from = "elsewhere"
+    with pytest.raises(UserError, match="leave out resume_from"):
+        run_ensemble(c, [0, 1])
     run_ensemble(tiny(tmp_path), [0])
     with pytest.raises(UserError, match="holds a finished run"):
         run_ensemble(tiny(tmp_path), [0, 1])

@@ -122,17 +122,17 @@ def _whole_number(pairs: dict[str, str], key: str, default: int | None, least: i
 
 
 def _compare(arguments: list[str]) -> None:
-    usage = "python tools/compare.py BASELINE=RUNS_GLOB ARM=RUNS_GLOB ... out=FOLDER"
+    usage = "python tools/compare.py BASELINE=RUNS_GLOB ARM=RUNS_GLOB ... out=FOLDER [tuned=train.lr,...]"
     from pathlib import Path
 
     pairs = _pairs(arguments, usage)
     if "out" not in pairs:
         raise UserError(f"no out=FOLDER; usage: {usage}")
-    out = Path(pairs.pop("out"))
+    out, tuned = Path(pairs.pop("out")), [key for key in pairs.pop("tuned", "").split(",") if key]
     from vitwarm.budget.compare import report
     from vitwarm.budget.runs import read_arm
 
-    print(report({arm: read_arm(pattern) for arm, pattern in pairs.items()}, out))
+    print(report({arm: read_arm(pattern) for arm, pattern in pairs.items()}, out, tuned))
     print(f"written: {out}/compare.md, compare.json, compare.png")
 
 

@@ -18,14 +18,16 @@ def write_run(folder: Path, top1: float, *overrides: str, recipe: str = "digits_
     config = load_recipe([f"recipe={recipe}", *overrides])
     folder.mkdir(parents=True)
     (folder / "recipe.yaml").write_text(freeze(config))
-    stages = {"images": {"flops": 2e9, "samples": 1000, "metrics": {}}}
+    stages = {}
+    if config.images.train:
+        stages["images"] = {"flops": 2e9, "samples": 1000, "seconds": 20.0, "metrics": {}}
     if config.warmup.budget != "0":
-        stages["warmup"] = {"flops": 1e9, "samples": 500, "metrics": {}}
+        stages["warmup"] = {"flops": 1e9, "samples": 500, "seconds": 5.0, "metrics": {}}
     result = {
         "stages": stages,
         "metrics": {"top1": top1, "count": 360.0},
         "versions": {},
-        "warmup_share_of_samples": 0.5 if "warmup" in stages else 0.0,
+        "processes": 2,
     }
     (folder / "result.json").write_text(json.dumps(result))
     lines = [
@@ -58,6 +60,57 @@ def test_the_table_is_what_scipy_says_of_the_pairs(arms):
     assert default.difference is None and warmed.per_seed == pytest.approx({0: 74, 1: 73, 2: 76})
     assert (default.warmup_share, warmed.warmup_share) == (0, 0.5)
     assert warmed.flops / default.flops == 1.5
+    assert (default.device_seconds, warmed.device_seconds) == (40, 50)
+    assert default.holm is None and warmed.holm == pytest.approx(stats.ttest_rel(WARMED, DEFAULT).pvalue)
+
+
+def test_several_comparisons_are_adjusted_for_and_said_so(arms):
+    third = {"third": arms["warmed"], "again": arms["default"]}
+    rows = compare(arms | third)
+    p = stats.ttest_rel(WARMED, DEFAULT).pvalue
+    assert [r.holm for r in rows] == [None, *[pytest.approx(value) for value in (min(3 * p, 1), min(3 * p, 1), 1)]]
+    assert "adjusted for 3 comparisons" in markdown(rows, arms | third)
+    assert "Holm" not in markdown(compare(arms), arms)
+
+
+def test_keys_that_were_chosen_for_each_arm_are_shown(arms, tmp_path):
+    for seed in range(3):
+        write_run(tmp_path / f"tuned-{seed}", 0.75, f"seed={seed}", "train.lr=3e-3")
+    tuned = arms | {"tuned": read_arm(str(tmp_path / "tuned-*"))}
+    rows = compare(tuned, ["train.lr"])
+    assert [r.tuned["train.lr"] for r in rows] == [2e-3, 2e-3, 3e-3]
+    assert "| 0.003 |" in markdown(rows, tuned)
+    with pytest.raises(UserError, match=r"no key of a recipe; did you mean train\.lr\?"):
+        compare(tuned, ["train.Lr"])
+    with pytest.raises(UserError, match=r"images\.epochs"):
+        write_run(tmp_path / "other-0", 0.7, "seed=0", "images.epochs=7")
+        compare({"default": arms["default"][:1], "other": read_arm(str(tmp_path / "other-*"))}, ["train.lr"])
+    with pytest.raises(UserError, match=r"train\.lr, in one arm"):
+        write_run(tmp_path / "mixed-0", 0.7, "seed=0")
+        write_run(tmp_path / "mixed-1", 0.7, "seed=1", "train.lr=3e-3")
+        compare({"a": read_arm(str(tmp_path / "mixed-*")), "b": arms["default"][:2]}, ["train.lr"])
+
+
+def test_what_an_arm_starts_from_is_part_of_its_cost(tmp_path):
+    """A warm-up by itself; two runs of both stages that start from it or from each other; a composition of all."""
+    write_run(tmp_path / "warm", 0.5, "images.train=", "warmup.budget=500 steps")
+    write_run(tmp_path / "both", 0.7)
+    (tmp_path / "both/warmup").mkdir()
+    starts = {
+        "first": [f"init_from={tmp_path}/warm"],  # the whole of it
+        "second": [f"init_from={tmp_path}/both"],  # of a run that warmed up, its warmed model
+        "third": [f"init_from={tmp_path}/both/export"],  # or what it trained
+        "chain": [f"init_from={tmp_path}/first/export"],
+        "composed": [f"transfer.sources={{attention: {tmp_path}/warm, mlp: {tmp_path}/chain/export}}"],
+        "foreign": ["init_from=timm:vit_tiny_patch16_224"],
+    }
+    for name, start in starts.items():
+        write_run(tmp_path / name, 0.7, *start, recipe="digits_default")
+    rows = compare({name: read_arm(str(tmp_path / name)) for name in starts})
+    assert [r.flops / 1e9 for r in rows] == [3, 3, 5, 5, 7, 2]
+    assert [r.device_seconds for r in rows] == [50, 50, 90, 90, 130, 40]
+    assert [r.warmup_share for r in rows] == [0.5, 0.5, 0.5, 0.5, 0.5, 0]
+    assert [r.unknown for r in rows] == [[], [], [], [], [], ["timm:vit_tiny_patch16_224"]]
 
 
 def test_one_seed_decides_nothing(arms):

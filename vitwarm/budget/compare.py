@@ -1,14 +1,15 @@
 """Arms against a baseline over the same seeds: table, paired differences with intervals, learning curves."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
 
 from vitwarm.budget.runs import Run
-from vitwarm.budget.statistics import paired_interval
-from vitwarm.checks import differences
+from vitwarm.budget.statistics import holm, paired_interval, paired_p_value
+from vitwarm.checks import KEYS, differences, nearest, value_of
 from vitwarm.errors import UserError
 
 STAGE, METRIC = "images", "top1"
@@ -26,8 +27,12 @@ class ArmRow:
         mean, sd: over seeds; sd is the sample standard deviation, None for one seed.
         difference: paired mean difference to the baseline; None for the baseline itself.
         low, high: its 95 % t interval; None for one seed.
-        flops: mean training FLOPs of a run, all stages.
-        warmup_share: samples of the warm-up as a share of image presentations.
+        holm: p value of the paired t test, adjusted for as many comparisons as the table makes; None for one seed.
+        flops: mean training FLOPs of a run, all stages, and of the runs whose weights it started from.
+        device_seconds: likewise.
+        warmup_share: samples of the warm-ups as a share of image presentations.
+        unknown: sources of weights whose cost is not known and not counted.
+        tuned: the values of keys that were chosen for each arm by itself.
     """
 
     arm: str
@@ -37,16 +42,26 @@ class ArmRow:
     difference: float | None
     low: float | None
     high: float | None
+    holm: float | None
     flops: float
+    device_seconds: float
     warmup_share: float
+    unknown: list[str]
+    tuned: dict[str, object]
 
 
-def check_comparable(arms: dict[str, list[Run]]) -> None:
+def check_comparable(arms: dict[str, list[Run]], tuned: Sequence[str] = ()) -> None:
     """Refuse arms that differ in anything but how the trunk starts, or whose seeds do not pair.
+
+    Args:
+        arms: name -> runs.
+        tuned: keys that may differ between arms besides, since each arm's were chosen for it; not between its seeds.
 
     Raises:
         UserError: with the key that differs.
     """
+    if unknown := next((key for key in tuned if key not in KEYS), None):
+        raise UserError(f"tuned={unknown} is no key of a recipe{nearest(unknown, KEYS)}")
     if len(arms) < 2:
         raise UserError("a comparison needs at least two arms: baseline=GLOB other=GLOB")
     first_arm, first_runs = next(iter(arms.items()))
@@ -58,27 +73,34 @@ def check_comparable(arms: dict[str, list[Run]]) -> None:
                 "a paired comparison needs the same ones"
             )
         for run in runs:
+            if spread := differences(runs[0].config, run.config, tuple(k for k in KEYS if k not in tuned)):
+                raise UserError(f"{run.folder} differs from {runs[0].folder} in {next(iter(spread))}, in one arm")
             if STAGE not in run.result["stages"]:
                 raise UserError(f"{run.folder} trained on no images; nothing to compare")
-            for key, (theirs, value) in differences(first_runs[0].config, run.config, ARM_KEYS).items():
+            for key, (theirs, value) in differences(first_runs[0].config, run.config, (*ARM_KEYS, *tuned)).items():
                 raise UserError(
                     f"{run.folder} differs from {first_runs[0].folder} in {key} ({value!r} against {theirs!r}); "
                     "arms may differ only in how the trunk starts"
                 )
 
 
-def compare(arms: dict[str, list[Run]]) -> list[ArmRow]:
-    """The table, baseline (the first arm) first.
+def compare(arms: dict[str, list[Run]], tuned: Sequence[str] = ()) -> list[ArmRow]:
+    """The table, baseline (the first arm) first; arguments as in `check_comparable`.
 
     Raises:
         UserError: the arms cannot be compared.
     """
-    check_comparable(arms)
-    baseline = np.array([100 * r.result["metrics"][METRIC] for r in next(iter(arms.values()))])
+    check_comparable(arms, tuned)
+    accuracies = {arm: np.array([100 * r.result["metrics"][METRIC] for r in runs]) for arm, runs in arms.items()}
+    baseline, *others = accuracies.values()
+    p_values = [paired_p_value(values - baseline) for values in others]
+    if len(baseline) > 1:
+        p_values = holm([1.0 if p is None else p for p in p_values])  # None: equal pairs
     rows = []
     for i, (arm, runs) in enumerate(arms.items()):
-        values = np.array([100 * r.result["metrics"][METRIC] for r in runs])
+        values, costs = accuracies[arm], [r.full_cost() for r in runs]
         low, high = paired_interval(values - baseline)
+        images = [r.result["stages"][STAGE]["samples"] for r in runs]
         rows.append(
             ArmRow(
                 arm=arm,
@@ -88,8 +110,12 @@ def compare(arms: dict[str, list[Run]]) -> list[ArmRow]:
                 difference=float((values - baseline).mean()) if i else None,
                 low=low if i else None,
                 high=high if i else None,
-                flops=float(np.mean([r.flops for r in runs])),
-                warmup_share=float(np.mean([r.result.get("warmup_share_of_samples", 0.0) for r in runs])),
+                holm=[None, *p_values][i],
+                flops=float(np.mean([c.flops for c in costs])),
+                device_seconds=float(np.mean([c.device_seconds for c in costs])),
+                warmup_share=float(np.mean([c.warmup_samples / n for c, n in zip(costs, images, strict=True)])),
+                unknown=sorted({source for c in costs for source in c.unknown}),
+                tuned={key: value_of(runs[0].config, key) for key in tuned},
             )
         )
     return rows
@@ -98,12 +124,16 @@ def compare(arms: dict[str, list[Run]]) -> list[ArmRow]:
 def markdown(rows: list[ArmRow], arms: dict[str, list[Run]]) -> str:
     """The table with what a reader needs to trust it."""
     seeds = ", ".join(str(s) for s in rows[0].per_seed)
+    several, keys = len(rows) > 2 and rows[1].holm is not None, list(rows[0].tuned)
+    columns = ["arm", "accuracy, mean ± sd", "by seed", "difference [95 %]", *(["p, Holm"] if several else []), *keys]
+    columns += ["warm-up / image samples", "FLOPs / baseline's", "device-seconds"]
     lines = [
         f"Final top-1 accuracy in per cent on {arms[rows[0].arm][0].result['metrics']['count']:.0f} images; "
-        f"seeds {seeds}; differences are paired by seed, with 95 % t intervals.",
+        f"seeds {seeds}; differences are paired by seed, with 95 % t intervals. Costs include the runs that an arm's "
+        "weights came from.",
         "",
-        "| arm | accuracy, mean ± sd | by seed | difference [95 %] | warm-up / image samples | FLOPs / baseline's |",
-        "|---|---|---|---|---|---|",
+        f"| {' | '.join(columns)} |",
+        "|---" * len(columns) + "|",
     ]
     for r in rows:
         mean = f"{r.mean:.2f}" + ("" if r.sd is None else f" ± {r.sd:.2f}")
@@ -111,9 +141,22 @@ def markdown(rows: list[ArmRow], arms: dict[str, list[Run]]) -> str:
         difference = "" if r.difference is None else f"{r.difference:+.2f}"
         if r.low is not None and r.difference is not None:
             difference += f" [{r.low:+.2f}, {r.high:+.2f}]"
-        share, cost = f"{100 * r.warmup_share:.3g} %", f"{r.flops / rows[0].flops:.2f}"
-        lines.append(f"| {r.arm} | {mean} | {values} | {difference} | {share} | {cost} |")
+        cells = [r.arm, mean, values, difference]
+        cells += ["" if r.holm is None else f"{r.holm:.2g}"] if several else []
+        cells += [str(r.tuned[key]) for key in keys]
+        cells += [f"{100 * r.warmup_share:.3g} %", f"{r.flops / rows[0].flops:.2f}", f"{r.device_seconds:.0f}"]
+        lines.append(f"| {' | '.join(cells)} |")
     lines.append("")
+    if keys:
+        lines += [f"Chosen for each arm by itself: {', '.join(keys)}.", ""]
+    for r in rows:
+        lines += [f"{r.arm}: the cost of {', '.join(r.unknown)} is not known and not counted.", ""] if r.unknown else []
+    if several:
+        lines += [
+            f"p, Holm: two-sided paired t test, adjusted for {len(rows) - 1} comparisons; of {len(rows) - 1} "
+            f"intervals, {0.05 * (len(rows) - 1):.2g} would exclude zero by chance.",
+            "",
+        ]
     lines += [f"{r.arm}: {_verdict(r, rows[0].arm)}" for r in rows[1:]]
     lines += ["", "| arm | recipe | hashes |", "|---|---|---|"]
     for arm, runs in arms.items():
@@ -167,9 +210,9 @@ def plot(arms: dict[str, list[Run]], path: Path) -> None:
     plt.close(figure)
 
 
-def report(arms: dict[str, list[Run]], folder: Path) -> str:
+def report(arms: dict[str, list[Run]], folder: Path, tuned: Sequence[str] = ()) -> str:
     """Write compare.md, compare.json and compare.png into a folder; returns the Markdown."""
-    rows = compare(arms)
+    rows = compare(arms, tuned)
     text = markdown(rows, arms)
     folder.mkdir(parents=True, exist_ok=True)
     curves = {

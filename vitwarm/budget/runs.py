@@ -10,6 +10,8 @@ from vitwarm.config import Config
 from vitwarm.errors import UserError
 from vitwarm.recipe import read_frozen, recipe_hash
 
+WARMUP, EXPORT = "warmup", "export"  # a stage; folders of a run
+
 
 @dataclass(frozen=True)
 class Run:
@@ -32,6 +34,18 @@ class Run:
         """Training FLOPs of all stages."""
         return sum(stage["flops"] for stage in self.result["stages"].values())
 
+    def full_cost(self) -> "Cost":
+        """Its own stages and whatever trained the weights that it started from, each run once."""
+        taken, unknown = {(self.folder.resolve(), name): self for name in self.result["stages"]}, {}
+        _collect_sources(self, taken, unknown)
+        stages = [(name, run.result["stages"][name], run.result["processes"]) for (_, name), run in taken.items()]
+        return Cost(
+            warmup_samples=sum(stage["samples"] for name, stage, _ in stages if name == WARMUP),
+            flops=sum(stage["flops"] for _, stage, _ in stages),
+            device_seconds=sum(processes * stage["seconds"] for _, stage, processes in stages),
+            unknown=tuple(unknown),
+        )
+
     def curve(self, stage: str, metric: str, event: str = "eval") -> list[tuple[int, float]]:
         """(samples of the stage, value) at each log line of that event which has the metric."""
         batch = (self.config.warmup if stage == "warmup" else self.config.train).global_batch
@@ -42,6 +56,37 @@ class Run:
             for e in entries
             if e.get("event") == event and e.get("stage") == stage and metric in e
         ]
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What the weights of a run took to train.
+
+    Attributes:
+        warmup_samples: of all warm-ups.
+        flops: training FLOPs.
+        device_seconds: seconds of the stages, evaluations among them, times processes.
+        unknown: sources of weights that no finished run is to be found for, and that are not counted.
+    """
+
+    warmup_samples: float
+    flops: float
+    device_seconds: float
+    unknown: tuple[str, ...]
+
+
+def _collect_sources(run: Run, taken: dict[tuple[Path, str], Run], unknown: dict[str, None]) -> None:
+    """Add the stages behind `init_from` and `transfer.sources`, and behind those of the runs that they name."""
+    for source in filter(None, (run.config.init_from, *run.config.transfer.sources.values())):
+        path = Path(source).expanduser()
+        folder = path.parent if path.name in (WARMUP, EXPORT) else path
+        if not (folder / "recipe.yaml").is_file() or not (folder / "result.json").is_file():
+            unknown[source] = None
+            continue
+        found = read_run(folder)
+        warmed = path.name != EXPORT and (folder / WARMUP).is_dir()  # then this is what a start from the run takes
+        taken |= {(folder.resolve(), name): found for name in found.result["stages"] if name == WARMUP or not warmed}
+        _collect_sources(found, taken, unknown)
 
 
 def read_run(folder: Path) -> Run:

@@ -26,7 +26,6 @@ from vitwarm.budget.wording import (
     share_text,
 )
 
-
 _RESUMED = "A run that goes on from a checkpoint of another counts that part as its own."
 
 

@@ -44,7 +44,9 @@ def paired_p_value(differences: Array) -> float | None:
         return None
     if np.ptp(differences) == 0:
         return 0.0
-    return float(_scipy("stats").ttest_1samp(differences, 0.0).pvalue)
+    n = len(differences)
+    t = abs(differences.mean()) * np.sqrt(n) / differences.std(ddof=1)
+    return float(2 * _scipy("stats").t.sf(t, n - 1))
 
 
 def bootstrap_interval(differences: Array, confidence: float = 0.95) -> tuple[float, float] | tuple[None, None]:

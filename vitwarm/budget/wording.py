@@ -54,7 +54,7 @@ def crossing_text(arm: ArmRow) -> str:
         return "unknown"
     if crossing.mean is None:
         return f"{len(found)} of {len(crossing.shares)} seeds pass it"
-    if crossing.low is None or crossing.low == crossing.high:
+    if crossing.low is None:
         return _estimate(crossing.mean)
     return f"{_estimate(crossing.mean)} [{100 * max(crossing.low, 0):.1f}, {100 * min(crossing.high, 1):.1f}]"
 

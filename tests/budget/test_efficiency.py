@@ -1,0 +1,193 @@
+"""Studies of cells whose values, and so whose answers, are known."""
+
+import json
+from dataclasses import asdict, replace
+
+import numpy as np
+import pytest
+from scipy import stats
+from studymaking import ARMS, make
+
+from vitwarm.budget.cells import CRASHED, DONE, Status
+from vitwarm.budget.efficiency import analyse, plan_warnings
+from vitwarm.budget.plan import Arm
+from vitwarm.budget.wording import headline
+
+NOISE = np.random.default_rng(0).normal(0, 0.001, (4, 3, 9))
+
+
+def value(crossing, slope=0.1):
+    """Accuracy 0.6 of the default at its full budget; the warmed arm has it at `crossing` of the main stage."""
+
+    def of(arm, main, seed):
+        place = 1.0 if arm == "default" else crossing
+        noise = NOISE[round(4 * main) - 1, ("default", "warmed", "mimetic").index(arm), seed]
+        return 0.6 + slope * np.log(main / place) + 0.05 * seed + noise
+
+    return of
+
+
+def exact(crossing):
+    return lambda arm, main, seed: 0.6 + 0.1 * np.log(main / (1 if arm == "default" else crossing)) + 0.05 * seed
+
+
+def arm_of(study, name="warmed"):
+    return next(arm for arm in study.arms if arm.name == name)
+
+
+def test_the_share_that_is_needed_comes_out_and_the_warmup_is_paid_for(tmp_path):
+    study = analyse(*make(tmp_path, exact(0.4)))
+    arm = arm_of(study)
+    assert arm.equivalence.share == pytest.approx(0.4) and arm.warmup == pytest.approx(0.1)
+    assert arm.equivalence.between == (0.25, 0.5) and arm.equivalence.pairs == (3, 3, 3)
+    (text,) = headline(study)
+    assert "10 % warm-up (warmed) is worth 60.0 % [60.0, 60.0] of the images" in text
+    assert "Less its own cost, 50.0 % [50.0, 50.0] is left." in text
+
+
+def test_a_total_budget_counts_the_warmup(tmp_path):
+    """The warmed arm's main stage is a tenth shorter; 0.4 of it is what the target needs, and so half of the total."""
+    study = analyse(*make(tmp_path, exact(0.4), setting="substitutive"))
+    assert arm_of(study).equivalence.share == pytest.approx(0.5)
+    assert "worth 50.0 % [50.0, 50.0] of the images in this recipe, its own cost included" in headline(study)[0]
+
+
+def test_differences_are_paired_and_have_the_intervals_of_scipy(tmp_path):
+    grid, statuses = make(tmp_path, value(0.4))
+    arm = arm_of(analyse(grid, statuses))
+    runs = {(c.arm, c.seed): 100 * statuses[c.hash].run.result["metrics"]["top1"] for c in grid.cells if c.budget == 1}
+    warmed, default = ([runs[a, s] for s in range(3)] for a in ("warmed", "default"))
+    test = stats.ttest_rel(warmed, default)
+    interval = test.confidence_interval()
+    assert (arm.difference.low, arm.difference.high) == pytest.approx((interval.low, interval.high))
+    assert arm.p == pytest.approx(test.pvalue) == arm.p_holm
+    assert arm.sd_difference < 1 < arm.sd  # seeds differ by 5 points in both arms alike
+
+
+def test_costs_are_those_of_the_runs(tmp_path):
+    study = analyse(*make(tmp_path, exact(0.4)))
+    assert arm_of(study).flops == pytest.approx(1100e6) and arm_of(study, "default").flops == pytest.approx(1000e6)
+    assert arm_of(study).device_seconds == pytest.approx(2 * 11)
+    cell = next(c for c in study.cells if (c.arm, c.budget, c.seed) == ("warmed", 0.5, 1))
+    assert (cell.samples, cell.device_seconds) == (600 * 64, pytest.approx(12))
+
+
+def test_a_lost_cell_is_marked_and_its_pair_left_out(tmp_path):
+    lost = [("warmed", 0.5, 1), ("default", 1.0, 2)]
+    study = analyse(*make(tmp_path, value(0.4), lost=lost))
+    found = {(c.arm, c.budget, c.seed): c for c in study.cells}
+    for place in lost:
+        assert found[place].state == CRASHED and found[place].value is None and found[place].note == "the disk is full"
+    assert arm_of(study).equivalence.pairs == (2, 1, 2)  # and so 50 % is not used
+    assert arm_of(study).equivalence.covered == (0.25, 1.0) and arm_of(study).equivalence.between == (0.25, 1.0)
+    warning = next(w for w in study.warnings if "no usable result" in w)
+    assert "2 of 18 runs" in warning and "warmed at 50 % (2 of 3)" in warning and "default at 100 % (2 of 3)" in warning
+    assert arm_of(study).pairs == 2
+
+
+def test_a_lost_cell_never_changes_what_the_others_say(tmp_path):
+    whole = analyse(*make(tmp_path / "a", value(0.4)))
+    lost = analyse(*make(tmp_path / "b", value(0.4), lost=[("warmed", 0.25, 0)]))
+    assert arm_of(whole).difference == arm_of(lost).difference
+    assert [p for p in whole.points if p.budget > 0.25] == [p for p in lost.points if p.budget > 0.25]
+
+
+def test_without_a_single_run_nothing_is_claimed(tmp_path):
+    everything = [(a, b, s) for a in ARMS for b in (0.25, 0.5, 1.0) for s in (0, 1, 2)]
+    study = analyse(*make(tmp_path, exact(0.4), lost=everything))
+    assert headline(study) == ["Nothing can be said about the arm warmed yet: it, or default, lacks finished runs."]
+    assert arm_of(study).equivalence.share is None and arm_of(study).mean.value is None
+
+
+@pytest.mark.parametrize(
+    ("crossing", "said"),
+    [
+        (0.1, "at least 75.0 % [above 75] of the images"),
+        (4.0, "does not reach the full-budget value of default with up to 100 % of the images, so no number"),
+    ],
+)
+def test_censored_answers_are_said_in_words(tmp_path, crossing, said):
+    assert said in headline(analyse(*make(tmp_path, value(crossing))))[0]
+
+
+def test_an_interval_that_is_open_says_so(tmp_path):
+    study = analyse(*make(tmp_path, value(0.99, slope=0.003)))
+    assert arm_of(study).equivalence.interval.high is None
+    assert any("interval is open" in w for w in study.warnings)
+
+
+def test_a_warmup_that_costs_more_than_it_saves(tmp_path):
+    text = headline(analyse(*make(tmp_path, exact(0.95))))[0]
+    assert "worth 5.0 %" in text and "-5.0 %" in text and "it costs more than it saves" in text
+
+
+def test_one_seed_has_no_interval(tmp_path):
+    study = analyse(*make(tmp_path, exact(0.4), seeds=(5,)))
+    assert arm_of(study).equivalence.interval is None and "One seed has no interval" in headline(study)[0]
+    assert any(w.startswith("1 seed: too few") for w in study.warnings)
+
+
+def test_reading_one_long_run_stands_apart(tmp_path):
+    def curve(arm, share, seed):
+        return 0.6 + 0.05 * seed + (0.01 if arm == "warmed" and share >= 0.7 or share == 0.9 else -0.1)
+
+    study = analyse(*make(tmp_path, exact(0.4), curve=curve))
+    assert arm_of(study).crossing.mean == pytest.approx(0.7)
+    assert arm_of(study, "default").crossing.mean == pytest.approx(0.9)  # the default against itself: luck
+    assert study.curves["warmed"][1][6] == pytest.approx((0.7, 66.0))
+    only = analyse(*make(tmp_path / "b", exact(0.4), budgets=(1.0,), points="crossing", curve=curve))
+    assert "after 70.0 % [70.0, 70.0] of the images (default itself after 90.0 %)" in headline(only)[0]
+    assert "no saving that was measured" in headline(only)[0]
+
+
+def test_a_long_run_of_a_total_budget_begins_after_its_warmup(tmp_path):
+    study = analyse(*make(tmp_path, exact(0.4), setting="substitutive", curve=lambda *_: 0.0))
+    assert [x for x, _ in study.curves["warmed"][0]] == pytest.approx([0.1 + 0.9 * i / 10 for i in range(1, 11)])
+
+
+def test_lower_is_better_for_losses(tmp_path):
+    study = analyse(*make(tmp_path, lambda *a: 3 - exact(0.4)(*a), metric="loss"))
+    assert arm_of(study).equivalence.share == pytest.approx(0.4) and arm_of(study).difference.value < 0
+
+
+def test_a_plan_that_cannot_decide_is_told_so(tmp_path):
+    grid, statuses = make(tmp_path, value(0.4), effect=0.05)
+    warning = next(w for w in analyse(grid, statuses).warnings if "cannot decide" in w)
+    assert "3 seeds" in warning and "0.05 is asked for" in warning
+    assert not plan_warnings(replace(grid.plan, effect=5.0), sd=0.2)
+    assert "about 34 seeds" in plan_warnings(replace(grid.plan, effect=0.5, sd=1.0))[0]
+
+
+def test_several_arms_share_the_level(tmp_path):
+    arms = ARMS | {"mimetic": Arm("mimetic", "digits_default", {"model.init": "mimetic"})}
+    study = analyse(*make(tmp_path, value(0.4), arms=arms))
+    p = sorted(arm.p for arm in study.others)
+    assert sorted(arm.p_holm for arm in study.others) == pytest.approx([min(1, 2 * p[0]), max(2 * p[0], p[1])])
+    assert any("2 arms are compared" in w for w in study.warnings)
+    assert arm_of(study, "mimetic").changes == [("model.init", "default", "mimetic")]
+
+
+def test_runs_of_different_devices_and_versions_are_noticed(tmp_path):
+    grid, statuses = make(tmp_path, exact(0.4))
+    cell = grid.cells[0]
+    run = statuses[cell.hash].run
+    other = replace(run, result=run.result | {"device": "another", "versions": {"torch": "2.9"}})
+    study = analyse(grid, statuses | {cell.hash: Status(DONE, other)})
+    assert any("different devices (a device; another)" in w for w in study.warnings)
+    assert any("torch 2.6 and 2.9" in w for w in study.warnings)
+
+
+def test_branches_are_labelled(tmp_path):
+    grid, statuses = make(tmp_path, exact(0.4))
+    assert not any("branches" in w for w in analyse(grid, statuses).warnings)
+    branched = [replace(c, trunk="x") if c.budget < 1 else c for c in grid.cells]
+    assert any("are branches" in w for w in analyse(replace(grid, cells=branched), statuses).warnings)
+
+
+def test_a_large_warmup_is_named_with_its_share(tmp_path):
+    assert any("is 10 % of the main stage" in w for w in analyse(*make(tmp_path, exact(0.4))).warnings)
+
+
+def test_a_study_is_plain_json(tmp_path):
+    study = analyse(*make(tmp_path, value(0.4), lost=[("warmed", 0.5, 1)]), "the command")
+    assert json.loads(json.dumps(asdict(study), allow_nan=False))["command"] == "the command"

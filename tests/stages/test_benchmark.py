@@ -1,12 +1,14 @@
 """The benchmark of training: its arms do the work that they say, its arithmetic holds, bad options end in one line."""
 
 import json
+import time
 
 import pytest
 import torch
 
 from vitwarm.errors import UserError
 from vitwarm.stages.benchmark import Bare, main, matmul_rate, measure, read_options, recipe
+from vitwarm.stages.profile import NO_KERNEL, profile
 
 TINY = ["model=test_vit", "size=32", "classes=5", "batch=4", "steps=2", "rounds=3", "precision=fp32", "compile=false"]
 
@@ -30,7 +32,23 @@ def test_the_arms_and_their_arithmetic(tmp_path, capsys):
     # the same model: FLOPs a sample are one figure
     assert bare["tflops"] / bare["samples_per_s"] == pytest.approx(images["tflops"] / images["samples_per_s"])
     assert 0.2 < result["ratios"]["images_speed_over_bare"] < 5
+    assert 0.9 < sum(result["profile"].values()) < 1.1 and all(f"| `{name}` |" in shown for name in result["profile"])
+    assert result["profile"].keys() & {"aten::addmm", "aten::mm"}
     assert 0 < result["symbols_ms"] < 50  # 4 rows of 4 symbols; measured in 0.02 ms
+
+
+def test_a_profile_says_what_works_and_when_nothing_does():
+    a = torch.randn(400, 400)
+
+    def products():
+        for _ in range(20):
+            a @ a
+
+    busy = profile(products, torch.device("cpu"))
+    assert next(iter(busy)) == "aten::mm" and busy["aten::mm"] > 5 * busy["others"]
+    assert 0.95 < sum(busy.values()) < 1.05
+    idle = profile(lambda: (a @ a, time.sleep(0.2)), torch.device("cpu"))
+    assert idle[NO_KERNEL] > 0.5 > idle["aten::mm"] > 0
 
 
 def test_every_arm_trains(monkeypatch):

@@ -7,7 +7,7 @@ The arms alternate in one process, and ratios are medians over the rounds. Data 
 batches are ready on the host (uint8 images, symbols, which still have to reach the device and be normalised), for the
 bare loop on the device. What a warm-up's batch takes to write is timed on its own, on one CPU core: in training a
 background thread does it ahead of the loop. Utilisation is measured against the device's own rate on one large matrix
-product.
+product; a profile of the image arm says, after the rounds, where its time goes, kernel by kernel.
 """
 
 import gc
@@ -35,6 +35,7 @@ from vitwarm.procedural import RuleStream, make_rule
 from vitwarm.procedural.keys import keyed_rng
 from vitwarm.procedural.stream import CHUNK
 from vitwarm.stages.images import ImagesStage
+from vitwarm.stages.profile import profile
 from vitwarm.stages.warmup import WarmupStage
 from vitwarm.training.checkpoint import Checkpoints
 from vitwarm.training.loop import Context, Training
@@ -184,7 +185,8 @@ def measure(options: dict[str, Any]) -> dict[str, Any]:
 
     Returns:
         `arms`: name -> step_ms, samples_per_s, tokens_per_s, tflops, mfu_pct, memory_gib (CUDA only);
-        `ratios`: what matters between arms; `symbols_ms`: see above; and what it was measured on.
+        `ratios`: what matters between arms; `profile`: kernel -> share of the time of the images; `symbols_ms`: see
+        above; and what it was measured on.
     """
     accelerator = start_accelerator()
     device = accelerator.device
@@ -200,7 +202,8 @@ def measure(options: dict[str, Any]) -> dict[str, Any]:
         arms, rounds, memory = alternate(builders, options["steps"], options["rounds"], device)
     dtype = torch.bfloat16 if options["precision"] == "bf16" else torch.float32
     written = symbols_ms(config, arms["warmup"].training.stage.length, rounds=50)
-    return report(options, rounds, arms, memory, matmul_rate(device, dtype), written, device)
+    shares = profile(arms["images"].step, device)
+    return report(options, rounds, arms, memory, matmul_rate(device, dtype), written, device) | {"profile": shares}
 
 
 def benchmark_context(accelerator: Accelerator, folder: Path, run: RunConfig) -> Context:
@@ -356,6 +359,10 @@ def markdown(result: dict[str, Any]) -> str:
             f"a token of the warm-up at {ratios['warmup_token_speed_over_images']:.3f} of one of the images",
             f"a batch of symbols takes a core {result['symbols_ms']:.2f} ms to write, "
             f"{100 * result['symbols_ms'] / result['arms']['warmup']['step_ms']:.3g} % of a warm-up step",
+            "",
+            "| kernel of the images | share of the time, % |",
+            "|---|---|",
+            *(f"| `{name[:90]}` | {100 * share:.1f} |" for name, share in result["profile"].items()),
         ]
     )
 

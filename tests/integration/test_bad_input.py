@@ -1,5 +1,6 @@
 """A user's mistake is one line on stderr and exit code 2, and nothing is left half-written."""
 
+import json
 import os
 import shutil
 import subprocess
@@ -101,6 +102,7 @@ def test_damaged_images_are_counted_and_named_once(tmp_path, tars_of, workers):
     assert sorted(e["sample"] for e in found) == ["train train.tar:s003", "train train.tar:s007", "val val.tar:s103"]
     assert all(e["reason"] for e in found)
     assert [e["count"] for e in log(run, "eval")] == [11, 11]
+    assert json.loads((run / "result.json").read_text())["stages"]["images"]["damaged_samples"] == 3
     for name in ("train train.tar:s003", "val val.tar:s103"):
         assert command.err.count(f"warning: damaged sample {name}: ") == 1
 

@@ -4,6 +4,7 @@ Carry out a plan of a data-efficiency study, or go on with it, and write its rep
 
   plan          a shipped plan (recipes/budgets) or a YAML file; plan=list lists the shipped ones
   out           folder of the study; runs/budget/NAME by default
+  runs          folder of the run folders; out/cells by default. Plans that share it share their common cells
   executor      local (default) or slurm
   jobs          cells at once on this machine; 1 by default
   accelerate    further arguments of `accelerate launch`: "--multi_gpu --num_processes 8"
@@ -20,7 +21,7 @@ from pathlib import Path
 from vitwarm.cli import guarded
 from vitwarm.errors import UserError
 
-OWN = ("plan", "out", "executor", "jobs", "accelerate")
+OWN = ("plan", "out", "runs", "executor", "jobs", "accelerate")
 FLAGS = ("--dry-run", "--report")
 
 
@@ -56,10 +57,10 @@ def main(arguments: list[str]) -> None:
     plan = read_plan(find_plan(own["plan"]), overrides)
     launch = Launch(own.get("executor", "local"), int(jobs), own.get("accelerate", ""), submit)
     out = Path(own.get("out", f"runs/budget/{plan.name}")).expanduser()
-    from vitwarm.study import Study  # imports torch: only once the plan is known to be good
+    from vitwarm.study import StudyFolder  # imports torch: only once the plan is known to be good
     from vitwarm.training.signals import stop_signals
 
-    study = Study(plan, out, launch)
+    study = StudyFolder(plan, out, launch, Path(own["runs"]).expanduser() if "runs" in own else None)
     if "--dry-run" in arguments:
         if not study.rates:
             study.measure_rates()
@@ -70,7 +71,6 @@ def main(arguments: list[str]) -> None:
             study.run(stop)
     command = shlex.join(["python", "tools/budget.py", *(a for a in sys.argv[1:] if a not in FLAGS)])
     print(study.report(command))
-    print(f"written: {out}/report.html")
 
 
 if __name__ == "__main__":

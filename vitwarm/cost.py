@@ -189,10 +189,11 @@ def _text(config: Config) -> tuple[nn.Module, TokenStage]:
     """The stage counts its tokens, so the data must be here; they are cached for the run."""
     stage = make_text(config, default_workers(1) if config.run.workers is None else config.run.workers)
     positions = config.model.decoder.positions or stage.positions
+    more = getattr(stage, "decoder_args", {})
     with torch.device("meta"):
-        model = configured_decoder(config.model, stage.vocab_size, positions, seed=config.seed)
+        model = configured_decoder(config.model, stage.vocab_size, positions, seed=config.seed, **more)
     stage.set_model(model, False)
-    return stage.model, stage
+    return model, stage
 
 
 def _token_lines(stage: TokenStage, seconds: Callable[[float, OptimConfig], float]) -> list[StageCost]:

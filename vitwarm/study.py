@@ -13,6 +13,7 @@ from vitwarm.budget.grid import Grid, Work, main_stage, make_grid
 from vitwarm.budget.launch import Launch, carry_out, train_command
 from vitwarm.budget.plan import Plan
 from vitwarm.budget.report import write_report
+from vitwarm.budget.wording import headline
 from vitwarm.checks import LENGTHS, warms_up
 from vitwarm.config import Config
 from vitwarm.cost import estimate
@@ -23,21 +24,22 @@ CELLS, RATES = "cells", "rates.json"
 PROBE = 20  # steps of each stage that a rate is measured on
 
 
-class Study:
+class StudyFolder:
     """A plan in a folder: its cells, how far they are, what they say.
 
     Args:
         plan: the plan.
-        out: folder of the study; `out/cells` holds the run folders.
+        out: folder of the study.
         launch: how runs are started.
+        runs: folder that holds the run folders; plans that share it share the cells that they have in common.
 
     Raises:
         UserError: the plan cannot be carried out as it is.
     """
 
-    def __init__(self, plan: Plan, out: Path, launch: Launch):
-        self.plan, self.out, self.launch = plan, out, launch
-        self.folders = Folders(out / CELLS, out)
+    def __init__(self, plan: Plan, out: Path, launch: Launch, runs: Path | None = None):
+        self.plan, self.out, self.launch, self.runs = plan, out, launch, runs or out / CELLS
+        self.folders = Folders(self.runs, out)
         file = out / RATES
         self.rates: dict[str, dict[str, float]] = json.loads(file.read_text()) if file.is_file() else {}
         if plan.unit == "device_seconds" and not self.rates:
@@ -45,7 +47,7 @@ class Study:
         self.grid = self._grid()
 
     def _grid(self) -> Grid:
-        return make_grid(self.plan, self.out / CELLS, self._work)
+        return make_grid(self.plan, self.runs, self._work)
 
     def _work(self, arm: str, config: Config) -> dict[str, Work]:
         """What each stage of a full run takes; seconds where a rate was measured."""
@@ -125,5 +127,7 @@ class Study:
         carry_out(self.grid, self.folders, self.launch, self.out, stop)
 
     def report(self, command: str) -> str:
-        """Write the report of what is finished; returns its text as Markdown."""
-        return write_report(analyse(self.grid, self.folders.statuses(self.grid), command), self.out)
+        """Write the report of what is finished; returns its headline and where it is."""
+        found = analyse(self.grid, self.folders.statuses(self.grid), command)
+        files = write_report(found, self.out)
+        return "\n".join([*(headline(found, arm) for arm in found.arms[1:]), f"written: {files[0]}"])

@@ -164,10 +164,10 @@ def warmup_share(unit: str, work: dict[str, Work], stage: str) -> float:
 
 
 def _check_arm(plan: Plan, name: str, baseline: Config, config: Config) -> None:
-    for key, (theirs, ours) in differences(baseline, config, (*ARM_KEYS, *plan.vary)).items():
+    for key, (theirs, ours) in differences(baseline, config, (*ARM_KEYS, *plan.tuned)).items():
         raise UserError(
             f"plan {plan.name}: arm {name} differs from {plan.baseline} in {key} ({ours!r} against {theirs!r}); "
-            "arms may differ only in how the trunk starts, and in keys that the plan names under vary"
+            "arms may differ only in how the trunk starts, and in keys that the plan names under tuned"
         )
 
 
@@ -256,8 +256,8 @@ def _length(config: Config, stage: str, share: float) -> str:
 
 def _warnings(plan: Plan, config: Config) -> list[str]:
     found = []
-    unit = Amount.parse(config.train.lr_warmup, "train.lr_warmup").unit
-    if plan.points == "scheduled" and len(plan.budgets) > 1 and unit != "%":
+    lr_warmup = Amount.parse(config.train.lr_warmup, "train.lr_warmup")
+    if plan.points == "scheduled" and len(plan.budgets) > 1 and lr_warmup.value and lr_warmup.unit != "%":
         found.append(
             f"train.lr_warmup is {config.train.lr_warmup}, which shorter runs keep: it is a larger part of them. "
             "A share in the plan's set (train.lr_warmup: 10%) would shrink with the run"

@@ -37,6 +37,7 @@ METRICS = {
     "top1": Metric("top-1 accuracy, %", "points", 100.0, True),
     "top5": Metric("top-5 accuracy, %", "points", 100.0, True),
     "accuracy": Metric("accuracy, %", "points", 100.0, True),
+    "exact": Metric("whole answers, %", "points", 100.0, True),
     "loss": Metric("validation loss, nats", "nats", 1.0, False),
 }
 
@@ -79,7 +80,7 @@ class Plan:
         unit: what a budget and a warm-up are counted in.
         points: how budgets below the full one come about: own schedules, branches of one trunk, or not at all.
         set: keys of every cell's recipe.
-        vary: keys beyond the start of the trunk in which arms may differ, such as a learning rate tuned for each.
+        tuned: keys beyond the start of the trunk in which arms may differ, such as a learning rate tuned for each.
         effect: smallest difference that matters, in units of the metric; the plan is judged by it.
         sd: of paired differences, when known from earlier runs; for planning before there are any here.
         train_images: size of the training set, where it cannot be counted here.
@@ -97,7 +98,7 @@ class Plan:
     points: str = "scheduled"
     metric: str = "top1"
     set: dict[str, Any] = field(default_factory=dict)
-    vary: tuple[str, ...] = ()
+    tuned: tuple[str, ...] = ()
     effect: float | None = None
     sd: float | None = None
     train_images: int | None = None
@@ -189,7 +190,7 @@ def read_plan(path: Path, overrides: dict[str, str] | None = None) -> Plan:
         budgets=_budgets(path, tree["budgets"]),
         seeds=_seeds(path, tree["seeds"]),
         set=_mapping(path, tree, "set"),
-        vary=_vary(path, tree.get("vary") or []),
+        tuned=_tuned(path, tree.get("tuned") or []),
         effect=_positive(path, tree, "effect"),
         sd=_positive(path, tree, "sd"),
         train_images=None if images is None else round(images),
@@ -206,7 +207,7 @@ def _value(path: Path, key: str, text: str) -> Any:
     """A plan's key from the command line: a list without quotes, a number or text."""
     if key in ("arms", "set", "published"):
         raise UserError(f"{path}: {key} is written in the plan, not on the command line; write recipe keys as they are")
-    if key in ("budgets", "seeds", "vary"):
+    if key in ("budgets", "seeds", "tuned"):
         return [part.strip() for part in text.strip("[]").split(",") if part.strip()]
     return text
 
@@ -251,11 +252,11 @@ def _seeds(path: Path, values: Any) -> tuple[int, ...]:
     return seeds
 
 
-def _vary(path: Path, keys: Any) -> tuple[str, ...]:
+def _tuned(path: Path, keys: Any) -> tuple[str, ...]:
     keys = keys if isinstance(keys, list) else [keys]
     for key in keys:
         if key not in KEYS:
-            raise UserError(f"{path}: vary: no key {key}{nearest(str(key), KEYS)}")
+            raise UserError(f"{path}: tuned: no key {key}{nearest(str(key), KEYS)}")
     return tuple(keys)
 
 

@@ -1,0 +1,102 @@
+"""How far a cell is, from its folder alone: finished, begun, crashed, or not to be used."""
+
+import json
+
+import pytest
+from test_grid import cell, grid
+
+from vitwarm.budget.cells import BEGUN, CRASHED, DONE, FOREIGN, RUNNING, WAITING, Folders, progress
+from vitwarm.recipe import freeze
+
+
+@pytest.fixture
+def study(tmp_path):
+    return grid(tmp_path, seeds=[0], budgets=["50%", "100%"]), Folders(tmp_path / "cells", tmp_path)
+
+
+def finish(one, folder=None, config=None, **changes):
+    folder = folder or one.folder
+    folder.mkdir(parents=True)
+    (folder / "recipe.yaml").write_text(freeze(config or one.config))
+    stages = {"images": {"flops": 1.0, "samples": 1}}
+    result = {"recipe_hash": one.hash, "seed": one.seed, "metrics": {"top1": 0.5}, "stages": stages}
+    (folder / "result.json").write_text(json.dumps(result | changes))
+
+
+def state(study, one):
+    return study[1].statuses(study[0])[one.hash]
+
+
+def test_a_finished_cell_is_known_by_its_recipe_whatever_its_folder_is_called(study, tmp_path):
+    one = cell(study[0], "warmed", 1.0)
+    assert state(study, one).state == WAITING
+    finish(one, tmp_path / "cells/renamed")
+    found = state(study, one)
+    assert found.state == DONE and found.run.result["metrics"]["top1"] == 0.5
+
+
+@pytest.mark.parametrize(
+    ("changes", "note"),
+    [
+        ({"metrics": {"top1": float("nan")}}, "no finite top1"),
+        ({"metrics": {}}, "no finite top1"),
+        ({"stages": {"warmup": {}}}, "no stage images"),
+        ({"seed": 5}, "belongs to another recipe"),
+    ],
+)
+def test_a_result_that_cannot_be_used_is_marked(study, changes, note):
+    one = cell(study[0], "warmed", 1.0)
+    finish(one, **changes)
+    found = state(study, one)
+    assert found.state == FOREIGN and found.run is None and note in found.note
+
+
+def test_another_recipe_in_the_folder_is_marked(study):
+    one, other = cell(study[0], "warmed", 1.0), cell(study[0], "default", 1.0)
+    finish(one, config=other.config)
+    assert state(study, one).state == FOREIGN and other.hash in state(study, one).note
+
+
+@pytest.mark.parametrize("spoil", ["result.json", "recipe.yaml"])
+def test_a_folder_of_another_version_is_marked(study, spoil):
+    one = cell(study[0], "warmed", 1.0)
+    finish(one)
+    (one.folder / spoil).write_text('{"recipe_hash": "x"}' if spoil == "result.json" else "no_such_key: 1\n")
+    assert state(study, one).state == FOREIGN
+
+
+def test_a_crash_is_remembered_until_the_run_is_done(study):
+    one = cell(study[0], "warmed", 1.0)
+    study[1].failures_file.write_text(json.dumps({one.hash: "the loss is not finite"}))
+    assert (state(study, one).state, state(study, one).note) == (CRASHED, "the loss is not finite")
+    finish(one)
+    assert state(study, one).state == DONE
+
+
+def test_a_folder_at_work_is_running_and_one_left_is_begun(study):
+    import subprocess
+    import sys
+
+    one = cell(study[0], "warmed", 1.0)
+    one.folder.mkdir(parents=True)
+    (one.folder / "recipe.yaml").write_text(freeze(one.config))
+    hold = (
+        f"import fcntl, time; f = open({str(one.folder / '.lock')!r}, 'w'); fcntl.lockf(f, fcntl.LOCK_EX); "
+        "print(1, flush=True); time.sleep(60)"
+    )
+    process = subprocess.Popen([sys.executable, "-c", hold], stdout=subprocess.PIPE)
+    process.stdout.readline()
+    try:
+        assert state(study, one).state == RUNNING
+    finally:
+        process.kill()
+        process.wait()
+    assert state(study, one).state == BEGUN
+
+
+def test_the_table_has_a_mark_for_each_seed(study):
+    finish(cell(study[0], "warmed", 1.0))
+    table = progress(study[0], study[1].statuses(study[0]))
+    lines = {line.split()[0]: line.split()[1:] for line in table.splitlines()}
+    assert lines["warmed"] == [".", "#"] and lines["default"] == [".", "."]
+    assert "1 done (#), 3 waiting (.)" in table

@@ -1,0 +1,171 @@
+"""Plans and their cells: what a plan may say, and the recipes that it becomes."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from vitwarm.budget.grid import Work, make_grid
+from vitwarm.budget.plan import find_plan, list_plans, read_plan
+from vitwarm.errors import UserError
+from vitwarm.recipe import load_recipe, recipe_hash
+
+PLAN = {
+    "arms": {"default": {"recipe": "digits_default"}, "warmed": {"recipe": "digits_proc"}},
+    "budgets": ["25%", "50%", "100%"],
+    "seeds": [0, 1],
+}
+STEPS = {"warmup": 250, "images": 1000}  # so the warm-up is a quarter of the main stage
+
+
+def read(folder: Path, **changes):
+    path = folder / "plan.yaml"
+    path.write_text(yaml.safe_dump({k: v for k, v in (PLAN | changes).items() if v is not None}))
+    return read_plan(path)
+
+
+def measure(arm, config):
+    stages = STEPS if config.warmup.budget != "0" else {"images": STEPS["images"]}
+    return {s: Work(n, 64 * n, 64 * 16 * n, 1e6 * n, 0.01 * n) for s, n in stages.items()}
+
+
+def grid(folder: Path, **changes):
+    return make_grid(read(folder, **changes), folder / "cells", measure)
+
+
+def cell(found, arm, budget, seed=0):
+    return next(c for c in found.cells if (c.arm, c.budget, c.seed) == (arm, budget, seed))
+
+
+def test_cells_are_arms_times_budgets_times_seeds_full_ones_first(tmp_path):
+    found = grid(tmp_path)
+    assert [c.budget for c in found.cells] == [1.0] * 4 + [0.5] * 4 + [0.25] * 4
+    assert len({c.hash for c in found.cells}) == len({c.folder for c in found.cells}) == 12
+
+
+def test_a_cell_is_the_recipe_that_its_command_line_gives(tmp_path):
+    for one in grid(tmp_path).cells:
+        assert recipe_hash(load_recipe(list(one.arguments))) == one.hash
+
+
+def test_additive_budgets_shorten_the_main_stage_alone(tmp_path):
+    found = grid(tmp_path)
+    for arm, warmup in (("default", "0"), ("warmed", "1000 steps")):
+        for budget in (0.25, 0.5, 1.0):
+            config = cell(found, arm, budget).config
+            assert config.images.epochs == pytest.approx(60 * budget)
+            assert config.warmup.budget == warmup
+
+
+def test_substitutive_budgets_pay_for_the_warmup(tmp_path):
+    found = grid(tmp_path, setting="substitutive", budgets=["50%", "100%"])
+    assert cell(found, "default", 0.5).config.images.epochs == 30
+    assert cell(found, "warmed", 0.5).config.images.epochs == pytest.approx(60 * 0.25)
+    assert cell(found, "warmed", 1.0).config.images.epochs == pytest.approx(60 * 0.75)
+
+
+@pytest.mark.parametrize("unit", ["samples", "tokens", "flops", "device_seconds"])
+def test_the_unit_says_what_the_warmup_costs(tmp_path, unit):
+    factor = {"samples": 1, "tokens": 2, "flops": 3, "device_seconds": 0.5}
+
+    def by_unit(arm, config):
+        work = measure(arm, config)
+        if "warmup" in work:
+            w = work["warmup"]
+            work["warmup"] = Work(w.steps, w.samples, 2 * w.tokens, 3 * w.flops, 0.5 * w.device_seconds)
+        return work
+
+    plan = read(tmp_path, setting="substitutive", unit=unit, budgets=["100%"])
+    found = make_grid(plan, tmp_path, by_unit)
+    assert cell(found, "warmed", 1.0).main == pytest.approx(1 - 0.25 * factor[unit])
+    assert found.warmup_share("warmed") == pytest.approx(0.25 * factor[unit])
+
+
+def test_shorter_runs_go_on_from_where_the_full_one_left_its_warmup(tmp_path):
+    found = grid(tmp_path)
+    whole, half = cell(found, "warmed", 1.0), cell(found, "warmed", 0.5)
+    assert whole.config.run.keep_at == [250]
+    assert half.needs == whole.folder / "checkpoints/step-00000250" and str(half.needs) in " ".join(half.arguments)
+    assert half.trunk is None and set(half.work) == {"images"} and half.work["images"].steps == 500
+    assert cell(found, "default", 0.5).needs is None
+
+
+def test_branches_leave_the_trunk_before_they_cool_down(tmp_path):
+    wsd = {"train.schedule": "wsd", "train.cooldown": "20%"}
+    found = grid(tmp_path, points="branched", set=wsd)
+    whole = cell(found, "warmed", 1.0)
+    steps = {b: 250 + round(1000 * b * 0.8) - 1 for b in (0.25, 0.5)}
+    assert whole.config.run.keep_at == sorted(steps.values())
+    assert whole.config.train.lr_warmup == "100 steps"  # 10 % of the full run; as many in its branches
+    for budget, step in steps.items():
+        branch = cell(found, "warmed", budget)
+        assert branch.trunk == whole.hash and branch.needs.name == f"step-{step:08d}"
+        assert branch.config.train.lr_warmup == "100 steps"
+        assert branch.work["images"].steps == pytest.approx(1000 * budget - (step - 250))
+    with pytest.raises(UserError, match="train.schedule: wsd"):
+        grid(tmp_path, points="branched")
+
+
+def test_reading_off_one_long_run_needs_no_shorter_ones(tmp_path):
+    assert {c.budget for c in grid(tmp_path, points="crossing").cells} == {1.0}
+
+
+def test_arms_may_vary_in_what_the_plan_names(tmp_path):
+    arms = PLAN["arms"] | {"fast": {"recipe": "digits_proc", "set": {"train.lr": 5e-3}}}
+    with pytest.raises(UserError, match="arm fast differs from default in train.lr"):
+        grid(tmp_path, arms=arms)
+    assert cell(grid(tmp_path, arms=arms, tuned=["train.lr"]), "fast", 1.0).config.train.lr == 5e-3
+
+
+@pytest.mark.parametrize(
+    ("changes", "why"),
+    [
+        ({"seeds": []}, "seeds is missing or empty"),
+        ({"seeds": [0, 0]}, "comes twice"),
+        ({"seeds": ["x"]}, "seeds: whole numbers"),
+        ({"budgets": ["50%", "120%"]}, "a share goes up to 100%"),
+        ({"budgets": ["50%"]}, "budgets lacks 100%"),
+        ({"budgets": ["3 epochs", "100%"]}, "is no share"),
+        ({"baseline": "defalt"}, "no arm named 'defalt'; did you mean default"),
+        ({"arms": {"default": {"recipe": "digits_default"}}}, "needs at least two"),
+        ({"arms": PLAN["arms"] | {"x": "digits_proc"}}, "arms.x: write"),
+        ({"unit": "steps"}, "unit is one of samples"),
+        ({"metric": "topp1"}, "metric is one of top1"),
+        ({"sedes": [0]}, "unknown key sedes; did you mean seeds"),
+        ({"set": {"seed": 3}}, "seed belongs to the study"),
+        ({"tuned": ["train.lrr"]}, "tuned: no key train.lrr; did you mean train.lr"),
+        ({"effect": -1}, "effect is a positive number"),
+        ({"published": [{"label": "x"}]}, "published: a list of"),
+        ({"set": {"train.lrr": 1}}, "unknown key train.lrr"),
+        ({"arms": PLAN["arms"] | {"twin": {"recipe": "digits_default"}}}, "are the same recipe"),
+        ({"arms": PLAN["arms"] | {"given": {"recipe": "digits_default", "set": {"init_from": "a"}}}}, "what that cost"),
+        ({"setting": "substitutive"}, "nothing is left for the main stage of arm warmed"),
+        ({"arms": {"a": {"recipe": "no_such"}, "b": {"recipe": "digits_proc"}}}, "no recipe named 'no_such'"),
+    ],
+)
+def test_bad_plans_are_refused_in_one_line(tmp_path, changes, why):
+    with pytest.raises(UserError, match=why) as caught:
+        grid(tmp_path, **changes)
+    assert "\n" not in str(caught.value)
+
+
+def test_the_command_line_overrides_plan_and_recipe(tmp_path):
+    path = tmp_path / "plan.yaml"
+    path.write_text(yaml.safe_dump(PLAN))
+    plan = read_plan(path, {"seeds": "[3,4]", "setting": "substitutive", "images.epochs": "20"})
+    assert (plan.seeds, plan.setting, plan.set) == ((3, 4), "substitutive", {"images.epochs": "20"})
+
+
+@pytest.mark.parametrize("name", [name for name, _ in list_plans()])
+def test_every_shipped_plan_has_its_cells(name, tmp_path):
+    plan = read_plan(find_plan(name))
+    found = make_grid(plan, tmp_path, lambda arm, config: measure_any(plan, config))
+    assert len(found.cells) == len(plan.arms) * len(plan.budgets) * len(plan.seeds)
+    assert not found.warnings
+
+
+def measure_any(plan, config):
+    from vitwarm.budget.grid import main_stage
+
+    sizes = {main_stage(config): 10_000} | ({"warmup": 100} if config.warmup.budget != "0" else {})
+    return {s: Work(n, n, n, n) for s, n in sizes.items()}

@@ -1,0 +1,90 @@
+"""A whole study: real launches through submitit, skipped when done, gone on with, marked where they crash."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+from harness import write_recipe
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture
+def study(tmp_path):
+    """A plan of a full and a half run of each of two arms; returns what starts tools/budget.py on it."""
+    recipe = write_recipe(tmp_path, images={"epochs": 0.18}, train={"lr_warmup": "10%"})
+    arms = {"default": {"recipe": str(recipe), "set": {"warmup.budget": "0"}}, "warmed": {"recipe": str(recipe)}}
+    plan = {"arms": arms, "budgets": ["50%", "100%"], "seeds": [0]}
+    (tmp_path / "small.yaml").write_text(yaml.safe_dump(plan))
+
+    def start(*more: str) -> subprocess.Popen:
+        words = [sys.executable, "tools/budget.py", f"plan={tmp_path / 'small.yaml'}", f"out={tmp_path / 'out'}", *more]
+        environment = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", "PYTHONUNBUFFERED": "1"}
+        return subprocess.Popen(
+            words, cwd=ROOT, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+        )
+
+    return start
+
+
+def finish(process: subprocess.Popen) -> str:
+    said, _ = process.communicate(timeout=240)
+    return said
+
+
+def test_a_study_runs_stops_goes_on_and_reports(study, tmp_path):
+    process = study("jobs=2")
+    cells = tmp_path / "out/cells"
+    deadline = time.monotonic() + 120
+    while not list(cells.glob("*/checkpoints/step-*")) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    said = finish(process)
+    assert process.returncode == 75, said
+
+    process = study("jobs=2")
+    said = finish(process)
+    assert process.returncode == 0, said
+    assert "4 done (#)" in said
+    results = {f.parent.name: json.loads(f.read_text()) for f in cells.glob("*/result.json")}
+    assert len(results) == 4
+    warmups = {name: r["stages"].get("warmup", {}).get("steps") for name, r in results.items()}
+    assert sorted(warmups.values(), key=str) == [10, 10, None, None]  # the half run's is the full one's
+    assert {r["stages"]["images"]["steps"] for r in results.values()} == {9, 5}
+    page = (tmp_path / "out/report.html").read_text()
+    assert "one seed" in page.lower() or "1 seed" in page.lower()
+
+    process = study()  # nothing is left to do
+    said = finish(process)
+    assert process.returncode == 0 and "start " not in said
+
+
+def test_a_cell_that_crashes_is_marked_and_the_others_go_on(study, tmp_path):
+    process = study("budgets=100%", "jobs=2", "images.max_damaged=0", "train.lr=1e30", "train.start_lr=1e30")
+    said = finish(process)
+    assert process.returncode == 0, said
+    assert "2 crashed (x)" in said
+    failures = json.loads((tmp_path / "out/failures.json").read_text())
+    assert all("not finite" in why for why in failures.values())
+    assert "crashed" in (tmp_path / "out/report.md").read_text()
+
+
+def test_the_cost_is_printed_before_anything_runs(study, tmp_path):
+    process = study("--dry-run")
+    said = finish(process)
+    assert process.returncode == 0, said
+    assert "4 waiting (.)" in said and "device-hours at the measured rate" in said
+    assert not (tmp_path / "out/cells").exists()
+    rates = json.loads((tmp_path / "out/rates.json").read_text())
+    assert rates["warmed"].keys() == {"warmup", "images"} and rates["default"].keys() == {"images"}
+
+
+def test_a_bad_plan_ends_with_one_line(study):
+    process = study("seeds=[]")
+    assert (finish(process).count("\n"), process.returncode) == (1, 2)

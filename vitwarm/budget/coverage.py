@@ -1,11 +1,10 @@
-"""python -m vitwarm.budget.coverage [out=FILE.json] [repeats=N]: how often the intervals of a share hold the true one.
+"""How often the intervals of a share hold the true one, by simulated studies with a known answer.
 
-Simulated studies with a known answer: accuracies of a baseline and an arm at 25, 50, 75 and 100 % of the data; a part of
-the noise is common to both arms of a seed. Prints a Markdown table.
+Accuracies of a baseline and an arm at 25, 50, 75 and 100 % of the data; a part of the noise is common to both arms of a
+seed. `tools/intervals.py` is its command line.
 """
 
 import json
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -59,10 +58,10 @@ def measure(name: str, seeds: int, repeats: int) -> dict[str, float | str]:
 
 
 def main(arguments: list[str]) -> None:
-    """Read the command line, print the table, write the numbers."""
+    """Read the command line (out=FILE.json, repeats=N), print the table, write the numbers."""
     own = dict(argument.partition("=")[::2] for argument in arguments)
     if own.keys() - {"out", "repeats"} or not own.get("repeats", "1").isdecimal():
-        raise UserError(__doc__.splitlines()[0])
+        raise UserError("write out=FILE.json and repeats=N, or nothing")
     repeats = int(own.get("repeats", "2000"))
     rows = [measure(name, seeds, repeats) for name in CURVES for seeds in SEEDS]
     print("| curve | seeds | t inversion | bootstrap | its ceiling | open | median width | bias |")
@@ -73,11 +72,3 @@ def main(arguments: list[str]) -> None:
     if "out" in own:
         content = {"share": SHARE, "budgets": BUDGETS, "confidence": 0.95, "repeats": repeats, "rows": rows}
         Path(own["out"]).write_text(json.dumps(content, indent=1) + "\n")
-
-
-if __name__ == "__main__":
-    try:
-        main(sys.argv[1:])
-    except UserError as error:
-        print(f"vitwarm: error: {error}", file=sys.stderr)
-        sys.exit(2)

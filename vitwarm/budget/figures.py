@@ -114,6 +114,11 @@ def needed(study: Study) -> Any:
             )
         for i, arm in enumerate(study.arms):
             found = arm.equivalence
+            if arm.crossing.mean is not None and arm.name != study.baseline:
+                read, style = 100 * arm.crossing.mean, {"markerfacecolor": "none", "linestyle": "none", "markersize": 6}
+                label = f"{arm.name}, read off one long run"
+                ax.plot(100 * (arm.warmup or 0), read, marker="o", color=_colour(study, i), label=label, **style)
+                lowest = min(lowest, read)
             if found.state == REACHED:
                 low, high = _drawn(found)
                 error = 100 * np.array([[found.share - low], [high - found.share]])

@@ -77,8 +77,9 @@ def page(study: Study, pictures: dict[str, str]) -> list[Any]:
         "needed": _needed_caption(study),
         "curves": _curve_caption(study),
     }
-    if "efficiency" in pictures:
+    if len(study.budgets) > 1 or study.published:
         blocks.append(Heading("Data needed"))
+    if "efficiency" in pictures:
         blocks.append(Figure(pictures["efficiency"], "efficiency.svg", captions["efficiency"]))
     if len(study.budgets) > 1:
         blocks.append(_needed_table(study))
@@ -89,7 +90,8 @@ def page(study: Study, pictures: dict[str, str]) -> list[Any]:
     blocks += [Heading("At the full budget"), _arm_table(study)]
     if len(study.budgets) > 1:
         blocks += [Heading(f"Difference to {study.baseline} at each budget"), _point_table(study)]
-    blocks += [Heading("Learning curves"), Figure(pictures["curves"], "curves.svg", captions["curves"])]
+    if "curves" in pictures:
+        blocks += [Heading("Learning curves"), Figure(pictures["curves"], "curves.svg", captions["curves"])]
     blocks += [Heading("Every run"), Text(_cells_text(study)), _seed_table(study)]
     if lost := [c for c in study.cells if c.note]:
         blocks.append(Points([f"{c.arm} at {share_text(c.budget)}, seed {c.seed}: {c.state}: {c.note}" for c in lost]))
@@ -100,11 +102,14 @@ def page(study: Study, pictures: dict[str, str]) -> list[Any]:
 
 def _figures(study: Study) -> dict[str, Any]:
     found = {}
-    if len(study.budgets) > 1:
+    done = any(cell.value is not None for cell in study.cells)
+    if len(study.budgets) > 1 and done:
         found["efficiency"] = figures.efficiency(study)
     if study.published:
         found["needed"] = figures.needed(study)
-    return found | {"curves": figures.curves(study)}
+    if any(any(runs.values()) for runs in study.curves.values()):
+        found["curves"] = figures.curves(study)
+    return found
 
 
 def _facts(study: Study) -> str:
@@ -137,7 +142,8 @@ def _needed_caption(study: Study) -> str:
     scale = "the warm-up included, " if study.setting == "substitutive" else ""
     return (
         f"{study.data.capitalize()} needed, {scale}to be as good as the default with all of them, over the size of the "
-        "warm-up. Hollow: published by others, in their recipes, without an interval."
+        "warm-up. Filled: from runs that end there. Coloured rings: read off one long run. Black: published by others, in "
+        "their recipes, without an interval."
     )
 
 

@@ -24,7 +24,7 @@ FLOORS = [
     {"stages"},
     {"budget"},
     {"validate", "cost"},
-    {"run", "run_folder", "run_ensemble"},
+    {"run", "run_folder", "run_ensemble", "study"},
     {"cli"},
 ]
 

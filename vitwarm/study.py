@@ -130,4 +130,4 @@ class StudyFolder:
         """Write the report of what is finished; returns its headline and where it is."""
         found = analyse(self.grid, self.folders.statuses(self.grid), command)
         files = write_report(found, self.out)
-        return "\n".join([*(headline(found, arm) for arm in found.arms[1:]), f"written: {files[0]}"])
+        return "\n".join([*headline(found), f"written: {files[0]}"])

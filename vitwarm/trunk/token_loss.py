@@ -36,7 +36,9 @@ class HeadChunk(nn.Module):
     def forward(
         self, x: Tensor, weight: Tensor, targets: Tensor, weights: Tensor, vocab_size: int, gradients: bool
     ) -> tuple[Tensor, ...]:
-        """(R, D) features, (V, D) output weights, (R,) targets and weights: the sums, and both gradients if wanted.
+        """(R, D) features, (V, D) output weights, (R,) targets and weights: the sums; if wanted, gradients.
+
+        Those of the features, (R, D), and of the logits, (R, V).
 
         Rows of `weight` from `vocab_size` on are padding and never predicted.
         """
@@ -52,7 +54,7 @@ class HeadChunk(nn.Module):
         if not gradients:
             return loss, correct
         grad = p.mul_(weights[:, None]).scatter_add_(-1, targets[:, None], -weights[:, None]).to(weight.dtype)
-        return loss, correct, grad @ weight, grad.T @ x
+        return loss, correct, grad @ weight, grad
 
 
 class _Chunked(torch.autograd.Function):
@@ -67,8 +69,12 @@ class _Chunked(torch.autograd.Function):
             loss += sums[0]
             correct += sums[1]
             grad_x[part] = sums[2]
-            # In bf16 the small contributions of late chunks would be lost.
-            grad_weight = sums[3].to(weights.dtype) if grad_weight is None else grad_weight.add_(sums[3])
+            if grad_weight is None:  # in bf16 the small contributions of late chunks would be lost
+                grad_weight = (sums[3].T @ x[part]).to(weights.dtype)
+            elif grad_weight.dtype == x.dtype:
+                torch.addmm(grad_weight, sums[3].T, x[part], out=grad_weight)
+            else:
+                grad_weight += sums[3].T @ x[part]
         ctx.save_for_backward(grad_x, grad_weight.to(weight.dtype))
         ctx.mark_non_differentiable(correct)
         return loss, correct

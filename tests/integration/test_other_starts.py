@@ -1,5 +1,6 @@
-"""The recipes that start from images seen before, whole and tiny: formula images for a warm-up, and fine-tuning."""
+"""The recipes that start from what was seen before, whole and tiny: formula images, fine-tuning, the other modality."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -10,8 +11,10 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
+from vitwarm.errors import UserError
 from vitwarm.recipe import load_recipe
-from vitwarm.run import run
+from vitwarm.run import build, run
+from vitwarm.transfer import read_source
 from vitwarm.transfer.groups import group_of
 
 ROOT = Path(__file__).parents[2]
@@ -43,12 +46,12 @@ def tensors(folder: Path) -> dict[str, torch.Tensor]:
 
 
 def same_by_group(a: dict, b: dict) -> dict[str, set[bool]]:
-    """Group -> whether its tensors are equal, where the shapes are."""
+    """Group -> whether a's tensors are b's as well."""
     found: dict[str, set[bool]] = {}
     for name in a:
         group = group_of(name)
         group = "trunk" if group in ("attention", "mlp", "norm") else group
-        found.setdefault(group, set()).add(a[name].shape == b[name].shape and torch.equal(a[name], b[name]))
+        found.setdefault(group, set()).add(name in b and torch.equal(a[name], b[name]))
     return found
 
 
@@ -91,3 +94,60 @@ def test_fine_tuning_keeps_the_stem_and_replaces_the_classifier(tmp_path):
     assert found == {"trunk": {True}, "stem": {True}, "head": {False}}
     moved = {n: (t - start[n]).abs().max().item() for n, t in tensors(tmp_path / "tuned/export").items()}
     assert moved["patch_embed.proj.weight"] < moved["blocks.5.attn.qkv.weight"]  # layer decay
+
+
+NARROW_VIT = [
+    "recipe=crossmodal_vit", "model.args.embed_dim=24", "model.args.depth=2", "model.args.img_size=16", *DIGITS,
+    "images.subset=40 samples", "train.global_batch=8", "run.workers=0",
+]  # fmt: skip
+NARROW_DECODER = ["recipe=crossmodal_decoder", "model.decoder.size=2_3_24", "run.workers=1"]
+NARROW_DECODER += ["text.length=16", "text.budget=3 steps", "train.lr_warmup=1 steps"]
+RULE_ALONE = ["warmup.budget=3 steps", "warmup.lr_warmup=1 steps", "warmup.length=16", "warmup.val_rows=4"]
+
+
+@pytest.fixture
+def books(tmp_path, monkeypatch) -> list[str]:
+    monkeypatch.setenv("VITWARM_CACHE", str(tmp_path / "cache"))
+    for split in ("train", "val"):
+        (tmp_path / f"{split}.jsonl").write_text(f"{json.dumps({'text': 'so it goes ' * 40})}\n" * 3)
+    return [f"text.train={tmp_path / 'train.jsonl'}", f"text.val={tmp_path / 'val.jsonl'}"]
+
+
+def ours(folder: Path) -> dict[str, torch.Tensor]:
+    return read_source(folder / "model.safetensors")[0]
+
+
+@pytest.mark.parametrize("source", ["text", "rule"])
+def test_a_run_of_a_decoder_starts_a_vit(tmp_path, books, source):
+    """The trunk is the decoder's, all else that of the run without it; and the run trains on."""
+    data = books if source == "text" else ["text.train=", "text.val=", *RULE_ALONE]
+    run(load_recipe([*NARROW_DECODER, *data, f"run.dir={tmp_path / 'source'}"]))
+    done = run(load_recipe([*NARROW_VIT, f"init_from={tmp_path / 'source'}", f"run.dir={tmp_path / 'vit'}"]))
+    assert done["start"].startswith("weights of") and done["metrics"]["count"] > 0
+    start = ours(tmp_path / "vit/warmup")
+    assert same_by_group(start, ours(tmp_path / "source/export"))["trunk"] == {True}
+    fresh = build(load_recipe([*NARROW_VIT]), 1, starts=True).fresh.state_dict()
+    found = same_by_group(start, fresh)
+    assert found["stem"] == found["head"] == {True} and False in found["trunk"]
+
+
+@pytest.mark.parametrize("source", ["images", "rule"])
+def test_a_run_of_a_vit_starts_a_decoder(tmp_path, books, source):
+    data = [] if source == "images" else ["images.train=", "images.val=", *RULE_ALONE]
+    run(load_recipe([*NARROW_VIT, *data, f"run.dir={tmp_path / 'source'}"]))
+    decoder = [*NARROW_DECODER, *books]
+    done = run(load_recipe([*decoder, f"init_from={tmp_path / 'source'}", f"run.dir={tmp_path / 'decoder'}"]))
+    assert done["start"].startswith("weights of") and done["metrics"]["perplexity"] > 1
+    start = ours(tmp_path / "decoder/warmup")
+    assert same_by_group(start, ours(tmp_path / "source/export"))["trunk"] == {True}
+    fresh = build(load_recipe(decoder), 1, starts=True).fresh.state_dict()
+    found = same_by_group(start, fresh)
+    assert found["stem"] == {True} and False in found["trunk"]
+
+
+def test_another_width_depth_or_number_of_heads_is_refused(tmp_path, books):
+    run(load_recipe([*NARROW_DECODER, *books, f"run.dir={tmp_path / 'source'}"]))
+    for change in ("embed_dim=48", "depth=3", "num_heads=2"):
+        config = load_recipe([*NARROW_VIT, f"model.args.{change}", f"init_from={tmp_path / 'source'}"])
+        with pytest.raises(UserError, match="width, depth"):
+            run(config)

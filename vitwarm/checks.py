@@ -349,8 +349,6 @@ def _check_transfer(config: Config) -> None:
         raise UserError("transfer.sources names its own groups; leave transfer.groups out")
     if config.transfer.fit != "exact" and not starts_from_given(config):
         raise UserError(f"transfer.fit={config.transfer.fit} is about given weights; set init_from or transfer.sources")
-    if config.warmup.middle_runs > 1 and config.warmup.objective != "masked":
-        raise UserError("warmup.middle_runs is for warmup.objective=masked; leave it at 1")
     if controls and not starts_from_given(config) and not warms_up(config):
         raise UserError("transfer.controls has nothing to work on: set warmup.budget, init_from or transfer.sources")
 

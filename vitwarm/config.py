@@ -86,7 +86,7 @@ class WarmupConfig(OptimConfig):
     )
     mask_prob: float = key(0.5, "probability that a token which the rule lets be asked for is masked", "(0, 1]")
     middle_runs: int = key(
-        1, "masked: how often in a row the middle one of three blocks runs (compact core)", "[1, inf)"
+        1, "how often in a row the middle one of three blocks runs, with the same weights (compact core)", "[1, inf)"
     )
     val_rows: int = key(1024, "sequences of the validation stream in one evaluation", "[1, inf)")
     eval_every: int = key(1000, "steps between evaluations; the last step is always evaluated", "[1, inf)")

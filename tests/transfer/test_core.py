@@ -16,7 +16,7 @@ from vitwarm.recipe import load_recipe
 from vitwarm.run import build, run
 from vitwarm.transfer import export_model, group_of
 from vitwarm.transfer.core import CORE, MAX_BYTES, pack_core
-from vitwarm.trunk import Trunk
+from vitwarm.trunk import Trunk, build_decoder
 
 TINY = [
     "run.workers=0",
@@ -81,6 +81,32 @@ def test_the_middle_block_runs_several_times():
         Trunk(model(0, depth=4), middle_runs=2)
 
 
+def test_the_middle_block_of_a_decoder_runs_several_times():
+    decoder = build_decoder("3_2_16", 5, 7, "x", seed=0, middle_runs=4)
+    tokens = torch.randint(0, 5, (2, 7), generator=torch.Generator().manual_seed(0))
+    deep = build_decoder("6_2_16", 5, 7, "x", seed=1)
+    weights = decoder.state_dict()
+    for i, origin in enumerate((0, 1, 1, 1, 1, 2)):
+        deep.blocks[i].load_state_dict(decoder.blocks[origin].state_dict())
+    deep.load_state_dict({n: t for n, t in weights.items() if not n.startswith("blocks.")}, strict=False)
+    torch.testing.assert_close(decoder(tokens), deep(tokens))
+    with pytest.raises(UserError, match="the middle of three blocks; the model has 4"):
+        build_decoder("4_2_16", 5, 7, "x", seed=0, middle_runs=2)
+
+
+@pytest.mark.parametrize("objective", [[], ["warmup.objective=next_state", "warmup.rule={name: eca, width: 8}"]])
+def test_a_core_of_a_decoder_becomes_a_larger_one(tmp_path, objective):
+    """Of the same width, the blocks are the core's, whichever objective trained it."""
+    small = ["model.decoder.dropout=0", "warmup.length=31", "warmup.rule={name: set, symbols: 5, end: false}"]
+    more = ["warmup.budget=2 steps", f"run.dir={tmp_path / 'run'}", *TINY[:-1]]
+    run(load_recipe(["recipe=core_gpt", "model.decoder.size=3_2_16", *small, *objective, *more]))
+    core = load_file(tmp_path / "run/export/model.safetensors")
+    recipe = ["recipe=haystack_default", "model.decoder.size=5_2_16", "algorithmic.size=3", "transfer.fit=expand"]
+    model = build(load_recipe([*recipe, f"init_from={tmp_path / 'run'}", "run.workers=0"]), 1, True).fresh
+    for i, origin in enumerate((0, 1, 1, 1, 2)):
+        assert torch.equal(model.blocks[i].mlp.fc1.weight, core[f"transformer.h.{origin}.mlp.c_fc.weight"].T)
+
+
 def test_a_core_recipe_ends_in_a_core(tmp_path):
     run(load_recipe(["recipe=core_vit_small", "warmup.budget=2 steps", f"run.dir={tmp_path / 'run'}", *TINY]))
     pack_core(tmp_path / "run/export", tmp_path / "core")
@@ -96,5 +122,3 @@ def test_a_recipe_starts_from_the_core_and_says_so():
         build(load_recipe([*recipe, args, "images.size=32"]), 1, True)
     with pytest.raises(UserError, match="about given weights"):
         load_recipe(["recipe=digits_proc", "transfer.fit=expand"])
-    with pytest.raises(UserError, match="for warmup.objective=masked"):
-        load_recipe(["recipe=haystack_set", "warmup.middle_runs=2"])

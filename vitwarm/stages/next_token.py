@@ -32,7 +32,8 @@ class NextTokenWarmup(RuleStage):
 
     def fresh(self, config: Config) -> nn.Module:
         length = config.warmup.length or self.own_length(config)
-        model = configured_decoder(config.model, self.rule.vocab.size, length, "warmup", seed=config.seed)
+        sizes, runs = (self.rule.vocab.size, length), config.warmup.middle_runs
+        model = configured_decoder(config.model, *sizes, "warmup", seed=config.seed, middle_runs=runs)
         return initialise(model, config.model.init, seed=config.seed)
 
     def build(self, config: Config) -> nn.Module:
@@ -59,12 +60,20 @@ class StateModel(nn.Module):
         cells: C, bits of a state.
         states: longest sequence.
         seed: root seed of the fresh stem and head.
-        grad_checkpointing: see `Trunk`.
+        grad_checkpointing, middle_runs: see `Trunk`.
     """
 
-    def __init__(self, model: nn.Module, cells: int, states: int, seed: int, grad_checkpointing: bool = False):
+    def __init__(
+        self,
+        model: nn.Module,
+        cells: int,
+        states: int,
+        seed: int,
+        grad_checkpointing: bool = False,
+        middle_runs: int = 1,
+    ):
         super().__init__()
-        self.trunk = Trunk(model, grad_checkpointing)
+        self.trunk = Trunk(model, grad_checkpointing, middle_runs)
         self.stem = nn.Linear(cells, self.trunk.width)
         self.positions = nn.Embedding(states, self.trunk.width)
         self.head = nn.Linear(self.trunk.width, cells)
@@ -98,7 +107,8 @@ class NextStateWarmup(RuleStage):
 
     def build(self, config: Config) -> nn.Module:
         self.tokens_per_sample = self.length - 1
-        return StateModel(self.vit, self.cells, self.length, config.seed, config.model.grad_checkpointing)
+        how = config.model.grad_checkpointing, config.warmup.middle_runs
+        return StateModel(self.vit, self.cells, self.length, config.seed, *how)
 
     def batch(self, split: Split, start: int, stop: int) -> Batch:
         rows = (self.stream if split == "train" else self.val_stream).rows(start, stop)

@@ -25,7 +25,7 @@ from vitwarm.config import ModelConfig
 from vitwarm.errors import UserError
 from vitwarm.procedural.keys import keyed_rng
 from vitwarm.trunk.token_loss import MAX_LOGITS, HeadChunk, TokenLoss, token_loss
-from vitwarm.trunk.trunk import run_blocks
+from vitwarm.trunk.trunk import in_order, run_blocks
 
 LAYER_NORM_EPS = 1e-5
 INIT_STD = 0.02
@@ -69,10 +69,11 @@ class Decoder(nn.Module):
         dropout: rate of all dropouts.
         tied: the head is the token table.
         grad_checkpointing: recompute each block in the backward pass.
+        middle_runs: how often in a row the middle one of three blocks runs; see `Trunk`.
         generator: draws the fresh weights, on the CPU; None is torch's global one.
 
     Raises:
-        UserError: an impossible size.
+        UserError: an impossible size. Not three blocks, where one is to repeat.
     """
 
     def __init__(
@@ -84,6 +85,7 @@ class Decoder(nn.Module):
         dropout: float = 0.0,
         tied: bool = True,
         grad_checkpointing: bool = False,
+        middle_runs: int = 1,
         generator: torch.Generator | None = None,
     ):
         super().__init__()
@@ -91,7 +93,7 @@ class Decoder(nn.Module):
         self.vocab_size, self.n_positions, self.dropout = vocab_size, n_positions, dropout
         self.embed_dim = size.width
         self.tied = tied
-        self.grad_checkpointing = grad_checkpointing
+        self.grad_checkpointing, self.middle_runs = grad_checkpointing, middle_runs
         self.max_logits = MAX_LOGITS
         norm_layer = partial(LayerNorm, eps=LAYER_NORM_EPS)
         with torch.device("meta"):  # timm's and torch's own fresh weights would be drawn in vain
@@ -112,6 +114,7 @@ class Decoder(nn.Module):
                     for i in range(size.depth)
                 )
             )
+            in_order(self.blocks, middle_runs)  # refuses what cannot be
             self.norm = norm_layer(size.width)
             self.head = None if tied else nn.Linear(size.width, vocab_size, bias=False)
         for block in self.blocks:
@@ -157,7 +160,8 @@ class Decoder(nn.Module):
             x: what `embed` gives, or another stem's tokens.
             attn_mask: as in `run_blocks`, on top of causality; keeps packed documents apart, say.
         """
-        x = run_blocks(self.blocks, x, attn_mask=attn_mask, is_causal=True, grad_checkpointing=self.grad_checkpointing)
+        blocks = in_order(self.blocks, self.middle_runs)
+        x = run_blocks(blocks, x, attn_mask=attn_mask, is_causal=True, grad_checkpointing=self.grad_checkpointing)
         return self.norm(x)
 
     def logits(self, features: Tensor) -> Tensor:

@@ -104,6 +104,19 @@ def run_blocks(
     return x
 
 
+def in_order(blocks: nn.Sequential | nn.ModuleList, middle_runs: int) -> list[nn.Module]:
+    """Blocks in the order in which they run: of three, the middle one `middle_runs` times in a row (compact core).
+
+    Raises:
+        UserError: not three blocks, where one is to repeat.
+    """
+    if middle_runs == 1:
+        return list(blocks)
+    if len(blocks) != 3:
+        raise UserError(f"warmup.middle_runs repeats the middle of three blocks; the model has {len(blocks)}")
+    return [blocks[0], *[blocks[1]] * middle_runs, blocks[2]]
+
+
 class Trunk(nn.Module):
     """The shared part of every stage. Holds the modules of the model it is made from, not copies.
 
@@ -131,15 +144,14 @@ class Trunk(nn.Module):
         self.norm = getattr(model, final_norm_name(model))
         self.width: int = model.embed_dim
         self.grad_checkpointing = grad_checkpointing
-        if middle_runs > 1 and len(self.blocks) != 3:
-            raise UserError(f"warmup.middle_runs repeats the middle of three blocks; the model has {len(self.blocks)}")
-        self.order = [0, *[1] * middle_runs, 2] if middle_runs > 1 else list(range(len(self.blocks)))
+        in_order(self.blocks, middle_runs)  # refuses what cannot be
+        self.middle_runs = middle_runs
 
     def forward(self, x: Tensor, *, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
         """(B, N, D) tokens to (B, N, D) normalised features; arguments as in `run_blocks`."""
         x = self.norm_pre(x)
         x = run_blocks(
-            [self.blocks[i] for i in self.order],
+            in_order(self.blocks, self.middle_runs),
             x,
             attn_mask=attn_mask,
             is_causal=is_causal,

@@ -3,7 +3,7 @@
 An arm's value between two budgets is interpolated linearly in the logarithm of the budget, seed by seed. Interpolation
 that is linear in the values keeps paired differences normal, so that the t test of every budget in between is exact; in
 the logarithm a learning curve bends least. Where a true curve is concave its chords lie below it, and the share comes
-out too large: the saving is understated, never overstated.
+out too large: the saving is understated (docs/results/intervals.md has how much).
 
 The interval inverts that test: it holds every budget at which the paired t interval of the arm's value minus the
 baseline's value at the full budget contains zero (Fieller 1954). Such a set may have gaps; its hull is given, which can

@@ -116,7 +116,7 @@ def needed(study: Study) -> Any:
             found = arm.equivalence
             if arm.crossing.mean is not None and arm.name != study.baseline:
                 read, style = 100 * arm.crossing.mean, {"markerfacecolor": "none", "linestyle": "none", "markersize": 6}
-                label = f"{arm.name}, read off one long run"
+                label = None if found.state == REACHED else arm.name  # one entry an arm
                 ax.plot(100 * (arm.warmup or 0), read, marker="o", color=_colour(study, i), label=label, **style)
                 lowest = min(lowest, read)
             if found.state == REACHED:
@@ -221,7 +221,9 @@ def _colour(study: Study, i: int) -> str:
 
 def _legend(ax: Any) -> None:
     if labels := ax.get_legend_handles_labels()[1]:
-        columns = len(labels) if sum(map(len, labels)) + 5 * len(labels) < 54 else 2
+        columns = (
+            len(labels) if sum(map(len, labels)) + 5 * len(labels) < 54 else 2 if 2 * max(map(len, labels)) <= 46 else 1
+        )
         ax.legend(
             loc="lower left",
             bbox_to_anchor=(-0.02, 1.0),

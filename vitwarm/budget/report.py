@@ -142,8 +142,8 @@ def _needed_caption(study: Study) -> str:
     scale = "the warm-up included, " if study.setting == "substitutive" else ""
     return (
         f"{study.data.capitalize()} needed, {scale}to be as good as the default with all of them, over the size of the "
-        "warm-up. Filled: from runs that end there. Coloured rings: read off one long run. Black: published by others, in "
-        "their recipes, without an interval."
+        "warm-up. Filled: from runs that end there. Coloured rings: read off one long run. Black: published by others, "
+        "in their recipes, without an interval."
     )
 
 

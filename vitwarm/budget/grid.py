@@ -260,10 +260,8 @@ def _warnings(plan: Plan, config: Config) -> list[str]:
     if plan.points == "scheduled" and len(plan.budgets) > 1 and lr_warmup.value and lr_warmup.unit != "%":
         found.append(
             f"train.lr_warmup is {config.train.lr_warmup}, which shorter runs keep: it is a larger part of them. "
-            "A share in the plan's set (train.lr_warmup: 10%) would shrink with the run"
+            "A share in the plan's set (train.lr_warmup: 10%) would shrink with the run."
         )
     if warms_up(config):
-        found.append(
-            f"the baseline {plan.baseline} has a warm-up of its own; it is counted, but not compared with none"
-        )
+        found.append(f"The baseline {plan.baseline} has a warm-up of its own; it is counted, but not compared with none.")
     return found

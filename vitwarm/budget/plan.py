@@ -38,6 +38,8 @@ METRICS = {
     "top5": Metric("top-5 accuracy, %", "points", 100.0, True),
     "accuracy": Metric("accuracy, %", "points", 100.0, True),
     "exact": Metric("whole answers, %", "points", 100.0, True),
+    "f1": Metric("F1, %", "points", 100.0, True),
+    "matthews": Metric("Matthews correlation, %", "points", 100.0, True),
     "loss": Metric("validation loss, nats", "nats", 1.0, False),
 }
 

@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from vitwarm.budget.cells import DONE, Folders, progress
-from vitwarm.budget.efficiency import analyse
+from vitwarm.budget.efficiency import analyse, plan_warnings
 from vitwarm.budget.grid import Grid, Work, main_stage, make_grid
 from vitwarm.budget.launch import Launch, carry_out, train_command
 from vitwarm.budget.plan import Plan
@@ -119,7 +119,7 @@ class StudyFolder:
             rows.append(f"{cell.title:<40}{steps:>20}{flops:>11.3g}{shown:>14}  {state}")
         hours = "no rate measured" if math.isnan(left[1]) else f"{left[1]:.3g} device-hours at the measured rate"
         total = f"left to do: {left[0]:.3g} FLOPs, {hours}"
-        warnings = [f"warning: {text}" for text in self.grid.warnings]
+        warnings = [f"warning: {text}" for text in [*self.grid.warnings, *plan_warnings(self.plan)]]
         return "\n".join([head, *rows, "", progress(self.grid, statuses), "", total, *warnings])
 
     def run(self, stop: list[int]) -> None:

@@ -23,9 +23,10 @@ def study(tmp_path):
     plan = {"arms": arms, "budgets": ["50%", "100%"], "seeds": [0]}
     (tmp_path / "small.yaml").write_text(yaml.safe_dump(plan))
 
-    def start(*more: str) -> subprocess.Popen:
+    def start(*more: str, **variables: str) -> subprocess.Popen:
         words = [sys.executable, "tools/budget.py", f"plan={tmp_path / 'small.yaml'}", f"out={tmp_path / 'out'}", *more]
         environment = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", "PYTHONUNBUFFERED": "1"}
+        environment |= variables
         return subprocess.Popen(
             words, cwd=ROOT, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
         )
@@ -83,6 +84,39 @@ def test_the_cost_is_printed_before_anything_runs(study, tmp_path):
     assert not (tmp_path / "out/cells").exists()
     rates = json.loads((tmp_path / "out/rates.json").read_text())
     assert rates["warmed"].keys() == {"warmup", "images"} and rates["default"].keys() == {"images"}
+
+
+SBATCH = """#!/bin/bash
+number=$$; [ -s "$1" ] || exit 1
+grep '^#SBATCH' "$1" >> "$(dirname "$0")/asked"
+export SLURM_JOB_ID=$number SLURM_PROCID=0 SLURM_LOCALID=0 SLURM_NTASKS=1 SLURM_NNODES=1 SLURM_NODEID=0
+SLURM_JOB_NODELIST=localhost bash "$1" > /dev/null 2>&1 &
+echo "Submitted batch job $number"
+"""
+SRUN = """#!/bin/bash
+while [ "${1#--}" != "$1" ]; do
+    case $1 in --output) out=$2; shift;; --error) err=$2; shift;; esac
+    shift
+done
+fill() { local name=${1//%j/$SLURM_JOB_ID}; echo "${name//%t/0}"; }
+exec "$@" > "$(fill "$out")" 2> "$(fill "$err")"
+"""
+SACCT = "#!/bin/bash\necho 'JobID|State|NodeList'\n"
+
+
+def test_cells_are_submitted_to_slurm(study, tmp_path):
+    """With stand-ins for Slurm's commands: a job that is carried out at once, on this machine."""
+    (tmp_path / "bin").mkdir()
+    for name, script in (("sbatch", SBATCH), ("srun", SRUN), ("sacct", SACCT)):
+        (tmp_path / "bin" / name).write_text(script)
+        (tmp_path / "bin" / name).chmod(0o755)
+    slurm = ["executor=slurm", "submit.slurm_partition=gpu", "submit.timeout_min=30", "submit.gpus_per_node=8"]
+    process = study("budgets=100%", *slurm, PATH=f"{tmp_path / 'bin'}:{os.environ['PATH']}")
+    said = finish(process)
+    assert process.returncode == 0, said
+    assert "2 done (#)" in said
+    asked = (tmp_path / "bin/asked").read_text()
+    assert all(flag in asked for flag in ("--partition=gpu", "--time=30", "--gpus-per-node=8"))
 
 
 def test_a_bad_plan_ends_with_one_line(study):

@@ -43,7 +43,9 @@ def main(arguments: list[str]) -> None:
 
     rule = rule_of({"name": pairs.pop("rule", "dyck")} | {n: yaml.safe_load(v) for n, v in pairs.items()})
     length = int(counts["length"]) if "length" in counts else None
-    found = {p: inspect_trunk(open_model(p).model, rule, length=length) for p in places.values()}
+    opened = {place: open_model(place) for place in places.values()}
+    # a ViT's symbols come through the frozen stem of its warm-up, which follows from the seed
+    found = {p: inspect_trunk(o.model, rule, length=length, seed=o.config.seed) for p, o in opened.items()}
     for place, one in found.items():
         count = int(counts.get("lowest", math.ceil(one.entropy.size / 4)))
         print(f"{place}\n\n{table(one)}\n\nlowest entropy: {one.lowest(count)}\n")

@@ -81,6 +81,17 @@ def test_the_heads_it_names_can_be_kept_alone(tmp_path):
     assert report.copied and same == pytest.approx(lowest.count("0:") / 3, abs=0.01)
 
 
+def test_the_tool_looks_through_the_stem_of_the_runs_own_seed(tmp_path, capsys):
+    vit, config = model(0), Config(model=ModelConfig(name=NAME, num_classes=5, args=dict(SMALL)))
+    torch.nn.init.normal_(vit.blocks[0].attn.qkv.weight, std=0.5)  # so that entropies tell the positions apart
+    export_model(vit, tmp_path / "e", config, FACTS | {"seed": 3})
+    main([f"export={tmp_path / 'e'}", "k=4"])
+    first = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("| 0 |"))
+    entropies = {seed: np.sort(inspect_trunk(vit, make_rule("dyck", k=4), seed=seed).entropy[0]) for seed in (0, 3)}
+    shown = {seed: " ".join(f"{h:.2f}" for h in heads) for seed, heads in entropies.items()}
+    assert shown[3] in first and shown[0] not in first
+
+
 def test_the_tool(tmp_path, capsys):
     config = Config(model=ModelConfig(name=NAME, num_classes=5, args=dict(SMALL)))
     for seed in range(2):

@@ -12,7 +12,7 @@ from torch import nn
 from vitwarm.config import Config, ImagesConfig, ModelConfig
 from vitwarm.errors import UserError
 from vitwarm.transfer.export import export_model
-from vitwarm.transfer.folder import CONFIG, EXPORT, WARMUP, WEIGHTS
+from vitwarm.transfer.folder import CONFIG, EXPORT, PROVENANCE, WARMUP, WEIGHTS
 from vitwarm.transfer.gpt2 import export_gpt2, read_gpt2
 from vitwarm.trunk import Decoder, build_decoder, build_model
 
@@ -25,7 +25,7 @@ class Opened:
 
     Attributes:
         model: timm model or decoder.
-        config: what a recipe would say of it: name, arguments, preprocessing.
+        config: what a recipe would say of it: name, arguments, preprocessing, the seed that its record names.
     """
 
     model: nn.Module
@@ -38,7 +38,7 @@ def open_model(place: str, *, fresh: bool = False, seed: int = 0) -> Opened:
     Args:
         place: folder, or `timm:NAME`.
         fresh: draw new weights and leave those of the folder.
-        seed: root seed of fresh weights.
+        seed: root seed of fresh weights; of the model, where there is no record of its own.
 
     Raises:
         UserError: no model there, or one that cannot be read.
@@ -60,7 +60,15 @@ def open_model(place: str, *, fresh: bool = False, seed: int = 0) -> Opened:
     if fresh:
         facts = (str(decoder.size), decoder.vocab_size, decoder.n_positions)
         decoder = build_decoder(*facts, _COMPOSED, seed=seed, tied=decoder.tied)
-    return Opened(decoder, Config(name=_COMPOSED, seed=seed))
+    return Opened(decoder, Config(name=_COMPOSED, seed=seed if fresh else _recorded_seed(folder, seed)))
+
+
+def _recorded_seed(folder: Path, otherwise: int) -> int:
+    try:
+        seed = json.loads((folder / PROVENANCE).read_text(encoding="utf-8"))["seed"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return otherwise
+    return seed if isinstance(seed, int) else otherwise
 
 
 def _open_timm(folder: Path, described: dict[str, Any], fresh: bool, seed: int) -> Opened:
@@ -72,6 +80,7 @@ def _open_timm(folder: Path, described: dict[str, Any], fresh: bool, seed: int) 
     vit = build_model(model, _COMPOSED, seed=seed)
     if not fresh:
         vit.load_state_dict(load_file(folder / WEIGHTS))
+        config.seed = _recorded_seed(folder, seed)
     return Opened(vit, config)
 
 

@@ -133,7 +133,7 @@ def _compare(arguments: list[str]) -> None:
     from vitwarm.budget.runs import read_arm
 
     print(report({arm: read_arm(pattern) for arm, pattern in pairs.items()}, out, tuned))
-    print(f"written: {out}/compare.md, compare.json, compare.png")
+    print(f"written: {out}/compare.md, compare.json, compare.png, differences.png")
 
 
 def _make_shards(arguments: list[str]) -> None:

@@ -146,7 +146,8 @@ def test_the_report_has_table_curves_and_picture(arms, tmp_path):
     assert content["curves"]["default"]["1"]["warmup"] == []
     warmup_batch = arms["warmed"][0].config.warmup.global_batch
     assert content["curves"]["warmed"]["1"]["warmup"] == [[7 * warmup_batch, 0.5]]
-    assert (tmp_path / "out/compare.png").read_bytes().startswith(b"\x89PNG")
+    for name in ("compare.png", "differences.png"):
+        assert (tmp_path / "out" / name).read_bytes().startswith(b"\x89PNG")
 
 
 @pytest.mark.parametrize(

@@ -210,8 +210,32 @@ def plot(arms: dict[str, list[Run]], path: Path) -> None:
     plt.close(figure)
 
 
+def plot_differences(rows: list[ArmRow], path: Path) -> None:
+    """Differences to the baseline, an arm a line: each seed, their mean and its interval."""
+    from matplotlib import pyplot as plt
+
+    baseline, *others = rows
+    figure, ax = plt.subplots(figsize=(7.2, 1.4 + 0.3 * len(others)), layout="constrained")
+    for place, r in enumerate(others):
+        by_seed = [r.per_seed[seed] - value for seed, value in baseline.per_seed.items()]
+        apart = r.low is not None and (r.low > 0 or r.high < 0)
+        ax.scatter(by_seed, [place] * len(by_seed), s=16, facecolors="none", edgecolors="0.45", zorder=3)
+        if r.low is not None:
+            ax.plot([r.low, r.high], [place, place], color="C0", linewidth=2.4 if apart else 1.1, alpha=0.9)
+        ax.plot(r.difference, place, "C0o", markersize=6, zorder=4)
+    ax.axvline(0, color="0.2", linewidth=0.9)
+    ax.set_yticks(range(len(others)), [r.arm for r in others])
+    ax.set(ylim=(len(others) - 0.4, -0.6), xlabel=f"top-1 accuracy minus that of {baseline.arm}, points")
+    ax.set_title("circles: seeds; dots: means with 95 % t intervals, thick where they exclude zero", fontsize=9)
+    ax.grid(axis="x", alpha=0.3)
+    ax.spines[["top", "right", "left"]].set_visible(False)
+    ax.tick_params(axis="y", length=0)
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+
+
 def report(arms: dict[str, list[Run]], folder: Path, tuned: Sequence[str] = ()) -> str:
-    """Write compare.md, compare.json and compare.png into a folder; returns the Markdown."""
+    """Write compare.md, compare.json, compare.png and differences.png into a folder; returns the Markdown."""
     rows = compare(arms, tuned)
     text = markdown(rows, arms)
     folder.mkdir(parents=True, exist_ok=True)
@@ -223,4 +247,5 @@ def report(arms: dict[str, list[Run]], folder: Path, tuned: Sequence[str] = ()) 
     (folder / "compare.md").write_text(text)
     (folder / "compare.json").write_text(json.dumps(content, indent=1) + "\n")
     plot(arms, folder / "compare.png")
+    plot_differences(rows, folder / "differences.png")
     return text

@@ -18,7 +18,7 @@ import shlex
 import sys
 from pathlib import Path
 
-from vitwarm.cli import guarded
+from vitwarm.cli import guarded, listing
 from vitwarm.errors import UserError
 
 OWN = ("plan", "out", "runs", "executor", "jobs", "accelerate")
@@ -49,7 +49,7 @@ def main(arguments: list[str]) -> None:
     from vitwarm.budget.plan import find_plan, list_plans, read_plan
 
     if own["plan"] == "list":
-        print("\n".join(f"{name:26} {purpose}" for name, purpose in list_plans()))
+        print(listing(list_plans()))
         return
     jobs = own.get("jobs", "1")
     if own.get("executor", "local") not in ("local", "slurm") or not jobs.isdecimal() or jobs == "0":

@@ -4,7 +4,7 @@ import os
 import re
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import TextIO
 
 from vitwarm.errors import Interrupted, UserError
@@ -50,6 +50,13 @@ def _say(text: str, file: TextIO | None = None) -> None:
         print(text, file=file, flush=True)
 
 
+def listing(lines: Iterable[tuple[str, str]]) -> str:
+    """Names and what they are, in two columns."""
+    lines = list(lines)
+    width = max(len(name) for name, _ in lines)
+    return "\n".join(f"{name:{width}}  {purpose}" for name, purpose in lines)
+
+
 def _complain(text: str) -> None:
     _say(f"vitwarm: {text}", sys.stderr)
 
@@ -69,7 +76,7 @@ def _train(arguments: list[str]) -> None:
         _say("usage: accelerate launch tools/train.py recipe=NAME [key=value ...]\n\n" + help_text())
         return
     if "recipe=list" in arguments:
-        _say("\n".join(f"{name:26} {purpose}" for name, _path, purpose in list_recipes()))
+        _say(listing((name, purpose) for name, _path, purpose in list_recipes()))
         return
     config = load_recipe(arguments)
     from vitwarm.training.signals import stop_signals

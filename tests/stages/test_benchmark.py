@@ -100,7 +100,7 @@ def test_a_rate_is_a_rate():
         (["batch=many"], "batch is a whole number"),
         (["precision=fp8"], "precision is one of bf16, fp32"),
         (["compile=yes"], "compile is one of true, false"),
-        (["--json"], "needs a file"),
+        (["--json"], "--json needs a path"),
     ],
 )
 def test_bad_options(arguments, why, capsys):

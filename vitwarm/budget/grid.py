@@ -263,5 +263,5 @@ def _warnings(plan: Plan, config: Config) -> list[str]:
             "A share in the plan's set (train.lr_warmup: 10%) would shrink with the run."
         )
     if warms_up(config):
-        found.append(f"The baseline {plan.baseline} has a warm-up of its own; it is counted, but not compared with none.")
+        found.append(f"The baseline {plan.baseline} has a warm-up too; it is counted, but not compared with none.")
     return found

@@ -41,6 +41,7 @@ class Folders:
     def __init__(self, runs: Path, out: Path):
         self.runs, self.failures_file = runs, out / FAILURES
         self._read: dict[Path, Run] = {}
+        self._hashes: dict[tuple[Path, int], str] = {}  # of recipes by file and its time: reading one takes a while
 
     def failures(self) -> dict[str, str]:
         """Hash of a cell -> last words of its last attempt."""
@@ -74,7 +75,7 @@ class Folders:
                     return Status(FOREIGN, note=f"{folder}: {note}")
                 return Status(DONE, run)
             if (folder / "recipe.yaml").is_file():
-                theirs = recipe_hash(read_frozen(folder / "recipe.yaml"))
+                theirs = self._hash(folder / "recipe.yaml")
                 if theirs != cell.hash:
                     return Status(FOREIGN, note=f"{folder} holds a run of another recipe (hash {theirs})")
         except (UserError, ValueError, KeyError, TypeError, OSError) as error:
@@ -84,6 +85,13 @@ class Folders:
         if cell.hash in failures:
             return Status(CRASHED, note=failures[cell.hash])
         return Status(BEGUN if folder.is_dir() else WAITING)
+
+
+    def _hash(self, recipe: Path) -> str:
+        key = recipe, recipe.stat().st_mtime_ns
+        if key not in self._hashes:
+            self._hashes[key] = recipe_hash(read_frozen(recipe))
+        return self._hashes[key]
 
 
 def _unusable(run: Run, grid: Grid) -> str:

@@ -86,7 +86,6 @@ class Folders:
             return Status(CRASHED, note=failures[cell.hash])
         return Status(BEGUN if folder.is_dir() else WAITING)
 
-
     def _hash(self, recipe: Path) -> str:
         key = recipe, recipe.stat().st_mtime_ns
         if key not in self._hashes:

@@ -219,7 +219,7 @@ def plot_differences(rows: list[ArmRow], path: Path) -> None:
     for place, r in enumerate(others):
         by_seed = [r.per_seed[seed] - value for seed, value in baseline.per_seed.items()]
         apart = r.low is not None and (r.low > 0 or r.high < 0)
-        ax.scatter(by_seed, [place] * len(by_seed), s=16, facecolors="none", edgecolors="0.45", zorder=3)
+        ax.scatter(by_seed, [place] * len(by_seed), s=16, facecolors="none", edgecolors="0.3", zorder=5)
         if r.low is not None:
             ax.plot([r.low, r.high], [place, place], color="C0", linewidth=2.4 if apart else 1.1, alpha=0.9)
         ax.plot(r.difference, place, "C0o", markersize=6, zorder=4)

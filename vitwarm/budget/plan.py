@@ -72,7 +72,7 @@ class Published:
 
 @dataclass(frozen=True)
 class Plan:
-    """What `recipes/budgets/NAME.yaml` says; docs/budgets.md explains every key.
+    """What the YAML file of a plan says; docs/budgets.md explains every key.
 
     Attributes:
         name: of its file.

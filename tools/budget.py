@@ -62,8 +62,7 @@ def main(arguments: list[str]) -> None:
 
     study = StudyFolder(plan, out, launch, Path(own["runs"]).expanduser() if "runs" in own else None)
     if "--dry-run" in arguments:
-        if not study.rates:
-            study.measure_rates()
+        study.measure_rates()
         print(study.summary())
         return
     if "--report" not in arguments:

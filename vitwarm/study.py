@@ -18,6 +18,7 @@ from vitwarm.checks import LENGTHS, warms_up
 from vitwarm.config import Config
 from vitwarm.cost import estimate
 from vitwarm.errors import UserError
+from vitwarm.recipe import recipe_hash
 from vitwarm.run_folder import write_text
 
 CELLS, RATES = "cells", "rates.json"
@@ -40,11 +41,12 @@ class StudyFolder:
     def __init__(self, plan: Plan, out: Path, launch: Launch, runs: Path | None = None):
         self.plan, self.out, self.launch, self.runs = plan, out, launch, runs or out / CELLS
         self.folders = Folders(self.runs, out)
-        file = out / RATES
+        file = out / RATES  # by the hash of an arm's full recipe: a rate of another recipe would be a wrong number
         self.rates: dict[str, dict[str, float]] = json.loads(file.read_text()) if file.is_file() else {}
-        if plan.unit == "device_seconds" and not self.rates:
+        if plan.unit == "device_seconds":
             self.measure_rates()
-        self.grid = self._grid()
+        else:
+            self.grid = self._grid()
 
     def _grid(self) -> Grid:
         return make_grid(self.plan, self.runs, self._work)
@@ -52,27 +54,28 @@ class StudyFolder:
     def _work(self, arm: str, config: Config) -> dict[str, Work]:
         """What each stage of a full run takes; seconds where a rate was measured."""
         found: dict[str, Work] = {}
+        baseline = recipe_hash(self.plan.recipe_of(self.plan.baseline))
+        rates = self.rates.get(recipe_hash(config), self.rates.get(baseline, {}))
         for line in estimate(config, gpus=1, device="h100", train_images=self.plan.train_images).lines:
             if line.name != "evaluation":  # whose line follows its stage's
                 stage = line.name
-                rate = self.rates.get(arm, self.rates.get(self.plan.baseline, {})).get(stage)
-                seconds = None if rate is None else rate * line.steps
+                seconds = None if stage not in rates else rates[stage] * line.steps
                 found[stage] = Work(line.steps, line.samples, line.tokens, line.flops, seconds)
             elif line.flops:
                 found[stage] = replace(found[stage], evaluation=line.flops / found[stage].flops)
         return found
 
     def measure_rates(self) -> None:
-        """Measure device-seconds a step: a short run of the baseline, and one of every arm with a warm-up of its own.
+        """Measure device-seconds a step where that was not done: the baseline, and arms with a warm-up of their own.
 
         Raises:
             UserError: such a run failed.
         """
         for name in self.plan.arms:
             config = self.plan.recipe_of(name)
-            if name == self.plan.baseline or warms_up(config):
+            if recipe_hash(config) not in self.rates and (name == self.plan.baseline or warms_up(config)):
                 print(f"measuring the speed of {name}: {PROBE} steps a stage", flush=True)
-                self.rates[name] = self._probe(name, config)
+                self.rates[recipe_hash(config)] = self._probe(name, config)
         self.out.mkdir(parents=True, exist_ok=True)
         write_text(self.out / RATES, json.dumps(self.rates, indent=1) + "\n")
         self.grid = self._grid()

@@ -51,7 +51,7 @@ class StudyFolder:
     def _grid(self) -> Grid:
         return make_grid(self.plan, self.runs, self._work)
 
-    def _work(self, arm: str, config: Config) -> dict[str, Work]:
+    def _work(self, config: Config) -> dict[str, Work]:
         """What each stage of a full run takes; seconds where a rate was measured."""
         found: dict[str, Work] = {}
         baseline = recipe_hash(self.plan.recipe_of(self.plan.baseline))

@@ -24,7 +24,7 @@ def read(folder: Path, **changes):
     return read_plan(path)
 
 
-def measure(arm, config):
+def measure(config):
     stages = STEPS if config.warmup.budget != "0" else {"images": STEPS["images"]}
     return {s: Work(n, 64 * n, 64 * 16 * n, 1e6 * n, 0.01 * n) for s, n in stages.items()}
 
@@ -68,8 +68,8 @@ def test_substitutive_budgets_pay_for_the_warmup(tmp_path):
 def test_the_unit_says_what_the_warmup_costs(tmp_path, unit):
     factor = {"samples": 1, "tokens": 2, "flops": 3, "device_seconds": 0.5}
 
-    def by_unit(arm, config):
-        work = measure(arm, config)
+    def by_unit(config):
+        work = measure(config)
         if "warmup" in work:
             w = work["warmup"]
             work["warmup"] = Work(w.steps, w.samples, 2 * w.tokens, 3 * w.flops, 0.5 * w.device_seconds)
@@ -159,12 +159,12 @@ def test_the_command_line_overrides_plan_and_recipe(tmp_path):
 @pytest.mark.parametrize("name", [name for name, _ in list_plans()])
 def test_every_shipped_plan_has_its_cells(name, tmp_path):
     plan = read_plan(find_plan(name))
-    found = make_grid(plan, tmp_path, lambda arm, config: measure_any(plan, config))
+    found = make_grid(plan, tmp_path, measure_any)
     assert len(found.cells) == len(plan.arms) * len(plan.budgets) * len(plan.seeds)
     assert not found.warnings
 
 
-def measure_any(plan, config):
+def measure_any(config):
     from vitwarm.budget.grid import main_stage
 
     sizes = {main_stage(config): 10_000} | ({"warmup": 100} if config.warmup.budget != "0" else {})

@@ -112,13 +112,13 @@ def main_stage(config: Config) -> str:
     raise UserError(f"{config.name} has no main stage: set images.train, algorithmic.task or text.train")
 
 
-def make_grid(plan: Plan, runs: Path, measure: Callable[[str, Config], dict[str, Work]]) -> Grid:
+def make_grid(plan: Plan, runs: Path, measure: Callable[[Config], dict[str, Work]]) -> Grid:
     """All cells of a plan, full budgets first, seed by seed.
 
     Args:
         plan: the plan.
         runs: folder of the run folders.
-        measure: what each stage takes, of an arm's name and recipe.
+        measure: what each stage of an arm's full recipe takes.
 
     Raises:
         UserError: a recipe is wrong, arms differ in more than their start, or a budget cannot pay for its warm-up.
@@ -135,7 +135,7 @@ def make_grid(plan: Plan, runs: Path, measure: Callable[[str, Config], dict[str,
                 f"plan {plan.name}: arm {name} starts from init_from, and what that cost is not known here; "
                 "use a recipe with its own warm-up"
             )
-        work[name] = measure(name, config)
+        work[name] = measure(config)
     by_hash: dict[str, Cell] = {}
     full_runs: dict[tuple[str, int], Cell] = {}
     for budget in reversed(plan.budgets):

@@ -1,14 +1,17 @@
 """Plans and their cells: what a plan may say, and the recipes that it becomes."""
 
+import json
 from pathlib import Path
 
 import pytest
 import yaml
 
-from vitwarm.budget.grid import Work, make_grid
+from vitwarm.budget.grid import Work, main_stage, make_grid
+from vitwarm.budget.launch import Launch
 from vitwarm.budget.plan import find_plan, list_plans, read_plan
 from vitwarm.errors import UserError
 from vitwarm.recipe import load_recipe, recipe_hash
+from vitwarm.study import StudyFolder
 
 PLAN = {
     "arms": {"default": {"recipe": "digits_default"}, "warmed": {"recipe": "digits_proc"}},
@@ -158,14 +161,29 @@ def test_the_command_line_overrides_plan_and_recipe(tmp_path):
 
 @pytest.mark.parametrize("name", [name for name, _ in list_plans()])
 def test_every_shipped_plan_has_its_cells(name, tmp_path):
-    plan = read_plan(find_plan(name))
+    plan = read_plan(find_plan(name), {"seeds": "0"})  # of each seed the same
     found = make_grid(plan, tmp_path, measure_any)
     assert len(found.cells) == len(plan.arms) * len(plan.budgets) * len(plan.seeds)
     assert not found.warnings
 
 
-def measure_any(config):
-    from vitwarm.budget.grid import main_stage
+def test_a_measured_rate_belongs_to_a_recipe(tmp_path):
+    """Not to an arm's name: a plan that was changed in the same folder must not use it."""
+    plan = read(tmp_path, train_images=1437)
+    rates = {recipe_hash(plan.recipe_of(name)): {"images": 0.5, "warmup": 0.25} for name in plan.arms}
+    (tmp_path / "rates.json").write_text(json.dumps(rates))
 
+    def seconds(plan):
+        work = StudyFolder(plan, tmp_path, Launch()).grid.work["warmed"]
+        return {name: w.device_seconds and w.device_seconds / w.steps for name, w in work.items()}
+
+    assert seconds(plan) == {"images": 0.5, "warmup": 0.25}
+    assert seconds(read(tmp_path, train_images=1437, set={"train.weight_decay": 0.01})) == {
+        "images": None,
+        "warmup": None,
+    }
+
+
+def measure_any(config):
     sizes = {main_stage(config): 10_000} | ({"warmup": 100} if config.warmup.budget != "0" else {})
     return {s: Work(n, n, n, n) for s, n in sizes.items()}

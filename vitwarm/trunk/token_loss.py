@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 MAX_LOGITS = 2**27  # elements of a chunk: 2048 rows of GPT-2's 50257 logits, 0.4 GB in fp32
-ALIGN = {"cuda": 64}  # tensor cores want sizes that are multiples of 8 to 64; 50257 is none
+ALIGN = 64  # the vocabulary is padded to a multiple: products with 50257 columns are slow, on GPUs and on CPUs
 
 
 class TokenLoss(NamedTuple):
@@ -119,7 +119,7 @@ def token_loss(
     if torch.is_autocast_enabled(device):
         weight = weight.to(torch.get_autocast_dtype(device))
     features = features.to(weight.dtype)
-    if padding := -vocab_size % ALIGN.get(device, 1):
+    if padding := -vocab_size % ALIGN:
         weight = F.pad(weight, (0, 0, 0, padding))
     head = head or HeadChunk()
     if torch.is_grad_enabled():

@@ -12,6 +12,7 @@ from vitwarm.errors import UserError
 INK = "#010203"  # of text and axes; a page puts its own colour in its place
 _BASELINE, _COLOURS = "#7b8794", ("#2f7fc1", "#d97a1f", "#2c9c6d", "#9466cf", "#d1495b", "#a08a15", "#1798a8")
 _MARKERS = "osD^vPX*"
+_LINES = ("-", (0, (4, 1.2)), (0, (1.2, 1.2)))  # of the arms that share a colour, in turn
 _EARLY = 0.1  # part of a run that may fall outside the picture of the learning curves
 
 
@@ -55,9 +56,10 @@ def curves(study: Study) -> Any:
         for i, arm in enumerate(study.arms):
             runs = {seed: np.array(curve).T for seed, curve in study.curves.get(arm.name, {}).items() if curve}
             label = f"{arm.name}, {len(runs)} seed{'s' if len(runs) > 1 else ''}"
-            late[top] += _band(top, list(runs.values()), _colour(study, i), label)
+            look = {"color": _colour(study, i), "linestyle": _LINES[(i - 1) // len(_COLOURS) % len(_LINES) if i else 0]}
+            late[top] += _band(top, list(runs.values()), look, label)
             if arm.name != study.baseline:
-                late[bottom] += _band(bottom, _paired(runs, base), _colour(study, i))
+                late[bottom] += _band(bottom, _paired(runs, base), look)
         target = study.arms[0].mean.value
         for ax, level in ((top, target), (bottom, 0.0)):
             if level is not None:
@@ -80,17 +82,17 @@ def _paired(runs: dict[int, Any], base: dict[int, Any]) -> list[Any]:
     return [np.stack([x[0], x[1] - other[1]]) for x, other in pairs]
 
 
-def _band(ax: Any, runs: list[Any], colour: str, label: str | None = None) -> list[float]:
+def _band(ax: Any, runs: list[Any], look: dict[str, Any], label: str | None = None) -> list[float]:
     """Mean and span of (share, value) curves; returns the values after the first part of the run."""
     if not runs:
         return []
     if all(x.shape == runs[0].shape and np.array_equal(x[0], runs[0][0]) for x in runs):
         share, values = 100 * runs[0][0], np.stack([y for _, y in runs])
-        ax.fill_between(share, values.min(0), values.max(0), color=colour, alpha=0.22, linewidth=0)
-        ax.plot(share, values.mean(0), color=colour, linewidth=1.8, label=label)
+        ax.fill_between(share, values.min(0), values.max(0), color=look["color"], alpha=0.22, linewidth=0)
+        ax.plot(share, values.mean(0), **look, linewidth=1.8, label=label)
     else:  # evaluated at different steps: no mean to draw
         for k, (x, y) in enumerate(runs):
-            ax.plot(100 * x, y, color=colour, linewidth=1, label=None if k else label)
+            ax.plot(100 * x, y, **look, linewidth=1, label=None if k else label)
     return [v for x, y in runs for share, v in zip(x, y, strict=True) if share >= _EARLY * x[-1]]
 
 
@@ -230,7 +232,7 @@ def _legend(ax: Any) -> None:
             ncols=columns,
             frameon=False,
             columnspacing=1.2,
-            handlelength=1.6,
+            handlelength=2.2,
         )
 
 

@@ -11,33 +11,62 @@ from vitwarm.amounts import Amount
 from vitwarm.errors import UserError
 
 
-@pytest.mark.parametrize("text, value, unit", [
-    ("1%", 1, "%"),
-    ("0.5 %", Fraction(1, 2), "%"),
-    ("100%", 100, "%"),
-    ("3.84M", 3_840_000, "samples"),
-    ("3840000", 3_840_000, "samples"),
-    (3_840_000, 3_840_000, "samples"),
-    ("3,840,000", 3_840_000, "samples"),
-    ("1e6 samples", 1_000_000, "samples"),
-    ("1 sample", 1, "samples"),
-    ("20M tokens", 20_000_000, "tokens"),
-    ("1.5B tokens", 1_500_000_000, "tokens"),
-    ("15000 steps", 15_000, "steps"),
-    ("15k steps", 15_000, "steps"),
-    ("50 epochs", 50, "epochs"),
-    (" 0.5 epoch ", Fraction(1, 2), "epochs"),
-    ("0", 0, "samples"),
-])
+@pytest.mark.parametrize(
+    "text, value, unit",
+    [
+        ("1%", 1, "%"),
+        ("0.5 %", Fraction(1, 2), "%"),
+        ("100%", 100, "%"),
+        ("3.84M", 3_840_000, "samples"),
+        ("3840000", 3_840_000, "samples"),
+        (3_840_000, 3_840_000, "samples"),
+        ("3,840,000", 3_840_000, "samples"),
+        ("1e6 samples", 1_000_000, "samples"),
+        ("1 sample", 1, "samples"),
+        ("20M tokens", 20_000_000, "tokens"),
+        ("1.5B tokens", 1_500_000_000, "tokens"),
+        ("15000 steps", 15_000, "steps"),
+        ("15k steps", 15_000, "steps"),
+        ("50 epochs", 50, "epochs"),
+        (" 0.5 epoch ", Fraction(1, 2), "epochs"),
+        ("0", 0, "samples"),
+    ],
+)
 def test_reads_what_people_write(text, value, unit):
     amount = Amount.parse(text)
     assert (amount.value, amount.unit) == (value, unit)
 
 
-@pytest.mark.parametrize("text", [
-    "", "%", "M", "abc", "nan", "inf", "1e999999999", "101%", "100.0001%", "-1%", "-3M", "+-1", "1M%", "3.84m", "5 s",
-    "5 minutes", "1% steps", "1 2", "0x10", "1.2.3", "1/2", "None", "True", "M steps", "١٢",
-])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "%",
+        "M",
+        "abc",
+        "nan",
+        "inf",
+        "1e999999999",
+        "101%",
+        "100.0001%",
+        "-1%",
+        "-3M",
+        "+-1",
+        "1M%",
+        "3.84m",
+        "5 s",
+        "5 minutes",
+        "1% steps",
+        "1 2",
+        "0x10",
+        "1.2.3",
+        "1/2",
+        "None",
+        "True",
+        "M steps",
+        "١٢",
+    ],
+)
 def test_refuses_the_rest_in_one_line(text):
     with pytest.raises(UserError, match=r"^warmup\.budget: ") as error:
         Amount.parse(text, "warmup.budget")
@@ -71,12 +100,15 @@ def test_a_share_is_of_the_stage_or_of_the_main_stages_samples():
     assert Amount.parse("50 epochs").steps(samples_per_epoch=1_281_167, global_batch=4096) == round(50 * 1281167 / 4096)
 
 
-@pytest.mark.parametrize("text, known, says", [
-    ("1%", {"global_batch": 8}, "main stage"),
-    ("2 epochs", {"global_batch": 8, "tokens_per_sample": 4, "samples_of_whole": 100}, "data that ends"),
-    ("20M tokens", {"global_batch": 8}, "sequence length"),
-    ("20M", {}, "global batch"),
-])
+@pytest.mark.parametrize(
+    "text, known, says",
+    [
+        ("1%", {"global_batch": 8}, "main stage"),
+        ("2 epochs", {"global_batch": 8, "tokens_per_sample": 4, "samples_of_whole": 100}, "data that ends"),
+        ("20M tokens", {"global_batch": 8}, "sequence length"),
+        ("20M", {}, "global batch"),
+    ],
+)
 def test_a_missing_reference_is_named(text, known, says):
     with pytest.raises(UserError, match=says) as error:
         Amount.parse(text, "warmup.budget").steps(**known)

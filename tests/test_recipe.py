@@ -60,16 +60,19 @@ def test_names_of_shipped_recipes_are_unique():
     }
 
 
-@pytest.mark.parametrize("warmed, default", [
-    ("digits_proc", "digits_default"),
-    ("cifar10_vit_t_proc", "cifar10_vit_t_default"),
-    ("vit_b_proc1pct", "vit_b_default"),
-    ("deit_b_proc1pct", "deit_b_default"),
-    ("deit3_b_proc1pct", "deit3_b_default"),
-    ("vit_s_90ep_proc1pct", "vit_s_90ep_default"),
-    *((f"{name}_proc1pct", f"{name}_default") for name in ("vit_t", "vit_s", "vit_l", "deit_t", "deit_s")),
-    *((f"{name}_proc1pct", f"{name}_default") for name in ("deit3_s", "deit3_l")),
-])
+@pytest.mark.parametrize(
+    "warmed, default",
+    [
+        ("digits_proc", "digits_default"),
+        ("cifar10_vit_t_proc", "cifar10_vit_t_default"),
+        ("vit_b_proc1pct", "vit_b_default"),
+        ("deit_b_proc1pct", "deit_b_default"),
+        ("deit3_b_proc1pct", "deit3_b_default"),
+        ("vit_s_90ep_proc1pct", "vit_s_90ep_default"),
+        *((f"{name}_proc1pct", f"{name}_default") for name in ("vit_t", "vit_s", "vit_l", "deit_t", "deit_s")),
+        *((f"{name}_proc1pct", f"{name}_default") for name in ("deit3_s", "deit3_l")),
+    ],
+)
 def test_a_control_differs_by_the_warm_up_alone(warmed, default):
     warmed, default = load_recipe([f"recipe={warmed}"]), load_recipe([f"recipe={default}"])
     differing = {name for name in KEYS if value_of(warmed, name) != value_of(default, name)}
@@ -92,7 +95,9 @@ def test_the_papers_settings():
     small, tiny = load_recipe(["recipe=vit_s_proc1pct"]), load_recipe(["recipe=vit_t_proc1pct"])
     for other in (small, tiny):
         assert {name for name in KEYS if value_of(other, name) != value_of(config, name)} == {
-            "name", "description", "model.name"
+            "name",
+            "description",
+            "model.name",
         }
     assert (small.model.name, tiny.model.name) == ("vit_small_patch16_224", "vit_tiny_patch16_224")
 
@@ -133,9 +138,7 @@ def test_big_visions_settings():
     assert settings("vit_s_90ep_proc1pct", *LENGTH) == [90, 1024, 1e-3, "10000 steps", 0.0, 1e-4 / 1e-3]
     assert settings("vit_s_90ep_proc1pct", *MIX) == [1, "rand-m10-n2", 0.2, 0.0, 0.0]
     keys = ("train.clip_grad", "images.label_smoothing", "images.mean", "model.args")
-    assert settings("vit_s_90ep_proc1pct", *keys) == [
-        1.0, 0.0, [0.5] * 3, {"class_token": False, "global_pool": "avg"}
-    ]
+    assert settings("vit_s_90ep_proc1pct", *keys) == [1.0, 0.0, [0.5] * 3, {"class_token": False, "global_pool": "avg"}]
 
 
 def test_the_page_on_recipes_lists_them_all_and_speaks_of_real_keys():
@@ -202,16 +205,38 @@ def test_of_two_overrides_the_last_counts():
     assert load_recipe(["seed=1", "recipe=digits_proc", "seed=2"]).seed == 2
 
 
-@pytest.mark.parametrize("text", [
-    "*.tar", "{a,b}/x-{000..009}.tar", "2024-01-01", "007", "a: b", "x#y", "[1]", "off", "a=b", "'q'",
-])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "*.tar",
+        "{a,b}/x-{000..009}.tar",
+        "2024-01-01",
+        "007",
+        "a: b",
+        "x#y",
+        "[1]",
+        "off",
+        "a=b",
+        "'q'",
+    ],
+)
 def test_text_is_taken_letter_by_letter(text):
     assert load_recipe(["recipe=digits_proc", f"images.train={text}"]).images.train == text
 
 
 def test_values_take_the_keys_type():
-    config = load_recipe(["recipe=digits_proc", "train.lr=1e-3", "train.clip_grad=1", "train.ema=null", "run.dir=null",
-                          "warmup.budget=3840000", "train.compile=true", "transfer.groups=[norm,mlp]"])
+    config = load_recipe(
+        [
+            "recipe=digits_proc",
+            "train.lr=1e-3",
+            "train.clip_grad=1",
+            "train.ema=null",
+            "run.dir=null",
+            "warmup.budget=3840000",
+            "train.compile=true",
+            "transfer.groups=[norm,mlp]",
+        ]
+    )
     assert (config.train.lr, config.train.clip_grad, config.train.ema, config.run.dir) == (1e-3, 1.0, None, None)
     assert (config.warmup.budget, config.train.compile, config.transfer.groups) == ("3840000", True, ["norm", "mlp"])
 
@@ -226,27 +251,30 @@ def test_which_recipe():
     assert "no recipe file nowhere.yaml" in refusal(["recipe=nowhere.yaml"])
 
 
-@pytest.mark.parametrize("text, says", [
-    ("seed: 1\nseed: 2\n", r"mine\.yaml, line 2: .*duplicate key seed"),
-    ("seed: [1\n", r"mine\.yaml, line 2: not readable"),
-    ("model:\n\tname: x\n", r"mine\.yaml, line 2: not readable"),
-    ("seed: !!python/object/apply:os.getpid []\n", r"mine\.yaml, line 1: not readable"),
-    ("- 1\n", r"mine\.yaml: a recipe is a mapping"),
-    ("3\n", r"mine\.yaml: cannot be read"),
-    ("seed: 1\x00\n", r"mine\.yaml: not readable"),
-    ("seed: ${\n", r"mine\.yaml"),
-    ("seed: ${oc.env:HOME}\n", r"mine\.yaml: seed: .*not evaluated"),
-    ("1: 2\n", r"mine\.yaml: unknown key 1"),
-    ("train: {lrr: 2}\n", r"mine\.yaml: unknown key train\.lrr; did you mean train\.lr\?"),
-    ("train:\n", r"mine\.yaml: train is a section"),
-    ("train: {lr: {a: 1}}\n", r"mine\.yaml: train\.lr: expected number"),
-    ("train: {lr: abc}\n", r"mine\.yaml: train\.lr: expected number, got 'abc'"),
-    ("images: {auto_augment: off}\n", r"mine\.yaml: images\.auto_augment: expected text or null, got False"),
-    ("base: [a, b]\n", r"mine\.yaml: base is the name or the path of one recipe"),
-    ("base: mine\n", r"inherit from itself"),
-    ("base: digit_proc\n", r"mine\.yaml: base: .*did you mean digits_proc"),
-    ("base: gone.yaml\n", r"mine\.yaml: base: no recipe file .*gone\.yaml"),
-])
+@pytest.mark.parametrize(
+    "text, says",
+    [
+        ("seed: 1\nseed: 2\n", r"mine\.yaml, line 2: .*duplicate key seed"),
+        ("seed: [1\n", r"mine\.yaml, line 2: not readable"),
+        ("model:\n\tname: x\n", r"mine\.yaml, line 2: not readable"),
+        ("seed: !!python/object/apply:os.getpid []\n", r"mine\.yaml, line 1: not readable"),
+        ("- 1\n", r"mine\.yaml: a recipe is a mapping"),
+        ("3\n", r"mine\.yaml: cannot be read"),
+        ("seed: 1\x00\n", r"mine\.yaml: not readable"),
+        ("seed: ${\n", r"mine\.yaml"),
+        ("seed: ${oc.env:HOME}\n", r"mine\.yaml: seed: .*not evaluated"),
+        ("1: 2\n", r"mine\.yaml: unknown key 1"),
+        ("train: {lrr: 2}\n", r"mine\.yaml: unknown key train\.lrr; did you mean train\.lr\?"),
+        ("train:\n", r"mine\.yaml: train is a section"),
+        ("train: {lr: {a: 1}}\n", r"mine\.yaml: train\.lr: expected number"),
+        ("train: {lr: abc}\n", r"mine\.yaml: train\.lr: expected number, got 'abc'"),
+        ("images: {auto_augment: off}\n", r"mine\.yaml: images\.auto_augment: expected text or null, got False"),
+        ("base: [a, b]\n", r"mine\.yaml: base is the name or the path of one recipe"),
+        ("base: mine\n", r"inherit from itself"),
+        ("base: digit_proc\n", r"mine\.yaml: base: .*did you mean digits_proc"),
+        ("base: gone.yaml\n", r"mine\.yaml: base: no recipe file .*gone\.yaml"),
+    ],
+)
 def test_refused_files(write, text, says):
     assert re.search(says, refusal([write(text)]))
 

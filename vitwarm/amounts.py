@@ -61,13 +61,13 @@ class Amount:
         return cls(value, unit, text, key)
 
     def steps(
-            self,
-            *,
-            global_batch: int | None = None,
-            samples_of_whole: int | float | None = None,
-            steps_of_whole: int | None = None,
-            tokens_per_sample: int | None = None,
-            samples_per_epoch: int | None = None,
+        self,
+        *,
+        global_batch: int | None = None,
+        samples_of_whole: int | float | None = None,
+        steps_of_whole: int | None = None,
+        tokens_per_sample: int | None = None,
+        samples_per_epoch: int | None = None,
     ) -> int:
         """Convert to whole optimiser steps: the nearest number, and at least one unless the amount is zero.
 

@@ -198,7 +198,7 @@ def _insert(tree: dict, key: str, text: str) -> None:
     for depth, section in enumerate(sections):
         tree = tree.setdefault(section, {})
         if not isinstance(tree, dict):
-            raise UserError(f"{key}: {'.'.join(sections[:depth + 1])} was set to a value before")
+            raise UserError(f"{key}: {'.'.join(sections[: depth + 1])} was set to a value before")
     if isinstance(tree.get(leaf), dict) and key in SECTIONS:
         raise UserError(f"{key} is a section, not a value")
     tree[leaf] = _value(key, text)

@@ -111,10 +111,17 @@ def test_odd_lengths_are_refused_or_end_in_one_pad():
 
 
 @pytest.mark.parametrize("close", ["instance", "type"])
-@pytest.mark.parametrize(("k", "length", "options"), [
-    (2, 8, {}), (3, 6, {}), (1, 10, {}), (2, 8, {"max_depth": 2}), (2, 7, {"balanced": False}),
-    (3, 5, {"balanced": False, "max_depth": 3}),
-])
+@pytest.mark.parametrize(
+    ("k", "length", "options"),
+    [
+        (2, 8, {}),
+        (3, 6, {}),
+        (1, 10, {}),
+        (2, 8, {"max_depth": 2}),
+        (2, 7, {"balanced": False}),
+        (3, 5, {"balanced": False, "max_depth": 3}),
+    ],
+)
 def test_shuffle_follows_its_enumerated_law(close, k, length, options):
     law = enumerate_shuffle(k, length, 0.55, close, options.get("max_depth"), options.get("balanced", True))
     assert_law(make_rule("dyck_shuffle", k=k, p_open=0.55, close=close, **options), length, law)
@@ -133,16 +140,25 @@ def test_shuffle_rows_balance_type_by_type(close, length):
         assert not any(opened.values())
 
 
-@pytest.mark.parametrize(("name", "options"), [
-    ("dyck", {"k": 2}), ("dyck", {"k": 2, "balanced": False}), ("dyck_shuffle", {"k": 2}), ("dyck_shuffle", {"k": 3}),
-    ("dyck_shuffle", {"k": 2, "close": "type", "balanced": False}),
-])
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("dyck", {"k": 2}),
+        ("dyck", {"k": 2, "balanced": False}),
+        ("dyck_shuffle", {"k": 2}),
+        ("dyck_shuffle", {"k": 3}),
+        ("dyck_shuffle", {"k": 2, "close": "type", "balanced": False}),
+    ],
+)
 def test_determined_is_exactly_what_every_legal_row_agrees_on(name, options):
     """Against a search through all legal rows: what the openers in sight leave open, and what they do not."""
     rule, length = make_rule(name, **options), 6
     balanced, k = options.get("balanced", True), options["k"]
-    law = (enumerate_dyck(k, length, 0.5, balanced=balanced) if name == "dyck"
-           else enumerate_shuffle(k, length, 0.5, "type", balanced=balanced))
+    law = (
+        enumerate_dyck(k, length, 0.5, balanced=balanced)
+        if name == "dyck"
+        else enumerate_shuffle(k, length, 0.5, "type", balanced=balanced)
+    )
     support = np.array(sorted(law))
     rng = keyed_rng(4, rule.identity)
     rows = rule.sample(rng, 300, length)

@@ -61,7 +61,8 @@ def test_shuffled_row_keeps_counts_and_nothing_else(inner):
     assert (rows.tokens != source.tokens).any(axis=1).mean() > 0.9
     for a, a_scored, b, b_scored in zip(rows.tokens, rows.scored, source.tokens, source.scored, strict=True):
         assert Counter(zip(a.tolist(), a_scored.tolist(), strict=True)) == Counter(
-            zip(b.tolist(), b_scored.tolist(), strict=True))
+            zip(b.tolist(), b_scored.tolist(), strict=True)
+        )
     assert not rows.determined.any()
 
 
@@ -109,18 +110,24 @@ def test_curriculum_levels_resume_and_have_their_own_streams():
     assert (RuleStream(rule.at(4), 0, "train", 32).chunk(5).tokens[:, :12] != a[:, :12]).any()
 
 
-@pytest.mark.parametrize(("name", "parameters", "message"), [
-    ("mixture", {"rules": []}, "list of rules"), ("mixture", {"rules": "dyck"}, "list of rules"),
-    ("mixture", {"rules": [DYCK], "weights": [1, 2]}, "1 positive"),
-    ("mixture", {"rules": [DYCK], "weights": [0]}, "positive"),
-    ("mixture", {"rules": [DYCK], "weights": ["much"]}, "numbers"),
-    ("mixture", {"rules": [{"k": 3}]}, "must be a rule"),
-    ("mixture", {"rules": [{"name": "dick"}]}, "did you mean 'dyck'"), ("shuffled", {"rule": 5}, "must be a rule"),
-    ("shuffled", {}, "needs the parameter 'rule'"), ("curriculum", {"rule": DYCK, "start": 0}, "at least 1"),
-    ("shuffled", {"rule": {"name": "dyck", "q": 3}}, "no parameter 'q'"),
-    ("shuffled", {"rule": {"name": "curriculum", "rule": DYCK}}, "put the curriculum around it"),
-    ("mixture", {"rules": [DYCK, {"name": "curriculum", "rule": DYCK}]}, "put the curriculum around it"),
-])
+@pytest.mark.parametrize(
+    ("name", "parameters", "message"),
+    [
+        ("mixture", {"rules": []}, "list of rules"),
+        ("mixture", {"rules": "dyck"}, "list of rules"),
+        ("mixture", {"rules": [DYCK], "weights": [1, 2]}, "1 positive"),
+        ("mixture", {"rules": [DYCK], "weights": [0]}, "positive"),
+        ("mixture", {"rules": [DYCK], "weights": ["much"]}, "numbers"),
+        ("mixture", {"rules": [{"k": 3}]}, "must be a rule"),
+        ("mixture", {"rules": [{"name": "dick"}]}, "did you mean 'dyck'"),
+        ("shuffled", {"rule": 5}, "must be a rule"),
+        ("shuffled", {}, "needs the parameter 'rule'"),
+        ("curriculum", {"rule": DYCK, "start": 0}, "at least 1"),
+        ("shuffled", {"rule": {"name": "dyck", "q": 3}}, "no parameter 'q'"),
+        ("shuffled", {"rule": {"name": "curriculum", "rule": DYCK}}, "put the curriculum around it"),
+        ("mixture", {"rules": [DYCK, {"name": "curriculum", "rule": DYCK}]}, "put the curriculum around it"),
+    ],
+)
 def test_impossible_compositions_are_refused(name, parameters, message):
     with pytest.raises(ValueError, match=message):
         make_rule(name, **parameters)

@@ -112,11 +112,17 @@ def test_block_symbols_are_named_by_their_bits():
     assert (picture(bits, 12) == picture(blocks, 12, 3)).all()
 
 
-@pytest.mark.parametrize(("options", "length", "message"), [
-    ({"width": 10, "window": 11}, 100, "window"), ({"window": 3}, 100, "window"),
-    ({"width": 10, "block": 4}, 100, "block"), ({"width": 60}, 64, "two states"), ({}, 3, "two states"),
-    ({"number": 256}, 64, "number"),
-])
+@pytest.mark.parametrize(
+    ("options", "length", "message"),
+    [
+        ({"width": 10, "window": 11}, 100, "window"),
+        ({"window": 3}, 100, "window"),
+        ({"width": 10, "block": 4}, 100, "block"),
+        ({"width": 60}, 64, "two states"),
+        ({}, 3, "two states"),
+        ({"number": 256}, 64, "number"),
+    ],
+)
 def test_impossible_automata_are_refused(options, length, message):
     with pytest.raises(ValueError, match=message):
         make_rule("eca", **options).sample(keyed_rng(0), 1, length)

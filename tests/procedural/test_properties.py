@@ -9,19 +9,37 @@ from vitwarm.procedural import keyed_rng, list_rules, make_rule
 SMALL = st.integers(1, 7)
 MAYBE = st.none() | SMALL
 P = st.sampled_from([0.0, 1.0, 0.5, 0.6]) | st.floats(0, 1)
-BRACKETS = {"k": st.sampled_from([1, 2, 3, 64, 255, 257]), "p_open": P, "max_depth": MAYBE, "balanced": st.booleans(),
-            "odd": st.sampled_from(["refuse", "pad"]), "min_length": MAYBE,
-            "score": st.sampled_from(["closers", "all"])}
+BRACKETS = {
+    "k": st.sampled_from([1, 2, 3, 64, 255, 257]),
+    "p_open": P,
+    "max_depth": MAYBE,
+    "balanced": st.booleans(),
+    "odd": st.sampled_from(["refuse", "pad"]),
+    "min_length": MAYBE,
+    "score": st.sampled_from(["closers", "all"]),
+}
 TASK = {"symbols": st.sampled_from([1, 2, 3, 99, 256, 257]), "end": st.booleans(), "min_length": MAYBE}
 PLAIN = {
     "dyck": BRACKETS,
     "dyck_shuffle": BRACKETS | {"close": st.sampled_from(["instance", "type"])},
-    "ww": {"symbols": SMALL, "packed": st.booleans(), "shortest": SMALL, "longest": SMALL,
-           "score": st.sampled_from(["copy", "first"])},
+    "ww": {
+        "symbols": SMALL,
+        "packed": st.booleans(),
+        "shortest": SMALL,
+        "longest": SMALL,
+        "score": st.sampled_from(["copy", "first"]),
+    },
     **dict.fromkeys(("identity", "reverse", "sort", "set", "union", "stack"), TASK),
     "delete": TASK | {"hit": st.sampled_from(["present", "any"])},
-    "eca": {"number": st.integers(0, 255), "width": MAYBE, "window": MAYBE, "block": st.integers(1, 4), "density": P,
-            "start": st.sampled_from(["random", "single"]), "burn_in": st.integers(0, 3)},
+    "eca": {
+        "number": st.integers(0, 255),
+        "width": MAYBE,
+        "window": MAYBE,
+        "block": st.integers(1, 4),
+        "density": P,
+        "start": st.sampled_from(["random", "single"]),
+        "burn_in": st.integers(0, 3),
+    },
 }
 
 
@@ -33,15 +51,35 @@ def options(name):
 plain = st.sampled_from(sorted(PLAIN)).flatmap(options)
 nested = st.one_of(
     plain,
-    st.builds(lambda rule, part: {"name": "shuffled", "rule": rule, "part": part}, plain,
-              st.sampled_from(["row", "output"])),
-    st.builds(lambda rule, start, step, threshold, level: {"name": "curriculum", "rule": rule, "start": start,
-                                                           "step": step, "threshold": threshold, "level": level},
-              plain, SMALL, SMALL, P, st.integers(0, 9)),
-    st.builds(lambda rules, weights, prefix: {"name": "mixture", "rules": rules, "task_prefix": prefix,
-                                              "weights": weights and weights[:len(rules)]},
-              st.lists(plain, min_size=1, max_size=3),
-              st.none() | st.lists(st.floats(1e-3, 1e3), min_size=3, max_size=3), st.booleans()),
+    st.builds(
+        lambda rule, part: {"name": "shuffled", "rule": rule, "part": part}, plain, st.sampled_from(["row", "output"])
+    ),
+    st.builds(
+        lambda rule, start, step, threshold, level: {
+            "name": "curriculum",
+            "rule": rule,
+            "start": start,
+            "step": step,
+            "threshold": threshold,
+            "level": level,
+        },
+        plain,
+        SMALL,
+        SMALL,
+        P,
+        st.integers(0, 9),
+    ),
+    st.builds(
+        lambda rules, weights, prefix: {
+            "name": "mixture",
+            "rules": rules,
+            "task_prefix": prefix,
+            "weights": weights and weights[: len(rules)],
+        },
+        st.lists(plain, min_size=1, max_size=3),
+        st.none() | st.lists(st.floats(1e-3, 1e3), min_size=3, max_size=3),
+        st.booleans(),
+    ),
 )
 
 

@@ -56,11 +56,21 @@ def test_symbols_have_texts_and_colours_of_their_own(name):
     assert len(set(glyphs(vocab))) == vocab.size == len(colours(vocab))
 
 
-@pytest.mark.parametrize(("name", "options", "length"), [
-    ("dyck", {"k": 4}, 48), ("dyck_shuffle", {"k": 4}, 48), ("ww", {"packed": True}, 60), ("identity", {}, 40),
-    ("reverse", {"min_length": 2}, 40), ("sort", {"symbols": 5}, 40), ("set", {"symbols": 5}, 40),
-    ("union", {"symbols": 5}, 40), ("delete", {"symbols": 5}, 40), ("stack", {}, 40),
-])
+@pytest.mark.parametrize(
+    ("name", "options", "length"),
+    [
+        ("dyck", {"k": 4}, 48),
+        ("dyck_shuffle", {"k": 4}, 48),
+        ("ww", {"packed": True}, 60),
+        ("identity", {}, 40),
+        ("reverse", {"min_length": 2}, 40),
+        ("sort", {"symbols": 5}, 40),
+        ("set", {"symbols": 5}, 40),
+        ("union", {"symbols": 5}, 40),
+        ("delete", {"symbols": 5}, 40),
+        ("stack", {}, 40),
+    ],
+)
 def test_arcs_join_every_answer_to_its_origin(name, options, length):
     rule = make_rule(name, **options)
     rows = rule.sample(keyed_rng(2), 40, length)
@@ -75,14 +85,23 @@ def test_arcs_join_every_answer_to_its_origin(name, options, length):
             assert not any(a < c < b < d for a, b in pairs for c, d in pairs)
 
 
-@pytest.mark.parametrize(("arguments", "message"), [
-    (["rule=dick"], "did you mean 'dyck'"), (["k=4"], "rule=NAME is missing"), (["rule=dyck", "fast"], "NAME=VALUE"),
-    (["rule=dyck", "length=7"], "even length"), (["rule=dyck", "mask=2"], "mask must be"),
-    (["rule=dyck", "--png"], "--png"),
-    (["rule=dyck", "--png", "x.jpg"], "ends in .png"), (["rule=dyck", "--png", "/nowhere/x.png"], "folder that exists"),
-    (["rule=dyck", "count=0"], "count must be"), (["rule=dyck", "length=ten"], "whole number"),
-    (["rule=[1]"], "there is no rule"), (['rule={"k": 3}'], "needs a name"),
-])
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["rule=dick"], "did you mean 'dyck'"),
+        (["k=4"], "rule=NAME is missing"),
+        (["rule=dyck", "fast"], "NAME=VALUE"),
+        (["rule=dyck", "length=7"], "even length"),
+        (["rule=dyck", "mask=2"], "mask must be"),
+        (["rule=dyck", "--png"], "--png"),
+        (["rule=dyck", "--png", "x.jpg"], "ends in .png"),
+        (["rule=dyck", "--png", "/nowhere/x.png"], "folder that exists"),
+        (["rule=dyck", "count=0"], "count must be"),
+        (["rule=dyck", "length=ten"], "whole number"),
+        (["rule=[1]"], "there is no rule"),
+        (['rule={"k": 3}'], "needs a name"),
+    ],
+)
 def test_mistakes_end_in_one_line(arguments, message, capsys):
     assert main(arguments) == 2
     error = capsys.readouterr().err
@@ -115,7 +134,8 @@ def test_the_benchmark_measures_every_case(tmp_path, capsys):
     assert {record["rule"] for record in result["rules"]} == set(SEQUENTIAL)
     for record in result["rules"]:
         assert record["masked_mtokens_per_s"] > 0 and record["passes"] == (
-            record[f"{record['counted']}_mtokens_per_s"] >= record["bar"])
+            record[f"{record['counted']}_mtokens_per_s"] >= record["bar"]
+        )
     assert benchmark.markdown(result) == capsys.readouterr().out.strip()
     with pytest.raises(SystemExit, match="names a checkout"):
         benchmark.main(["--rounds", "2", "--peer", str(tmp_path)])

@@ -96,8 +96,22 @@ def test_impossible_reads_are_refused():
 
 
 def test_keys_do_not_run_together():
-    keys = [(0,), (1,), (-1,), (2**80,), (0, ""), (0, 0), (0, "0"), (0, 0, 0), (0, 2**32), (0, 1, 0), (0, 0, 1),
-            (0, "a", "b"), (0, "ab"), (0, "a,b")]
+    keys = [
+        (0,),
+        (1,),
+        (-1,),
+        (2**80,),
+        (0, ""),
+        (0, 0),
+        (0, "0"),
+        (0, 0, 0),
+        (0, 2**32),
+        (0, 1, 0),
+        (0, 0, 1),
+        (0, "a", "b"),
+        (0, "ab"),
+        (0, "a,b"),
+    ]
     firsts = {keyed_rng(*key).bit_generator.random_raw(2).tobytes() for key in keys}
     assert len(firsts) == len(keys)
     assert keyed_rng(np.int64(3), np.int32(4)).random() == keyed_rng(3, 4).random()
@@ -122,6 +136,8 @@ def test_bounded_draws_are_uniform():
 
 
 def test_importing_the_rules_needs_only_numpy():
-    code = ("import sys, vitwarm.procedural; "
-            "sys.exit(str({'torch', 'matplotlib', 'scipy', 'timm', 'omegaconf'} & set(sys.modules)) != 'set()')")
+    code = (
+        "import sys, vitwarm.procedural; "
+        "sys.exit(str({'torch', 'matplotlib', 'scipy', 'timm', 'omegaconf'} & set(sys.modules)) != 'set()')"
+    )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -22,9 +22,7 @@ def clock(monkeypatch):
 
 
 def meter(world=1):
-    return Meter(
-        samples_per_step=8, tokens_per_sample=5, flops_per_sample=1e9, device=torch.device("cpu"), world=world
-    )
+    return Meter(samples_per_step=8, tokens_per_sample=5, flops_per_sample=1e9, device=torch.device("cpu"), world=world)
 
 
 def steps(clock, meter, *lengths, waited=0.0):

@@ -52,9 +52,18 @@ PEERS = {
     ("dyck", 2048): ("dyck", "DyckDataset", {"k": 64, "seq_length": 2048, "p_open": 0.6}),
     ("dyck_shuffle", 196): ("dyck_shuffle", "DyckShuffleDataset", {"k": 64, "seq_length": 196}),
     ("dyck_shuffle", 2048): ("dyck_shuffle", "DyckShuffleDataset", {"k": 64, "seq_length": 2048}),
-    **{(name, length): (name, f"{name.capitalize()}Dataset", {"seq_len": 64, "vocab_size": 100})
-       for name, length in (("identity", 130), ("reverse", 130), ("sort", 130), ("set", 130), ("union", 131),
-                            ("delete", 131), ("stack", 128))},
+    **{
+        (name, length): (name, f"{name.capitalize()}Dataset", {"seq_len": 64, "vocab_size": 100})
+        for name, length in (
+            ("identity", 130),
+            ("reverse", 130),
+            ("sort", 130),
+            ("set", 130),
+            ("union", 131),
+            ("delete", 131),
+            ("stack", 128),
+        )
+    },
 }
 
 
@@ -108,12 +117,16 @@ def measure(rounds: int, peer: Path | None) -> list[dict[str, Any]]:
             def python(_: int, name=name, random=random, few=few, length=length) -> None:
                 sequential_batch(name, random, few, length, 0.5)
 
-            times.append({
-                "rows": _timed(rows, chunks) / (CHUNK * length),
-                "masked": _timed(masked, chunks) / (CHUNK * length),
-                "python": _timed(python) / (few * length),
-                "public": _timed(lambda _, public=public, few=few: public(few)) / (few * length) if public else None,
-            })
+            times.append(
+                {
+                    "rows": _timed(rows, chunks) / (CHUNK * length),
+                    "masked": _timed(masked, chunks) / (CHUNK * length),
+                    "python": _timed(python) / (few * length),
+                    "public": _timed(lambda _, public=public, few=few: public(few)) / (few * length)
+                    if public
+                    else None,
+                }
+            )
     records = []
     for name, parameters, length, bar, counted, *_, times in jobs:
         times = times[1:]  # the first round warms up
@@ -129,18 +142,26 @@ def measure(rounds: int, peer: Path | None) -> list[dict[str, Any]]:
 
 def first_batch(length: int) -> dict[str, float]:
     """Seconds to import the package and then to make the first batch, in a fresh interpreter; medians of seven."""
-    code = ("import time; a = time.perf_counter(); from vitwarm.procedural import RuleStream, make_rule; "
-            "b = time.perf_counter(); "
-            f"RuleStream(make_rule('dyck'), 0, 'train', {length}).masked_rows(0, 32, 0.5); "
-            "print(b - a, time.perf_counter() - b)")
-    times = [subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
-             for _ in range(7)]
-    return {"length": length, "import_s": statistics.median(float(a) for a, _ in times),
-            "first_batch_s": statistics.median(float(b) for _, b in times)}
+    code = (
+        "import time; a = time.perf_counter(); from vitwarm.procedural import RuleStream, make_rule; "
+        "b = time.perf_counter(); "
+        f"RuleStream(make_rule('dyck'), 0, 'train', {length}).masked_rows(0, 32, 0.5); "
+        "print(b - a, time.perf_counter() - b)"
+    )
+    times = [
+        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+        for _ in range(7)
+    ]
+    return {
+        "length": length,
+        "import_s": statistics.median(float(a) for a, _ in times),
+        "first_batch_s": statistics.median(float(b) for _, b in times),
+    }
 
 
 def memory(batches: int) -> dict[str, Any]:
     """Resident MiB after the first and the last of many batches of 256 rows; None where /proc is not there."""
+
     def resident() -> float | None:
         statm = Path("/proc/self/statm")
         return int(statm.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20 if statm.exists() else None
@@ -156,23 +177,29 @@ def memory(batches: int) -> dict[str, Any]:
 
 def markdown(result: dict[str, Any]) -> str:
     """The result as Markdown tables."""
-    lines = ["| rule | tokens a row | rows | masked batch | bar | plain Python | ratio | public code | ratio |",
-             "|---|---:|---:|---:|---:|---:|---:|---:|---:|"]
+    lines = [
+        "| rule | tokens a row | rows | masked batch | bar | plain Python | ratio | public code | ratio |",
+        "|---|---:|---:|---:|---:|---:|---:|---:|---:|",
+    ]
     for r in result["rules"]:
         name = r["rule"] + "".join(f" {key}={value}" for key, value in r["parameters"].items())
         figures = {kind: f"{r[f'{kind}_mtokens_per_s']:.1f}" for kind in ("rows", "masked")}
         figures[r["counted"]] = f"**{figures[r['counted']]}**"
-        public = (f"{r['public_mtokens_per_s']:.2f} | {r['over_public']:.0f}x" if "over_public" in r else "- | -")
-        lines.append(f"| {name} | {r['length']} | {figures['rows']} | {figures['masked']} | "
-                     f"{r['bar']}{'' if r['passes'] else ' (missed)'} | {r['python_mtokens_per_s']:.2f} | "
-                     f"{r['over_python']:.0f}x | {public} |")
+        public = f"{r['public_mtokens_per_s']:.2f} | {r['over_public']:.0f}x" if "over_public" in r else "- | -"
+        lines.append(
+            f"| {name} | {r['length']} | {figures['rows']} | {figures['masked']} | "
+            f"{r['bar']}{'' if r['passes'] else ' (missed)'} | {r['python_mtokens_per_s']:.2f} | "
+            f"{r['over_python']:.0f}x | {public} |"
+        )
     first = ", ".join(f"{1000 * f['first_batch_s']:.1f} ms at {f['length']} tokens" for f in result["first_batch"])
     used = result["memory"]
     imported = f"{1000 * result['first_batch'][0]['import_s']:.0f} ms"
     lines += ["", f"Import: {imported}. First batch after it (32 rows): {first}."]
     if used["mib_at_the_end"] is not None:
-        lines.append(f"Memory after batch {used['batches'] // 10} and batch {used['batches']} of 256 rows: "
-                     f"{used['mib_after_a_tenth']:.1f} and {used['mib_at_the_end']:.1f} MiB.")
+        lines.append(
+            f"Memory after batch {used['batches'] // 10} and batch {used['batches']} of 256 rows: "
+            f"{used['mib_after_a_tenth']:.1f} and {used['mib_at_the_end']:.1f} MiB."
+        )
     return "\n".join(lines)
 
 

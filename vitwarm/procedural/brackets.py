@@ -83,12 +83,20 @@ class BracketRule(Rule):
     p_open: float = parameter(0.6, "chance to open where both opening and closing are allowed", low=0.0, high=1.0)
     max_depth: int | None = parameter(None, "most brackets open at once; none: no limit", low=1)
     balanced: bool = parameter(True, "close every bracket before the row ends; false: cut the row where it ends")
-    odd: str = parameter("refuse", "an odd row length of a balanced rule is refused, or its last token is PAD",
-                         choices=("refuse", "pad"))
-    min_length: int | None = parameter(None, "shortest content: lengths are uniform from here to the row length (even "
-                                       "ones, if balanced); none: content fills the row", low=2)
-    score: str = parameter("closers", "what an objective may ask for: closers, or all (then nothing is determined)",
-                           choices=("closers", "all"))
+    odd: str = parameter(
+        "refuse", "an odd row length of a balanced rule is refused, or its last token is PAD", choices=("refuse", "pad")
+    )
+    min_length: int | None = parameter(
+        None,
+        "shortest content: lengths are uniform from here to the row length (even "
+        "ones, if balanced); none: content fills the row",
+        low=2,
+    )
+    score: str = parameter(
+        "closers",
+        "what an objective may ask for: closers, or all (then nothing is determined)",
+        choices=("closers", "all"),
+    )
 
     @cached_property
     def vocab(self) -> Vocab:
@@ -97,8 +105,10 @@ class BracketRule(Rule):
 
     def check_length(self, length: int) -> None:
         if self.balanced and length % 2 and self.odd == "refuse":
-            raise ValueError(f"{self.name}: balanced rows need an even length, got {length}; "
-                             "choose an even one, or set odd=pad to end each row with one PAD")
+            raise ValueError(
+                f"{self.name}: balanced rows need an even length, got {length}; "
+                "choose an even one, or set odd=pad to end each row with one PAD"
+            )
         shortest = max(self.min_length or 1, 2 if self.balanced else 1)
         if length < shortest:
             raise ValueError(f"{self.name}: rows of {length} tokens are shorter than the shortest content, {shortest}")

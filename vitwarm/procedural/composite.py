@@ -135,8 +135,11 @@ class Shuffled(Rule):
 
     name: ClassVar[str] = "shuffled"
     rule: Rule = parameter(help="the rule to shuffle, such as {name: dyck, k: 8}")
-    part: str = parameter("row", "what is shuffled: all tokens of the row, or only those that are scored (the output)",
-                          choices=("row", "output"))
+    part: str = parameter(
+        "row",
+        "what is shuffled: all tokens of the row, or only those that are scored (the output)",
+        choices=("row", "output"),
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()

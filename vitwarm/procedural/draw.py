@@ -54,8 +54,11 @@ def draw(rule: Rule, rows: Sequences, masked: np.ndarray, path: Path) -> None:
 
 def _title(rule: Rule) -> str:
     inner = rule.rules if isinstance(rule, Mixture) else [rule.rule] if hasattr(rule, "rule") else []
-    changed = {name: value for name, value in rule.spec().items() if name not in ("name", "rule", "rules")
-               and value != type(rule).__dataclass_fields__[name].default}
+    changed = {
+        name: value
+        for name, value in rule.spec().items()
+        if name not in ("name", "rule", "rules") and value != type(rule).__dataclass_fields__[name].default
+    }
     text = rule.name + "".join(f"  {name}={value}" for name, value in changed.items())
     return text + (" of " + " | ".join(_title(part) for part in inner) if inner else "")
 
@@ -125,16 +128,42 @@ def _row(axes: Axes, rule: Rule, rows: Sequences, masked: np.ndarray, index: int
         fill = (1, 1, 1) if pad[t] else tuple(1 - (1 - palette[token]) * (0.75 if rows.scored[index, t] else 0.35))
         axes.add_patch(Rectangle((t, 0), 1, 1, facecolor=fill, edgecolor="white", linewidth=0.5))
         if cell * 72 > 6:
-            axes.text(t + 0.5, 0.47, texts[token], ha="center", va="center", color="#999999" if pad[t] else "black",
-                      fontsize=min(10.0, cell * 72 * 0.95 / max(longest, 1.6)))
+            axes.text(
+                t + 0.5,
+                0.47,
+                texts[token],
+                ha="center",
+                va="center",
+                color="#999999" if pad[t] else "black",
+                fontsize=min(10.0, cell * 72 * 0.95 / max(longest, 1.6)),
+            )
     for t in np.flatnonzero(hidden):
-        axes.add_patch(Rectangle((t + 0.07, 0.07), 0.86, 0.86, fill=False, linewidth=1.6,
-                                 edgecolor=_HIDDEN if sure[t] else _OPEN, zorder=3))
+        axes.add_patch(
+            Rectangle(
+                (t + 0.07, 0.07),
+                0.86,
+                0.86,
+                fill=False,
+                linewidth=1.6,
+                edgecolor=_HIDDEN if sure[t] else _OPEN,
+                zorder=3,
+            )
+        )
     pairs = partners(rule, tokens)
     widest = max((b - a for a, b in pairs), default=1)
     for a, b in pairs:
-        axes.add_patch(Arc(((a + b + 1) / 2, 1.05), b - a, 2 * arc * (b - a) / widest, theta1=0, theta2=180,
-                           color=palette[tokens[a]], linewidth=1.1, alpha=0.85))
+        axes.add_patch(
+            Arc(
+                ((a + b + 1) / 2, 1.05),
+                b - a,
+                2 * arc * (b - a) / widest,
+                theta1=0,
+                theta2=180,
+                color=palette[tokens[a]],
+                linewidth=1.1,
+                alpha=0.85,
+            )
+        )
     low = -0.1
     if depth:
         content = int((~pad).sum())

@@ -47,12 +47,14 @@ class Eca(Rule):
 
     name: ClassVar[str] = "eca"
     number: int = parameter(110, "Wolfram's number of the automaton", low=0, high=255)
-    width: int | None = parameter(None, "cells on the ring; none: makes the picture square in tokens (14 x 14 at 196)",
-                                  low=1)
+    width: int | None = parameter(
+        None, "cells on the ring; none: makes the picture square in tokens (14 x 14 at 196)", low=1
+    )
     window: int | None = parameter(None, "cells in sight, of the ring's; none: all", low=1)
     block: int = parameter(1, "neighbouring cells that make one symbol, the leftmost the highest bit", low=1, high=12)
-    start: str = parameter("random", "first state: every cell random, or a single 1 in the middle",
-                           choices=("random", "single"))
+    start: str = parameter(
+        "random", "first state: every cell random, or a single 1 in the middle", choices=("random", "single")
+    )
     density: float = parameter(0.5, "random start: chance that a cell is 1", low=0.0, high=1.0)
     burn_in: int = parameter(0, "states that pass before the first one in sight", low=0)
 

@@ -157,8 +157,9 @@ def _plain(value: Any) -> Any:
 
 def _identity(value: Any) -> Any:
     if isinstance(value, Rule):
-        changed = {f.name: _identity(getattr(value, f.name)) for f in fields(value)
-                   if getattr(value, f.name) != f.default}
+        changed = {
+            f.name: _identity(getattr(value, f.name)) for f in fields(value) if getattr(value, f.name) != f.default
+        }
         return {"name": value.name} | changed
     return [_identity(item) for item in value] if isinstance(value, tuple) else value
 

@@ -69,14 +69,18 @@ def render(rule: Rule, rows: Sequences, masked: np.ndarray, width: int, colour: 
         per_line = rule.row_tokens(rows.tokens.shape[1])
     lines = []
     for index, tokens in enumerate(rows.tokens):
-        lines.append(f"row {index}: {masked[index].sum()} hidden of {rows.scored[index].sum()} that may be asked for, "
-                     f"{(masked[index] & rows.determined[index]).sum()} of them determined")
+        lines.append(
+            f"row {index}: {masked[index].sum()} hidden of {rows.scored[index].sum()} that may be asked for, "
+            f"{(masked[index] & rows.determined[index]).sum()} of them determined"
+        )
         for start in range(0, len(tokens), per_line):
             part = slice(start, start + per_line)
             words = [texts[token].ljust(cell) for token in tokens[part]]
             if colour:
-                words = [_paint(word, palette[token], hidden)
-                         for word, token, hidden in zip(words, tokens[part], masked[index, part], strict=True)]
+                words = [
+                    _paint(word, palette[token], hidden)
+                    for word, token, hidden in zip(words, tokens[part], masked[index, part], strict=True)
+                ]
             lines.append("".join(words).rstrip())
             if masked[index, part].any() and not isinstance(rule, Eca):  # marks would tear the picture apart
                 lines.append("".join(mark.ljust(cell) for mark in marks[index, part]).rstrip())

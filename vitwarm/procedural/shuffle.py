@@ -26,8 +26,11 @@ class DyckShuffle(BracketRule):
     """
 
     name: ClassVar[str] = "dyck_shuffle"
-    close: str = parameter("instance", "a closer closes a random open bracket (instance), or one of a random open type",
-                           choices=("instance", "type"))
+    close: str = parameter(
+        "instance",
+        "a closer closes a random open bracket (instance), or one of a random open type",
+        choices=("instance", "type"),
+    )
 
     def _write(self, rng: np.random.Generator, depth: np.ndarray, opens: np.ndarray) -> np.ndarray:
         types = np.ascontiguousarray(self._types(rng, depth.shape).T)

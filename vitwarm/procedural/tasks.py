@@ -36,8 +36,11 @@ class TaskRule(Rule):
     smallest: ClassVar[int] = 1
     symbols: int = parameter(99, "content symbols, drawn uniformly", low=1, high=60000)
     end: bool = parameter(True, "END closes the output and is scored; false: as in the papers, nothing says stop")
-    min_length: int | None = parameter(None, "shortest content: lengths are uniform from here to the longest that "
-                                       "fits; none: always the longest", low=1)
+    min_length: int | None = parameter(
+        None,
+        "shortest content: lengths are uniform from here to the longest that fits; none: always the longest",
+        low=1,
+    )
 
     @cached_property
     def vocab(self) -> Vocab:
@@ -77,8 +80,10 @@ class TaskRule(Rule):
     def check_length(self, length: int) -> None:
         shortest = max(self.smallest, self.min_length or 0)
         if self.size_for(length) < shortest:
-            raise ValueError(f"{self.name}: rows of {length} tokens are too short; content of {shortest} symbols needs "
-                             f"{self.length_of(shortest)}")
+            raise ValueError(
+                f"{self.name}: rows of {length} tokens are too short; content of {shortest} symbols needs "
+                f"{self.length_of(shortest)}"
+            )
 
     def draw(self, rng: np.random.Generator, count: int, length: int) -> Sequences:
         longest = self.size_for(length)
@@ -245,8 +250,9 @@ class Delete(TaskRule):
 
     name: ClassVar[str] = "delete"
     inputs: ClassVar[int] = 2
-    hit: str = parameter("present", "the symbol to delete is one of x (present), or any symbol (any)",
-                         choices=("present", "any"))
+    hit: str = parameter(
+        "present", "the symbol to delete is one of x (present), or any symbol (any)", choices=("present", "any")
+    )
 
     def extra(self, size):
         return 1

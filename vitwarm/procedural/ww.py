@@ -31,8 +31,9 @@ class WW(Rule):
     packed: bool = parameter(False, "several pairs in a row, each closed by SEP")
     shortest: int = parameter(3, "packed: fewest symbols in w", low=1)
     longest: int = parameter(32, "packed: most symbols in w", low=1)
-    score: str = parameter("copy", "what an objective may ask for: the copy, or the first string",
-                           choices=("copy", "first"))
+    score: str = parameter(
+        "copy", "what an objective may ask for: the copy, or the first string", choices=("copy", "first")
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()

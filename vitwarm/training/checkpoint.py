@@ -63,9 +63,7 @@ def optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dic
     """Optimiser state as {`PARAMETER/ENTRY`: tensor}, split as the parameters are."""
     names = {p: n for n, p in model.named_parameters()}
     return {
-        f"{names[p]}/{entry}": value.detach()
-        for p, state in optimizer.state.items()
-        for entry, value in state.items()
+        f"{names[p]}/{entry}": value.detach() for p, state in optimizer.state.items() for entry, value in state.items()
     }
 
 

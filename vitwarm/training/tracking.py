@@ -138,9 +138,7 @@ def _wandb(project: str, folder: Path, config: dict | None) -> Callable[[dict[st
     # A run that goes on finds its curve again by an id that follows from the folder.
     identity = hashlib.sha256(f"{folder.resolve()} {config}".encode()).hexdigest()[:16]
     try:
-        run = wandb.init(
-            project=project, dir=str(folder), name=folder.name, config=config, id=identity, resume="allow"
-        )
+        run = wandb.init(project=project, dir=str(folder), name=folder.name, config=config, id=identity, resume="allow")
     except Exception as error:  # no login, no network, no such project: theirs to say
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UserError(f"Weights & Biases does not start: {reason}; log in, or set run.wandb=null") from error

@@ -115,6 +115,12 @@ def test_a_missing_reference_is_named(text, known, says):
     assert str(error.value).startswith("warmup.budget: ") and "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize("text", ["1e99B steps", "2e12 steps", "1e30 epochs", "9e20"])
+def test_more_steps_than_anyone_waits_for(text):
+    with pytest.raises(UserError, match="more than .* steps"):
+        Amount.parse(text, "warmup.budget").steps(global_batch=8, samples_per_epoch=1000)
+
+
 def test_nothing_needs_no_reference():
     for text in ("0", "0%", "0 epochs", "0 tokens", "0 steps"):
         assert Amount.parse(text).steps() == 0

@@ -84,7 +84,7 @@ def test_help_names_every_key_and_every_parameter_of_every_rule():
         ("train.min_lr=1", r"train\.min_lr \(1\.0\) is above"),
         ("seed=-1", r"seed must lie in"),
         ("seed=???", r"seed: expected integer"),
-        ("images.epochs=-1", r"images\.epochs must lie in \[0, inf\)"),
+        ("images.epochs=-1", r"images\.epochs must lie in \[0, 1000000\]"),
         ("model.num_classes=0", r"model\.num_classes must lie in"),
         ("train.global_batch=0", r"train\.global_batch must lie in"),
         ("warmup.mask_prob=0", r"warmup\.mask_prob must lie in \(0, 1\]"),

@@ -12,6 +12,8 @@ from vitwarm.errors import UserError
 
 GRAMMAR = "a share '1%', or a number (k, M, B) and a unit: '3.84M' (samples), '20M tokens', '15000 steps', '50 epochs'"
 
+MOST_STEPS = 2**40  # of one stage: more is a slip, and would run for ever
+
 # Exponents are held to two digits: a recipe must not make us compute 10**999999999.
 _AMOUNT = re.compile(r"([0-9][0-9_,]{0,24}\.?[0-9]{0,24}(?:[eE][+-]?[0-9]{1,2})?)\s*([kKMB]?)\s*(%|[a-z]*)")
 _SUFFIX = {"": 1, "k": 10**3, "K": 10**3, "M": 10**6, "B": 10**9}
@@ -97,9 +99,11 @@ class Amount:
             raise UserError(f"{_prefix(self.key)}cannot use {self.text!r} here: {_MISSING[self.unit]}")
         return self._whole(self.value * reference / global_batch)
 
-    @staticmethod
-    def _whole(steps: Fraction) -> int:
-        return max(1, math.floor(steps + Fraction(1, 2)))
+    def _whole(self, steps: Fraction) -> int:
+        whole = max(1, math.floor(steps + Fraction(1, 2)))
+        if whole > MOST_STEPS:
+            raise UserError(f"{_prefix(self.key)}{self.text!r} is more than {MOST_STEPS:,} steps")
+        return whole
 
 
 def _prefix(key: str) -> str:

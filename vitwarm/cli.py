@@ -31,6 +31,9 @@ def guarded(main: Callable[[list[str]], None]) -> Callable[[], None]:
         except BrokenPipeError:  # as in `... | head`
             code = 128 + signal.SIGPIPE
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or closing it would complain again
+        except MemoryError as error:
+            code = MISTAKE
+            _complain(f"error: out of memory: {error}; lower the batch, the rows' length or the model's size")
         except OSError as error:
             from vitwarm.training.processes import disk_trouble
 

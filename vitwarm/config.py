@@ -53,7 +53,7 @@ class ModelConfig:
 class OptimConfig:
     """Optimisation of one stage: AdamW under a schedule that is a pure function of the step."""
 
-    global_batch: int = key(256, "samples a step over all processes; accumulation is derived from it", "[1, inf)")
+    global_batch: int = key(256, "samples a step over all processes; accumulation is derived from it", "[1, 16777216]")
     lr: float = key(1e-3, "peak learning rate", "(0, inf)")
     start_lr: float = key(1e-7, "learning rate at step 0, start of the linear warm-up of the learning rate", "[0, inf)")
     min_lr: float = key(1e-6, "learning rate at the end of the schedule", "[0, inf)")
@@ -113,7 +113,9 @@ class ImagesConfig:
     train: str = key("", "training tars: folder, glob, brace pattern, URL or 'digits'; empty for no image stage")
     train_samples: int | None = key(None, "images in streamed tars; null reads manifest.json beside them", "[1, inf)")
     val: str = key("", "validation tars, written likewise")
-    epochs: float = key(300.0, "passes over the training images: as many presentations as there are images", "[0, inf)")
+    epochs: float = key(
+        300.0, "passes over the training images: as many presentations as there are images", "[0, 1000000]"
+    )
     subset: str | None = key(None, "train on a part: '10%' or '1300 samples' (classes balanced), or a file of names")
     subset_seed: int = key(0, "which images make up the subset; not tied to seed, so that seeds share it", "[0, inf)")
     epochs_of: Literal["subset", "full"] = key("subset", "an epoch is as long as the subset, or as the full set")

@@ -72,8 +72,17 @@ def read_frozen(path: str | Path) -> Config:
     return _resolve([(f"{path}: ", read_yaml(path))], name=path.stem)
 
 
+def frozen_hash(path: str | Path) -> str:
+    """The hash that a frozen recipe bears in its first line; "" if there is none."""
+    with open(path) as lines:
+        return lines.readline().strip().rpartition(", hash ")[2]
+
+
 def recipe_hash(config: Config) -> str:
-    """12 hex digits (SHA-256) that name an experiment: all keys but the recipe's name, description and `run`."""
+    """12 hex digits (SHA-256) that name an experiment: all keys but the recipe's name, description and `run`.
+
+    A version of the package that knows more keys gives another hash to the same recipe.
+    """
     tree = OmegaConf.to_container(OmegaConf.structured(config))  # also makes 300 and 300.0 one number in a float key
     for key in NOT_IDENTITY:
         del tree[key]

@@ -13,7 +13,7 @@ from vitwarm.amounts import Amount
 from vitwarm.checks import LENGTHS, differences, value_of
 from vitwarm.config import Config
 from vitwarm.errors import UserError
-from vitwarm.recipe import NOT_IDENTITY, freeze, read_frozen, recipe_hash
+from vitwarm.recipe import NOT_IDENTITY, freeze, frozen_hash, read_frozen, recipe_hash
 from vitwarm.training.checkpoint import Checkpoints, State, read_state, relabel
 from vitwarm.transfer.warm_start import WARMUP
 
@@ -23,7 +23,11 @@ SUBSET = "subset.txt"
 
 def run_folder(config: Config) -> Path:
     """Where the run of a recipe lives: `run.dir`, or runs/RECIPE-seedSEED."""
-    return Path(config.run.dir or f"runs/{config.name}-seed{config.seed}").expanduser()
+    folder = Path(config.run.dir or f"runs/{config.name}-seed{config.seed}")
+    try:
+        return folder.expanduser()
+    except RuntimeError as error:  # ~nobody
+        raise UserError(f"run.dir: {folder}: {error}") from error
 
 
 def has_checkpoint(folder: Path) -> bool:
@@ -59,11 +63,16 @@ def open_folder(folder: Path, config: Config, held: contextlib.ExitStack, steady
     Raises:
         UserError: another process is carrying out this run, or it cannot branch off where `resume_from` says.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, FileNotFoundError) as error:  # a link to what is not mounted; /proc
+        raise UserError(f"run.dir: cannot make {folder}: {error.strerror} ({error.filename})") from error
     _lock(folder, held)
     for left in [*folder.glob(".*.tmp"), *folder.glob(".*.old"), *folder.glob(f"{CHECKPOINTS}/.*")]:
         shutil.rmtree(left, ignore_errors=True) if left.is_dir() else left.unlink(missing_ok=True)
-    write_text(folder / RECIPE, freeze(config))
+    frozen = folder / RECIPE
+    if not frozen.exists() or frozen_hash(frozen) == recipe_hash(config):
+        write_text(frozen, freeze(config))  # else of another version: it keeps the hash that its checkpoints bear
     if config.resume_from and not has_checkpoint(folder):
         _adopt(folder, config, steady_steps)
 
@@ -75,7 +84,7 @@ def newest_checkpoint(folder: Path, config: Config, warn: Callable[[str], None])
         UserError: it belongs to another recipe.
     """
     found = Checkpoints(folder / CHECKPOINTS, config.run.keep_last).newest(warn)
-    if found and found[0].recipe_hash != recipe_hash(config):
+    if found and not _is_of(found[0], folder, config):
         raise UserError(f"{found[1]} belongs to another recipe; choose another run.dir")
     return found
 
@@ -126,6 +135,18 @@ def _lock(folder: Path, held: contextlib.ExitStack) -> None:
         # A file system without locks: go on without.
 
 
+def _is_of(state: State, folder: Path, config: Config) -> bool:
+    """Whether a checkpoint of the run in a folder is one of this recipe.
+
+    Another version of the package may know other keys and give the same recipe another hash; then the recipe in the
+    folder, under the hash that it began with and under ours, tells.
+    """
+    ours, frozen = recipe_hash(config), folder / RECIPE
+    if state.recipe_hash == ours:
+        return True
+    return frozen.is_file() and state.recipe_hash == frozen_hash(frozen) and ours == recipe_hash(read_frozen(frozen))
+
+
 def _adoptable(config: Config) -> tuple[State, Path, Path]:
     """The checkpoint that `resume_from` names, its folder, and the run folder that it belongs to."""
     source = Path(config.resume_from).expanduser()
@@ -135,7 +156,7 @@ def _adoptable(config: Config) -> tuple[State, Path, Path]:
     if found is None:
         raise UserError(f"resume_from: no whole checkpoint in {source}; give a run folder or one of its checkpoints")
     state, path = found
-    if state.recipe_hash != recipe_hash(config) and (why := _no_branch(state, owner, config)):
+    if not _is_of(state, owner, config) and (why := _no_branch(state, owner, config)):
         raise UserError(
             f"resume_from: {path} belongs to another recipe (hash {state.recipe_hash}, now {recipe_hash(config)}), "
             f"{why}; use init_from to start from its weights instead"
@@ -166,7 +187,7 @@ def _no_branch(state: State, owner: Path, config: Config) -> str:
 def _adopt(folder: Path, config: Config, steady_steps: int) -> None:
     """Copy the checkpoint of another run, with what belongs to it, and make it ours; the checkpoint comes last."""
     state, path, owner = _adoptable(config)
-    branches = state.recipe_hash != recipe_hash(config)
+    branches = not _is_of(state, owner, config)
     if branches and state.stage != WARMUP and state.step > steady_steps:
         raise UserError(
             f"resume_from: {path} is at step {state.step}, but this run is steady for {steady_steps} steps only; "
@@ -180,7 +201,7 @@ def _adopt(folder: Path, config: Config, steady_steps: int) -> None:
     aside = folder / CHECKPOINTS / f".{path.name}.tmp"
     try:
         shutil.copytree(path, aside)
-        if branches:
+        if state.recipe_hash != recipe_hash(config):
             relabel(aside, recipe_hash(config))
         aside.rename(folder / CHECKPOINTS / path.name)
     except BaseException:

@@ -1,4 +1,4 @@
-"""Exact evaluation of an export folder, or any timm folder or name, over any number of processes."""
+"""Exact evaluation of an export folder, or any other timm folder, over any number of processes."""
 
 import json
 import time

@@ -28,6 +28,7 @@ MISTAKES = {
     "wrong type": (["train.lr=fast"], "train.lr"),
     "impossible value": (["warmup.mask_prob=1.5"], "warmup.mask_prob"),
     "impossible budget": (["warmup.budget=200%"], "warmup.budget"),
+    "budget beyond all time": (["warmup.budget=1e99B"], "warmup.budget: '1e99B' is more than"),
     "budget that is no amount": (["warmup.budget=lots"], "warmup.budget"),
     "nothing to do": (["warmup.budget=0", "images.epochs=0"], "nothing to do"),
     "schedule longer than the stage": (["warmup.lr_warmup=11 steps"], "do not fit"),
@@ -150,6 +151,12 @@ def test_a_run_folder_below_a_file(tmp_path, recipe):
     (tmp_path / "file").write_text("")
     said = refused(recipe, tmp_path, folder=tmp_path / "file" / "run")
     assert "cannot write" in said
+
+
+def test_a_run_folder_that_cannot_be_made(tmp_path, recipe):
+    (tmp_path / "disk").symlink_to(tmp_path / "not-mounted")
+    assert "run.dir: cannot make" in refused(recipe, tmp_path, folder=tmp_path / "disk" / "run")
+    assert "run.dir: ~nobody-at-all/run: " in refused(recipe, tmp_path, folder="~nobody-at-all/run")
 
 
 def test_no_write_permission(tmp_path, recipe):

@@ -78,6 +78,23 @@ def test_resume_from_ends_with_the_same_bits(tmp_path, recipe, undisturbed, whic
     assert steps == sorted(set(steps))
 
 
+def test_a_run_of_another_version_goes_on(tmp_path, recipe, undisturbed):
+    """A version that knows more keys gives the same recipe another hash; the recipe beside the checkpoints tells."""
+    assert run(recipe, tmp_path, die="/.export.tmp/")[0] == -9
+    state = max((tmp_path / "run").glob("checkpoints/step-*")) / "state.json"
+    frozen = tmp_path / "run" / "recipe.yaml"
+    bears, other = json.loads(state.read_text())["recipe_hash"], "0123456789ab"
+    state.write_text(state.read_text().replace(bears, other))
+    code, command = run(recipe, tmp_path)
+    assert code == 2
+    assert "another recipe" in command.err
+    frozen.write_text(frozen.read_text().replace(bears, other))
+    code, command = run(recipe, tmp_path)
+    assert code == 0, command.err
+    assert "going on from" in command.out
+    assert weights(tmp_path / "run") == weights(undisturbed)
+
+
 def test_the_own_checkpoint_comes_before_resume_from(tmp_path, recipe, undisturbed):
     assert run(recipe, tmp_path, name="source", die="/.export.tmp/")[0] == -9
     assert run(recipe, tmp_path, die="/.step-00000010.tmp/")[0] == -9

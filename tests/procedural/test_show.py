@@ -97,6 +97,10 @@ def test_arcs_join_every_answer_to_its_origin(name, options, length):
         (["rule=dyck", "--png", "x.jpg"], "ends in .png"),
         (["rule=dyck", "--png", "/nowhere/x.png"], "folder that exists"),
         (["rule=dyck", "count=0"], "count must be"),
+        (["rule=dyck", "count=none"], "whole number"),
+        (["rule=dyck", "rule=ww"], "says again"),
+        (["rule=dyck", "name=ww"], "says again"),
+        (['rule={"name": "shuffled", "rule": {"name": ["dyck"]}}'], "there is no rule"),
         (["rule=dyck", "length=ten"], "whole number"),
         (["rule=[1]"], "there is no rule"),
         (['rule={"k": 3}'], "needs a name"),
@@ -137,5 +141,7 @@ def test_the_benchmark_measures_every_case(tmp_path, capsys):
             record[f"{record['counted']}_mtokens_per_s"] >= record["bar"]
         )
     assert benchmark.markdown(result) == capsys.readouterr().out.strip()
-    with pytest.raises(SystemExit, match="names a checkout"):
-        benchmark.main(["--rounds", "2", "--peer", str(tmp_path)])
+    for wrong in (["--peer", str(tmp_path)], ["--json", str(tmp_path / "nowhere" / "rules.json")]):
+        with pytest.raises(SystemExit) as refused:
+            benchmark.main(["--rounds", "2", *wrong])
+        assert refused.value.code == 2 and "does not exist" in capsys.readouterr().err

@@ -197,6 +197,11 @@ def test_nothing_to_copy_is_refused(tmp_path):
         vitwarm.warm_start(model(0), tmp_path / "other.safetensors")
 
 
+def test_unknown_fit_is_refused():
+    with pytest.raises(UserError, match="fit must be exact, select or expand, not 'tile'"):
+        vitwarm.warm_start(model(0), fit="tile")
+
+
 def test_unknown_group_is_refused():
     with pytest.raises(UserError, match="unknown tensor group 'atention'; known: trunk"):
         transfer(model(0), {}, source="it", groups=["atention"])

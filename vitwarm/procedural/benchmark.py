@@ -81,8 +81,6 @@ def _peer(checkout: Path, name: str, length: int) -> Callable[[int], Any] | None
         return None
     module_name, class_name, arguments = PEERS[name, length]
     path = checkout / "procedural_data" / f"{module_name}.py"
-    if not path.is_file():
-        raise SystemExit(f"benchmark: error: {path} does not exist; --peer names a checkout with procedural_data/")
     spec = importlib.util.spec_from_file_location(f"peer_{module_name}", path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
@@ -213,6 +211,11 @@ def main(argv: list[str] | None = None) -> int:
     options = parser.parse_args(argv)
     if options.rounds < 2 or options.batches < 10:
         parser.error("at least 2 rounds and 10 batches")
+    if options.json and not options.json.parent.is_dir():
+        parser.error(f"--json: the folder {options.json.parent} does not exist")
+    for module in sorted({module for module, _, _ in PEERS.values()} if options.peer else ()):
+        if not (path := options.peer / "procedural_data" / f"{module}.py").is_file():
+            parser.error(f"--peer names a checkout with procedural_data/; {path} does not exist")
     result = {
         "rules": measure(options.rounds, options.peer),
         "first_batch": [first_batch(196), first_batch(2048)],

@@ -10,10 +10,10 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Arc, Patch, Rectangle
 
 from vitwarm.procedural.brackets import BracketRule
-from vitwarm.procedural.composite import Curriculum, Mixture
+from vitwarm.procedural.composite import Mixture
 from vitwarm.procedural.eca import Eca
 from vitwarm.procedural.rule import Rule, Sequences
-from vitwarm.procedural.show import colours, glyphs
+from vitwarm.procedural.show import colours, glyphs, learnt
 from vitwarm.procedural.tasks import TaskRule
 
 __all__ = ["draw", "partners"]
@@ -25,6 +25,7 @@ _MAX_WIDTH = 24.0  # inches
 def draw(rule: Rule, rows: Sequences, masked: np.ndarray, path: Path) -> None:
     """Writes a PNG of the rows: what is hidden is framed, black where it is determined and red where it is not."""
     count, length = rows.tokens.shape
+    title, rule = _title(rule), learnt(rule)
     if isinstance(rule, Eca):
         figure = _automata(rule, rows, masked)
     else:
@@ -37,13 +38,14 @@ def draw(rule: Rule, rows: Sequences, masked: np.ndarray, path: Path) -> None:
         panels = figure.subplots(count, 1, squeeze=False, height_ratios=heights)[:, 0]
         for index, (panel, arc) in enumerate(zip(panels, arcs, strict=True)):
             _row(panel, rule, rows, masked, index, arc, depth, cell)
-    figure.suptitle(_title(rule), x=0.01, ha="left", fontsize=10)
+    figure.suptitle(title, x=0.01, ha="left", fontsize=10)
     labels = {"hidden, determined": _HIDDEN, "hidden, not determined": _OPEN}
     if isinstance(rule, Eca):
         handles = [Patch(color=c, label=text) for text, c in zip(labels, (_HIDDEN_CELL, _OPEN), strict=True)]
     else:
         handles = [Patch(facecolor="white", edgecolor=c, linewidth=1.8, label=text) for text, c in labels.items()]
-    figure.legend(handles=handles, loc="upper right", ncols=2, fontsize=8, frameon=False)
+    corner = "outside lower left" if isinstance(rule, Eca) else "upper right"  # few cells are narrower than a title
+    figure.legend(handles=handles, loc=corner, ncols=2, fontsize=8, frameon=False)
     aside = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         figure.savefig(aside, format="png", dpi=110, metadata={"Software": None})
@@ -69,8 +71,7 @@ def partners(rule: Rule, row: np.ndarray) -> list[tuple[int, int]]:
     Brackets of one type pair innermost first. Equal symbols of a task pair in their order, or in the reverse order
     where the rule reverses.
     """
-    if isinstance(rule, Curriculum):
-        return partners(rule.rule, row)
+    rule = learnt(rule)
     if isinstance(rule, Mixture) and rule.task_prefix:
         part = rule.rules[int(rule.vocab.names[row[0]][4:])]
         own = np.array([part.vocab.ids[rule.vocab.names[token]] for token in row[1:]])

@@ -35,7 +35,7 @@ def rule_class(name: str) -> type[Rule]:
     Raises:
         ValueError: when there is no such rule.
     """
-    if name not in _RULES:
+    if not isinstance(name, str) or name not in _RULES:
         raise ValueError(f"there is no rule {name!r}{_nearest(name, list_rules())}")
     return _RULES[name]
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from vitwarm.procedural.composite import Curriculum
 from vitwarm.procedural.eca import Eca
 from vitwarm.procedural.registry import list_rules, make_rule
 from vitwarm.procedural.rule import Rule, Sequences, Vocab
@@ -58,6 +59,11 @@ def colours(vocab: Vocab) -> np.ndarray:
     return table
 
 
+def learnt(rule: Rule) -> Rule:
+    """The rule itself, or the one that a curriculum is about."""
+    return rule.rule if isinstance(rule, Curriculum) else rule
+
+
 def render(rule: Rule, rows: Sequences, masked: np.ndarray, width: int, colour: bool) -> str:
     """The rows as text: tokens over marks, in lines of at most `width` characters; of automata, a state a line."""
     texts, palette = glyphs(rule.vocab), (colours(rule.vocab) * 255).astype(int)
@@ -65,6 +71,7 @@ def render(rule: Rule, rows: Sequences, masked: np.ndarray, width: int, colour: 
     cell += cell > 1
     marks = np.where(masked, np.where(rows.determined, "?", "~"), " ")
     per_line = max(1, width // cell)
+    rule = learnt(rule)
     if isinstance(rule, Eca):
         per_line = rule.row_tokens(rows.tokens.shape[1])
     lines = []
@@ -110,7 +117,7 @@ def main(argv: list[str] | None = None) -> int:
     except BrokenPipeError:  # as in `... | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or closing it would complain again
         return 141
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, MemoryError) as error:
         print(f"vitwarm-show: error: {error}", file=sys.stderr)
         return 2
     except ModuleNotFoundError as error:
@@ -136,6 +143,8 @@ def _prepare(arguments: list[str]) -> tuple[Rule, Sequences, np.ndarray, Path | 
         name, equals, value = argument.partition("=")
         if not equals:
             raise ValueError(f"arguments are written NAME=VALUE, got {argument!r}")
+        if name in given or name == "name":
+            raise ValueError(f"{argument!r} says again what {'rule=' if name == 'name' else name + '='} says")
         given[name] = _value(value)
     if "rule" not in given:
         raise ValueError(f"rule=NAME is missing; rules: {', '.join(list_rules())}")
@@ -165,7 +174,7 @@ def _value(text: str):
 
 def _whole(given: dict, name: str, default: int | None) -> int | None:
     value = given.pop(name, default)
-    if value is not None and (isinstance(value, bool) or not isinstance(value, int)):
+    if (value is not None or default is not None) and (isinstance(value, bool) or not isinstance(value, int)):
         raise ValueError(f"{name} must be a whole number, got {value!r}")
     return value
 

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import get_args
 
 import torch
 from safetensors import SafetensorError
@@ -18,7 +19,7 @@ from vitwarm.transfer.core import CORE
 from vitwarm.transfer.folder import CONFIG, EXPORT, PROVENANCE, WARMUP, WEIGHTS
 from vitwarm.transfer.gpt2 import from_gpt2, gpt2_facts, is_gpt2
 from vitwarm.transfer.groups import block_of, canonical, group_of, head_mask, select
-from vitwarm.transfer.resize import resize
+from vitwarm.transfer.resize import Fit, resize
 from vitwarm.trunk import Trunk, trunk_facts
 
 TOKENS, POSITIONS = "token_embed.weight", "pos_embed.weight"  # of a decoder; a picture's positions are `pos_embed`
@@ -166,17 +167,22 @@ def warm_start(
         source: folder of a run, an export or a checkpoint, or a .safetensors file; None is the package's compact core.
         groups: what to copy: `trunk`, or a part of it (`attention`, `mlp`, `norm`, `layers=last:4`), `stem`, `head`;
             see `vitwarm.selection`.
-        fit: `exact`; `select` a part of a larger source; `expand` a core (see `vitwarm.transfer.resize`).
+        fit: `exact`; `select` a part of a larger source; `expand` a core (see `vitwarm.transfer.resize`). The
+            package's core is always expanded.
         seed: root seed of what an expansion adds.
 
     Returns:
         What was copied and what stays fresh.
 
     Raises:
-        UserError: nothing to read, nothing to copy, or tensors that do not fit; then the model is unchanged.
+        UserError: an unknown fit, nothing to read or to copy, or tensors that do not fit; the model is then unchanged.
     """
-    tensors, found = read_source(source or PACKAGED)
-    tensors = fitted(model, tensors, found, fit if source else "expand", seed=seed)
+    if fit not in ("exact", *get_args(Fit)):
+        raise UserError(f"fit must be exact, {' or '.join(get_args(Fit))}, not {fit!r}")
+    if source is None:
+        source, fit = PACKAGED, "expand"
+    tensors, found = read_source(source)
+    tensors = fitted(model, tensors, found, fit, seed=seed)
     report = transfer(model, tensors, source=found, groups=groups)
     require_fit(report, groups)
     return report

@@ -152,6 +152,7 @@ def test_an_initialisation_that_something_would_overwrite_is_refused():
     assert load_recipe([*given, "model.init=mimetic", "transfer.groups=[mlp, stem]"]).model.init == "mimetic"
     assert load_recipe(["recipe=digits_proc", "model.init=mimetic"]).model.init == "mimetic"  # then warmed up
     assert "set warmup.budget=0" in refusal(["recipe=digits_proc", "model.init=impulse"])
+    assert "image positions" in refusal(["recipe=haystack_default", "model.init=impulse"])
     assert load_recipe(["recipe=digits_default", "model.init=impulse"]).model.init == "impulse"
 
 

@@ -19,6 +19,8 @@ def main(arguments: list[str]) -> None:
     span = re.fullmatch(r"(\d+)-(\d+)", given[0]) if len(given) == 1 else None
     if span is None or int(span[1]) > int(span[2]):
         raise UserError("say which seeds: seeds=0-9")
+    if any(a.startswith("seed=") for a in arguments):
+        raise UserError("seed= is for one run; seeds= says it here")
     from vitwarm.recipe import load_recipe
 
     config = load_recipe([a for a in arguments if not a.startswith("seeds=")])

@@ -29,6 +29,8 @@ def main(arguments: list[str]) -> None:
     given = {}
     for argument in arguments:
         key, equals, value = argument.partition("=")
+        if key in given:
+            raise UserError(f"{key}= stands twice")
         if key not in READ or not equals:
             raise UserError(f"cannot use {argument!r}; known: {', '.join(f'{k}=' for k in READ)}")
         try:

@@ -1,10 +1,11 @@
-"""python tools/inspect_trunk.py export=RUN [vs=RUN] [rule=dyck] [k=16 ...] [length=N] [lowest=N] [--png FILE]
+"""python tools/inspect_trunk.py export=RUN [vs=RUN] [rule=dyck] [k=16 ...] [length=N] [lowest=N] [--png [FILE]]
 
 What a warm-up left in a trunk, block by block: entropy of each attention head, size and spectrum of each matrix.
 
   export    run, export or GPT-2 folder, or timm:NAME (fresh); a run's export comes before its warm-up: RUN/warmup
   vs        another one, drawn beside it
   rule      whose held-out rows are read, and its parameters; a decoder reads the rule that it learnt
+  --png     a page of pictures, trunk.png if it has no name
   lowest    how many heads to name as the groups of a transfer (a quarter of them)
 """
 
@@ -23,13 +24,15 @@ def main(arguments: list[str]) -> None:
     png = None
     if "--png" in arguments:
         place = arguments.index("--png")
-        if place + 1 == len(arguments):
-            raise UserError("--png takes the name of a file")
-        png = Path(arguments[place + 1]).expanduser()
-        arguments = arguments[:place] + arguments[place + 2 :]
+        named = arguments[place + 1 : place + 2]
+        named = named if named and "=" not in named[0] else []
+        png = Path(*named or ["trunk.png"]).expanduser()
+        if png.suffix != ".png":
+            raise UserError(f"--png writes a .png, not {png.name}")
+        arguments = arguments[:place] + arguments[place + 1 + len(named) :]
     pairs = dict(a.split("=", 1) for a in arguments if "=" in a)
     if len(pairs) < len(arguments) or "export" not in pairs:
-        raise UserError("write export=RUN and key=value; see --help")
+        raise UserError("write export=RUN and key=value, each key once; see --help")
     places = {name: pairs.pop(name) for name in ("export", "vs") if name in pairs}
     counts = {name: pairs.pop(name) for name in ("length", "lowest") if name in pairs}
     if bad := [f"{n}={v}" for n, v in counts.items() if not v.isdecimal() or not int(v)]:
@@ -41,7 +44,11 @@ def main(arguments: list[str]) -> None:
     from vitwarm.transfer.inspect_page import draw, table
     from vitwarm.transfer.opening import open_model
 
-    rule = rule_of({"name": pairs.pop("rule", "dyck")} | {n: yaml.safe_load(v) for n, v in pairs.items()})
+    try:
+        parameters = {n: yaml.safe_load(v) for n, v in pairs.items()}
+    except yaml.YAMLError as error:
+        raise UserError(f"a rule's parameter is no YAML: {' '.join(str(error).split())}") from error
+    rule = rule_of({"name": pairs.pop("rule", "dyck")} | {n: v for n, v in parameters.items() if n != "rule"})
     length = int(counts["length"]) if "length" in counts else None
     opened = {place: open_model(place) for place in places.values()}
     # a ViT's symbols come through the frozen stem of its warm-up, which follows from the seed

@@ -358,6 +358,8 @@ def _check_init(config: Config) -> None:
     init, sources = config.model.init, config.transfer.sources
     if init == "default":
         return
+    if init == "impulse" and config.model.decoder.size:
+        raise UserError("model.init=impulse ties attention to image positions, which a decoder does not have")
     if starts_from_given(config):
         own = ("trunk", "attention", "stem") if init == "impulse" else ("trunk", "attention")  # impulse sets positions
         selections = [Selection.parse(words) for words in (sources or [config.transfer.groups])]

@@ -254,7 +254,8 @@ def hand_over(config: Config, main: MainStage | None, fresh: nn.Module, parts: l
         whole = ["trunk", "stem", "head"]
         parts = [replace(p, groups=whole) if "token_embed.weight" in p.tensors else p for p in parts]
     report = merge(fresh, parts, config.transfer.controls, seed=config.seed)
-    if isinstance(main, AlgorithmicStage) and config.algorithmic.embeddings == "mean" and len(parts) == 1:
+    alone = len(parts) == 1 and not config.transfer.sources  # which give their groups, and nothing else
+    if isinstance(main, AlgorithmicStage) and config.algorithmic.embeddings == "mean" and alone:
         mean_embeddings(fresh, parts[0].tensors, report)
     return report
 
@@ -306,6 +307,8 @@ def _tensors_of(config: Config, source: str) -> tuple[dict[str, torch.Tensor], s
     if not source.startswith("timm:"):
         return read_source(source)
     named = replace(config.model, name=source.removeprefix("timm:"))
+    if config.transfer.fit != "exact":
+        named = replace(named, args={})  # the source has a shape of its own
     tensors = build_model(named, "images", seed=config.seed, pretrained=True).state_dict()
     names = canonical(tensors)
     return {names[n]: t for n, t in tensors.items()}, source

@@ -36,6 +36,9 @@ def run_ensemble(config: Config, seeds: Sequence[int]) -> list[dict[str, Any]]:
     """
     if config.resume_from:
         raise UserError("an ensemble of seeds starts anew and goes on from nothing; leave out resume_from")
+    for name in ("push", "tensorboard", "wandb"):
+        if getattr(config.run, name):
+            raise UserError(f"an ensemble of seeds works without run.{name}; run the seeds alone")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     configs = [_of_seed(config, seed) for seed in seeds]
     folders = [run_folder(c) for c in configs]

@@ -72,6 +72,19 @@ def test_seeds_do_not_touch_each_other():
     assert all(torch.equal(found[0][n], found[1][n]) for n in found[0])
 
 
+def test_frozen_groups_stand_still_and_a_loss_of_many_chunks_is_one_piece():
+    configs = [replace(tiny(clip=0.05), seed=s) for s in (0, 1)]
+    for c in configs:
+        c.train.freeze = ["attention"]
+    stages = [build(c, 1, True).main for c in configs]
+    for stage in stages:
+        stage.model.max_logits = 8
+    before = {n: t.clone() for n, t in stages[1].model.state_dict().items()}
+    Ensemble(stages, torch.device("cpu")).train(lambda step, metrics: None)
+    moved = {n for n, t in stages[1].model.state_dict().items() if not torch.equal(t, before[n])}
+    assert moved == {n for n in before if ".attn." not in n}
+
+
 @pytest.mark.parametrize("how", ["init_from", "sources"])
 def test_each_seed_starts_from_the_source_that_bears_its_number(tmp_path, how):
     warmed = tiny(tmp_path / "warmed", task=None)
@@ -109,6 +122,14 @@ def test_what_an_ensemble_cannot_do(tmp_path):
     c = tiny(tmp_path)
     c.warmup.rule = {"name": "curriculum", "rule": c.warmup.rule}
     with pytest.raises(UserError, match="works without a curriculum"):
+        run_ensemble(c, [0, 1])
+    c = tiny(tmp_path)
+    c.model.grad_checkpointing = True
+    with pytest.raises(UserError, match="works without grad_checkpointing"):
+        run_ensemble(c, [0, 1])
+    c = tiny(tmp_path)
+    c.run.tensorboard = True
+    with pytest.raises(UserError, match="works without run.tensorboard"):
         run_ensemble(c, [0, 1])
     c = tiny(tmp_path)
     c.resume_from = "elsewhere"

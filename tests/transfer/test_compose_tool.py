@@ -14,6 +14,7 @@ from test_warm_start import FACTS, NAME, SMALL, model, state
 from transformers import AutoModelForCausalLM
 
 from vitwarm.config import Config, ModelConfig
+from vitwarm.data.tokenizers import ByteTokenizer, read_tokenizer
 from vitwarm.errors import UserError
 from vitwarm.transfer import export_gpt2, export_model
 from vitwarm.transfer.opening import open_model
@@ -61,9 +62,9 @@ def test_a_composed_timm_folder(exports, tmp_path):
 
 
 def test_a_composed_decoder_loads_in_transformers(tmp_path):
-    decoders = {name: build_decoder("2_4_16", 11, 8, "x", seed=seed) for seed, name in enumerate("ab")}
+    decoders = {name: build_decoder("2_4_16", 257, 8, "x", seed=seed) for seed, name in enumerate("ab")}
     for name, decoder in decoders.items():
-        export_gpt2(decoder, tmp_path / name)
+        export_gpt2(decoder, tmp_path / name, tokenizer=ByteTokenizer() if name == "a" else None)
     places = [f"target={tmp_path / 'a'}", f"out={tmp_path / 'out'}", f"mlp={tmp_path / 'b'}"]
     main(places)
     theirs = AutoModelForCausalLM.from_pretrained(tmp_path / "out").eval()
@@ -72,6 +73,8 @@ def test_a_composed_decoder_loads_in_transformers(tmp_path):
         own.mlp.load_state_dict(other.mlp.state_dict())
     tokens = torch.arange(8)[None]
     torch.testing.assert_close(theirs(tokens).logits, expected(tokens))
+    assert theirs.config.eos_token_id == ByteTokenizer().end
+    assert read_tokenizer(tmp_path / "out").encode("It") == ByteTokenizer().encode("It")
 
 
 def test_a_fresh_target_shares_shapes_and_nothing_else(exports, tmp_path):

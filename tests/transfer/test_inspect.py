@@ -107,6 +107,8 @@ def test_the_tool(tmp_path, capsys):
         ([f"export={tmp_path / 'e0'}", "k=4", "length=7"], "length"),
         ([f"export={tmp_path}"], "no model at"),
         (["vs=x"], "write export="),
+        ([f"export={tmp_path / 'e0'}", "k=["], "no YAML"),
+        ([f"export={tmp_path / 'e0'}", "--png", "page.jpg"], "writes a .png"),
     ]:
         with pytest.raises(UserError, match=says):
             main(arguments)

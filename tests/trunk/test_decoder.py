@@ -306,6 +306,12 @@ def test_many_seeds_at_once():
 # Generation
 
 
+def test_the_smallest_temperature_takes_the_most_probable_token():
+    model = build_decoder("1_2_8", 11, 16, seed=0).eval()
+    tokens = torch.tensor([[1, 2, 3]])
+    assert torch.equal(generate(model, tokens, 5, temperature=1e-40), generate(model, tokens, 5))
+
+
 @pytest.mark.parametrize("options", [{}, {"temperature": 0.8, "seed": 4}, {"temperature": 1.0, "top_k": 5}])
 def test_the_cache_changes_nothing_and_runs_each_token_once(options):
     model = decoder(tied=False).train()  # a tied one soon repeats a token for ever

@@ -5,6 +5,7 @@ seed sees its own batches and ends where it would have ended alone, but for the 
 """
 
 import contextlib
+import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -17,6 +18,7 @@ from vitwarm.errors import Interrupted, UserError
 from vitwarm.stages.tokens import TokenStage
 from vitwarm.training.protocol import Batch
 from vitwarm.training.schedule import learning_rate
+from vitwarm.trunk import Decoder
 
 
 class Ensemble:
@@ -40,10 +42,13 @@ class Ensemble:
             ("compile", optim.compile),
             ("a curriculum", self.stage.adapts),  # each seed would ask for a number of places of its own
             ("precision=bf16", optim.precision == "bf16"),
+            ("grad_checkpointing", any(getattr(m, "grad_checkpointing", False) for m in models[0].modules())),
             ("dropout", any(isinstance(m, torch.nn.Dropout) and m.p for m in models[0].modules())),
         ):
             if found:
                 raise UserError(f"{self.stage.section}: an ensemble of seeds works without {what}; run the seeds alone")
+        for decoder in (m for m in models[0].modules() if isinstance(m, Decoder)):
+            decoder.max_logits = sys.maxsize  # a chunk's gradient is its own, which vmap cannot stack
         self.parameters, self.buffers = stack_module_state(models)
         names = {p: n for n, p in models[0].named_parameters()}
         groups = [
@@ -97,7 +102,7 @@ class Ensemble:
 
     def _clip(self, largest: float) -> None:
         """Each seed's gradient on its own, as `clip_grad_norm_` does."""
-        gradients = [p.grad for p in self.parameters.values()]
+        gradients = [p.grad for p in self.parameters.values() if p.grad is not None]  # what is frozen has none
         norm = torch.stack([g.flatten(1).norm(dim=1) for g in gradients]).norm(dim=0)  # (S,)
         scale = (largest / (norm + 1e-6)).clamp(max=1.0)
         for g in gradients:

@@ -1,5 +1,6 @@
 """A model from a folder: a timm export or a GPT-2 of `transformers`, with what it takes to write it out again."""
 
+import contextlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +11,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from vitwarm.config import Config, ImagesConfig, ModelConfig
+from vitwarm.data.tokenizers import Tokenizer, read_tokenizer
 from vitwarm.errors import UserError
 from vitwarm.transfer.export import export_model
 from vitwarm.transfer.folder import CONFIG, EXPORT, PROVENANCE, WARMUP, WEIGHTS
@@ -26,10 +28,12 @@ class Opened:
     Attributes:
         model: timm model or decoder.
         config: what a recipe would say of it: name, arguments, preprocessing, the seed that its record names.
+        tokenizer: of a language model, if it can be read.
     """
 
     model: nn.Module
     config: Config
+    tokenizer: Tokenizer | None = None
 
 
 def open_model(place: str, *, fresh: bool = False, seed: int = 0) -> Opened:
@@ -60,7 +64,10 @@ def open_model(place: str, *, fresh: bool = False, seed: int = 0) -> Opened:
     if fresh:
         facts = (str(decoder.size), decoder.vocab_size, decoder.n_positions)
         decoder = build_decoder(*facts, _COMPOSED, seed=seed, tied=decoder.tied)
-    return Opened(decoder, Config(name=_COMPOSED, seed=seed if fresh else _recorded_seed(folder, seed)))
+    tokenizer = None
+    with contextlib.suppress(UserError):  # none there, or its package is not installed
+        tokenizer = read_tokenizer(folder)
+    return Opened(decoder, Config(name=_COMPOSED, seed=seed if fresh else _recorded_seed(folder, seed)), tokenizer)
 
 
 def _recorded_seed(folder: Path, otherwise: int) -> int:
@@ -91,6 +98,6 @@ def write_model(opened: Opened, folder: Path, record: dict[str, Any]) -> None:
         OSError: full disk, no permission.
     """
     if isinstance(opened.model, Decoder):
-        export_gpt2(opened.model, folder, provenance=record)
+        export_gpt2(opened.model, folder, tokenizer=opened.tokenizer, provenance=record)
     else:
         export_model(opened.model, folder, opened.config, {"recipe_hash": "none", "metrics": {}, **record})

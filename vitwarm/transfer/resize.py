@@ -29,6 +29,7 @@ from vitwarm.transfer.groups import block_of, canonical, group_of, input_rows
 from vitwarm.trunk import trunk_facts
 
 NOISE = 0.1
+_ASKS = re.compile(r"attn\.[qk]_(proj\.weight|proj\.bias|bias)$")  # queries or keys that stand alone
 
 Fit = Literal["select", "expand"]
 
@@ -127,8 +128,8 @@ def _tile(
     else:
         rows = np.arange(shape[0]) % len(tensor)
     made = tensor[torch.from_numpy(rows)]
-    if parts == 3:
-        made[: 2 * len(head)] *= (channels / new_channels) ** 0.25  # of queries and keys: logits add up over channels
+    if (asked := 2 if parts == 3 else int(_ASKS.search(name) is not None)) > 0:
+        made[: asked * len(head)] *= (channels / new_channels) ** 0.25  # queries, keys: logits add up over channels
     if made.ndim == 2:
         ratio = shape[1] / tensor.shape[1]
         coherent = name.endswith(("attn.proj.weight", "mlp.fc2.weight"))

@@ -128,7 +128,8 @@ def _choose(logits: Tensor, temperature: float, top_k: int | None, generator: to
     """(B, V) logits to (B,) ids."""
     if temperature == 0:
         return logits.argmax(-1)
-    logits = logits.float().cpu() / temperature  # the CPU draws: the same numbers whatever the device
+    logits = logits.float().cpu()  # the CPU draws: the same numbers whatever the device
+    logits = (logits - logits.amax(-1, keepdim=True)) / temperature  # the largest is 0: no infinity from a small one
     if top_k is not None:
         least = logits.topk(min(top_k, logits.shape[-1])).values[:, -1:]
         logits = logits.masked_fill(logits < least, float("-inf"))

@@ -298,7 +298,7 @@ def _given_parts(config: Config, fresh: nn.Module) -> list[Part]:
     parts = []
     for groups, source in several or [(config.transfer.groups, config.init_from)]:
         tensors, found = _tensors_of(config, source)
-        tensors = fitted(fresh, tensors, found, config.transfer.fit, seed=config.seed)
+        tensors = fitted(fresh, tensors, found, config.transfer.fit, groups, seed=config.seed)
         parts.append(Part(groups, tensors, found))
     return parts
 

@@ -16,6 +16,7 @@ from vitwarm.recipe import load_recipe
 from vitwarm.run import build, run
 from vitwarm.transfer import read_source
 from vitwarm.transfer.groups import group_of
+from vitwarm.trunk import build_model
 
 ROOT = Path(__file__).parents[2]
 TINY = [
@@ -28,6 +29,26 @@ DIGITS = ["images.train=digits", "images.val=digits", "model.num_classes=10", "i
 @pytest.fixture(autouse=True)
 def one_thread():
     torch.set_num_threads(1)
+
+
+def test_a_part_of_a_larger_timm_model_which_keeps_its_own_shape(monkeypatch):
+    drawn = {}
+
+    def stand_in(model, *args, pretrained=False, **more):  # fresh weights in place of those that are fetched
+        built = build_model(model, *args, **more)
+        return drawn.setdefault("source", built) if pretrained else built
+
+    monkeypatch.setattr("vitwarm.run.build_model", stand_in)
+    shape = "model.args={img_size: 16, patch_size: 4, embed_dim: 48, depth: 2, num_heads: 3}"
+    given = ["init_from=timm:vit_tiny_patch16_224", "transfer.fit=select", "model.name=vit_tiny_patch16_224", shape]
+    parts = build(load_recipe(["recipe=digits_default", *DIGITS, *given]), 1, True)
+    taken = parts.fresh.state_dict()["blocks.1.norm1.bias"], parts.fresh.state_dict()["blocks.1.mlp.fc1.weight"]
+    source = drawn["source"].state_dict()
+    assert len(drawn["source"].blocks) == 12
+    assert torch.equal(taken[0], source["blocks.1.norm1.bias"][::4])
+    assert torch.equal(taken[1], source["blocks.1.mlp.fc1.weight"][::4, ::4])
+    with pytest.raises(UserError, match="transfer.fit=select resizes the trunk alone; leave out stem"):
+        build(load_recipe(["recipe=digits_default", *DIGITS, *given, "transfer.groups=[trunk, stem]"]), 1, True)
 
 
 def attractor(rng: np.random.Generator, points: int = 2000, side: int = 20) -> Image.Image:

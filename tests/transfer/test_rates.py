@@ -11,6 +11,7 @@ from vitwarm.run import build
 from vitwarm.stages.images import ImagesStage
 from vitwarm.transfer import freeze, group_of, with_rates
 from vitwarm.transfer.groups import block_of
+from vitwarm.trunk import build_decoder
 
 
 def config(**train):
@@ -74,6 +75,11 @@ def test_refusals():
         freeze(vit, TrainConfig(freeze=["trunk", "stem", "head"]))
     with pytest.raises(UserError, match="the model has 3 blocks"):
         with_rates([], vit, TrainConfig(lr_factors={"layers=3": 0.5}))
+    tied = build_decoder("1_2_8", 11, 8, "x", seed=0, tied=True)
+    with pytest.raises(UserError, match="train.freeze: the model has no head of its own"):
+        freeze(tied, TrainConfig(freeze=["head"]))
+    with pytest.raises(UserError, match="train.lr_factors: the model has no head of its own"):
+        with_rates([], tied, TrainConfig(lr_factors={"mlp head": 0.5}))
     for override, says in [
         ("train.freeze=[heads=0]", "share their tensors"),
         ("train.freeze=[atention]", "unknown tensor group"),

@@ -1,12 +1,14 @@
 """What the main stage leaves alone, what it trains faster or slower: keys `train.freeze` and `train.lr_factors`."""
 
+from collections.abc import Iterable
 from typing import Any
 
 from torch import nn
 
 from vitwarm.config import TrainConfig
 from vitwarm.errors import UserError
-from vitwarm.transfer.groups import canonical, select
+from vitwarm.selection import Selection
+from vitwarm.transfer.groups import canonical, group_of, select
 
 
 def freeze(model: nn.Module, optim: TrainConfig) -> None:
@@ -17,7 +19,7 @@ def freeze(model: nn.Module, optim: TrainConfig) -> None:
     """
     parameters = dict(model.named_parameters())
     names = {c: own for own, c in canonical(parameters).items()}
-    for name in select(names, optim.freeze, len(model.blocks)) if optim.freeze else ():
+    for name in _chosen(names, optim.freeze, model, "train.freeze") if optim.freeze else ():
         parameters[names[name]].requires_grad_(False)
     if not any(p.requires_grad for p in parameters.values()):
         raise UserError(f"train.freeze={' '.join(optim.freeze)} leaves nothing to train")
@@ -37,7 +39,7 @@ def with_rates(groups: list[dict[str, Any]], model: nn.Module, optim: TrainConfi
     names = canonical(n for n, _ in model.named_parameters())
     factors = dict.fromkeys(names.values(), 1.0)
     for chosen, factor in optim.lr_factors.items():
-        for name in select(factors, chosen, len(model.blocks)):
+        for name in _chosen(factors, chosen, model, "train.lr_factors"):
             factors[name] *= factor
     factor_of = {p: factors[names[n]] for n, p in model.named_parameters()}
     split = []
@@ -47,3 +49,12 @@ def with_rates(groups: list[dict[str, Any]], model: nn.Module, optim: TrainConfi
             own = [p for p in trained if factor_of[p] == factor]
             split.append(group | {"params": own, "lr_scale": group.get("lr_scale", 1.0) * factor})
     return split
+
+
+def _chosen(names: Iterable[str], words: str | Iterable[str], model: nn.Module, key: str) -> list[str]:
+    """The canonical names that a selection holds; a group that the model does not have is refused."""
+    names = list(names)
+    for kind in Selection.parse(words).kinds:
+        if kind in ("stem", "head") and kind not in map(group_of, names):
+            raise UserError(f"{key}: the model has no {kind} of its own (a tied decoder's is its stem); leave it out")
+    return select(names, words, len(model.blocks))

@@ -182,7 +182,7 @@ def warm_start(
     if source is None:
         source, fit = PACKAGED, "expand"
     tensors, found = read_source(source)
-    tensors = fitted(model, tensors, found, fit, seed=seed)
+    tensors = fitted(model, tensors, found, fit, groups, seed=seed)
     report = transfer(model, tensors, source=found, groups=groups)
     require_fit(report, groups)
     return report
@@ -200,7 +200,9 @@ def require_same_blocks(model: nn.Module, found: str | Path) -> None:
             )
 
 
-def fitted(model: nn.Module, tensors: dict[str, Tensor], found: str, fit: str, *, seed: int) -> Mapping[str, Tensor]:
+def fitted(
+    model: nn.Module, tensors: dict[str, Tensor], found: str, fit: str, groups: Iterable[str], *, seed: int
+) -> Mapping[str, Tensor]:
     """A source's tensors as they go into the model: as they are, which demands equal blocks, or resized.
 
     Args:
@@ -208,6 +210,7 @@ def fitted(model: nn.Module, tensors: dict[str, Tensor], found: str, fit: str, *
         tensors: {canonical name: tensor}.
         found: the file that they were read from.
         fit: `exact`, `select` or `expand`; see `resize`.
+        groups: what of them is to be copied.
         seed: root seed of what `expand` adds.
 
     Raises:
@@ -216,6 +219,8 @@ def fitted(model: nn.Module, tensors: dict[str, Tensor], found: str, fit: str, *
     if fit == "exact":
         require_same_blocks(model, found)
         return tensors
+    if outside := {"stem", "head"} & set(Selection.parse(groups).kinds):
+        raise UserError(f"transfer.fit={fit} resizes the trunk alone; leave out {' and '.join(sorted(outside))}")
     Trunk(model)
     return resize(tensors, model, fit, heads=_facts_beside(Path(found)).get("heads"), seed=seed)
 

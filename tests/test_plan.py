@@ -113,6 +113,7 @@ def test_flops_do_not_depend_on_the_weights_being_there():
         ({"gpus": 0, "device": "h100"}, "gpus is at least 1"),
         ({"gpus": 8, "device": "h100", "mfu": 1.2}, "mfu lies in"),
         ({"gpus": 3, "device": "h100"}, "does not divide over 3"),
+        ({"gpus": 8, "device": "h100", "train_images": 0}, "train_images is at least 1"),
     ],
 )
 def test_what_cannot_be_is_said_in_one_line(own, why):
@@ -142,6 +143,7 @@ def test_the_command():
     assert good.returncode == 0 and "MFU 0.5 of" in good.stdout and "1.00 % of its samples" in good.stdout
     for arguments, why in [
         (["recipe=vit_b_proc1pct"], "say on what: gpus=8 device=h100"),
+        (["recipe=vit_b_proc1pct", "gpus=8", "gpus=1", "device=h100"], "gpus= stands twice"),
         (["recipe=vit_b_proc1pct", "gpus=eight", "device=h100"], "gpus is a number"),
     ]:
         bad = plan(*arguments)

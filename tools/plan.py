@@ -20,6 +20,8 @@ def main(arguments: list[str]) -> None:
         if key not in OWN:
             rest.append(argument)
             continue
+        if key in own:
+            raise UserError(f"{key}= stands twice")
         try:
             own[key] = OWN[key](value)
         except ValueError:

@@ -122,6 +122,8 @@ def estimate(config: Config, gpus: int, device: str, mfu: float = 0.4, train_ima
     if name is None:
         known = ", ".join(k.lower().replace(" ", "_") for k in PEAK_FLOPS)
         raise UserError(f"device={device} is not known; known: {known}")
+    if train_images is not None and train_images < 1:
+        raise UserError(f"train_images is at least 1, not {train_images}")
     if gpus < 1 or not 0 < mfu <= 1:
         raise UserError(f"gpus is at least 1 and mfu lies in (0, 1], not gpus={gpus} mfu={mfu:g}")
 

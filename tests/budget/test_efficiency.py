@@ -11,7 +11,7 @@ from studymaking import ARMS, make
 from vitwarm.budget.cells import CRASHED, DONE, Status
 from vitwarm.budget.efficiency import analyse, plan_warnings
 from vitwarm.budget.plan import Arm
-from vitwarm.budget.wording import headline
+from vitwarm.budget.wording import difference_sentence, headline
 
 NOISE = np.random.default_rng(0).normal(0, 0.001, (4, 3, 9))
 
@@ -62,6 +62,13 @@ def test_differences_are_paired_and_have_the_intervals_of_scipy(tmp_path):
     assert (arm.difference.low, arm.difference.high) == pytest.approx((interval.low, interval.high))
     assert arm.p == pytest.approx(test.pvalue) == arm.p_holm
     assert arm.sd_difference < 1 < arm.sd  # seeds differ by 5 points in both arms alike
+
+
+def test_of_many_comparisons_one_alone_shows_nothing(tmp_path):
+    arm = arm_of(study := analyse(*make(tmp_path, value(0.4))))
+    assert difference_sentence(study, arm).endswith("3 seeds show a difference.")
+    said = difference_sentence(study, replace(arm, p_holm=0.064))
+    assert said.endswith("3 seeds show a difference by itself, not among 1 comparisons (p 0.064 by Holm).")
 
 
 def test_costs_are_those_of_the_runs(tmp_path):

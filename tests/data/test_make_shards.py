@@ -261,6 +261,7 @@ REFUSED = {
     "tars to elsewhere": ({"source": "tars", "out": "out"}, "stay where they are"),
     "options of tars": ({"source": "tars", "seed": "1"}, "only workers= has a use"),
     "useless labels": ({"source": "tree", "out": "out", "labels": "file.zip"}, "neither a list"),
+    "a path for a split": ({"source": "tree", "out": "out", "split": "../x"}, "split=../x: a name of letters"),
     "no images": ({"source": "hollow", "out": "out"}, "no images there"),
     "unknown word": ({"source": "tree", "out": "out", "sed": "1"}, "unknown sed; usage"),
     "no number": ({"source": "tree", "out": "out", "workers": "many"}, "workers is a whole number"),
@@ -286,6 +287,20 @@ def test_mistakes_end_in_one_line(tmp_path, monkeypatch, name):
         _make_shards([f"{key}={value}" for key, value in arguments.items()])
     assert "\n" not in str(caught.value)
     assert sorted(map(str, tmp_path.rglob("*"))) == before
+
+
+def test_a_class_without_images_is_no_class(tmp_path):
+    tree(tmp_path / "in")
+    (tmp_path / "in" / "logs").mkdir()
+    with pytest.raises(UserError, match="in/logs: a class without an image"):
+        _make_shards([f"source={tmp_path}/in", f"out={tmp_path}/out"])
+
+
+def test_a_label_that_is_no_class_number(tmp_path):
+    image, (key, _) = samples(1)
+    write_tar(tmp_path / "a.tar", [image, (key, b"50000000")])
+    with pytest.raises(UserError, match="a.tar: label 50000000 is above"):
+        _make_shards([f"source={tmp_path}"])
 
 
 def test_the_command(tmp_path):

@@ -249,6 +249,11 @@ def plan_warnings(plan: Plan, sd: float | None = None) -> list[str]:
     if n < _FEW:
         found.append(f"{n} seed{'s' if n > 1 else ''}: too few to decide anything; plan at least {_FEW}.")
     sd = sd or plan.sd
+    if plan.effect and not sd:
+        found.append(
+            f"Whether {n} seeds decide about {plan.effect:g} {unit} shows once runs are done; the sd of paired "
+            "differences from earlier runs, as the plan's sd, shows it before."
+        )
     if plan.effect and sd and n > 1:
         smallest = minimum_detectable_effect(sd, n)
         if smallest > plan.effect:

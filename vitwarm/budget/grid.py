@@ -8,7 +8,7 @@ from pathlib import Path
 from vitwarm.amounts import Amount
 from vitwarm.budget.compare import ARM_KEYS
 from vitwarm.budget.plan import UNITS, Plan
-from vitwarm.checks import LENGTHS, differences, value_of, warms_up
+from vitwarm.checks import LENGTHS, differences, starts_from_given, value_of, warms_up
 from vitwarm.config import Config
 from vitwarm.errors import UserError
 from vitwarm.recipe import load_recipe, recipe_hash
@@ -126,14 +126,16 @@ def make_grid(plan: Plan, runs: Path, measure: Callable[[Config], dict[str, Work
     full = {name: plan.recipe_of(name) for name in plan.arms}
     baseline = full[plan.baseline]
     stage = main_stage(baseline)
+    if (stage == "images") != (plan.metric in ("top1", "top5")) and plan.metric != "loss":
+        raise UserError(f"plan {plan.name}: a run on {stage} gives no {plan.metric}; set metric")
     for name in plan.others:
         _check_arm(plan, name, baseline, full[name])
     work = {}
     for name, config in full.items():
-        if config.init_from:
+        if starts_from_given(config):
             raise UserError(
-                f"plan {plan.name}: arm {name} starts from init_from, and what that cost is not known here; "
-                "use a recipe with its own warm-up"
+                f"plan {plan.name}: arm {name} starts from init_from or transfer.sources, and what that cost is not "
+                "known here; use a recipe with its own warm-up"
             )
         work[name] = measure(config)
     by_hash: dict[str, Cell] = {}

@@ -178,15 +178,15 @@ def _end(jobs: dict[str, Any], launch: Launch) -> None:
         return
     import psutil
 
-    trainings = [p for job in jobs.values() for p in _trainings(int(job.job_id))]
-    for process in trainings:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            process.terminate()
-    print(f"waiting for {len(trainings)} processes to write a checkpoint", flush=True)
-    psutil.wait_procs(trainings)
-    for job in jobs.values():
-        while not job.done():
-            time.sleep(0.1)
+    print(f"waiting for {len(jobs)} runs to write a checkpoint", flush=True)
+    asked = set()
+    while running := [job for job in jobs.values() if not job.done()]:
+        for process in (p for job in running for p in _trainings(int(job.job_id))):  # a launcher may start one only now
+            if process not in asked:
+                asked.add(process)
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    process.terminate()
+        time.sleep(0.1)
 
 
 def _trainings(controller: int) -> list[Any]:

@@ -1,6 +1,9 @@
 """A plan: arms x budgets x seeds, and the question they are to answer. One YAML file; data only, as a recipe is."""
 
 import json
+import math
+import re
+from collections.abc import Iterator
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
@@ -180,7 +183,7 @@ def read_plan(path: Path, overrides: dict[str, str] | None = None) -> Plan:
     if len(arms) < 2:
         raise UserError(f"{path}: arms: a comparison needs at least two")
     for key, known in (("setting", SETTINGS), ("unit", UNITS), ("points", POINTS), ("metric", METRICS)):
-        if key in tree and tree[key] not in known:
+        if key in tree and (not isinstance(tree[key], str) or tree[key] not in known):
             raise UserError(f"{path}: {key} is one of {', '.join(known)}, not {tree[key]!r}")
     plain = {key: tree[key] for key in ("setting", "unit", "points", "metric") if key in tree}
     images = _positive(path, tree, "train_images")
@@ -199,10 +202,18 @@ def read_plan(path: Path, overrides: dict[str, str] | None = None) -> Plan:
         published=_published(path, tree.get("published") or []),
         **plain,
     )
-    for key in (key for settings in (plan.set, *(arm.set for arm in arms.values())) for key in settings):
+    for key in (key for settings in (plan.set, *(arm.set for arm in arms.values())) for key in _flat(settings)):
         if key in _OURS:
             raise UserError(f"{path}: {key} belongs to the study; leave it out of set")
     return replace(plan, budgets=(1.0,)) if plan.points == "crossing" else plan
+
+
+def _flat(settings: dict[str, Any], prefix: str = "") -> Iterator[str]:
+    """Full keys of settings, written as a tree or in full."""
+    for key, value in settings.items():
+        yield f"{prefix}{key}"
+        if isinstance(value, dict):
+            yield from _flat(value, f"{prefix}{key}.")
 
 
 def _value(path: Path, key: str, text: str) -> Any:
@@ -224,6 +235,8 @@ def _mapping(path: Path, tree: dict, key: str) -> dict[str, Any]:
 def _arm(path: Path, name: str, spec: Any) -> Arm:
     if not isinstance(spec, dict) or not isinstance(spec.get("recipe"), str) or spec.keys() - {"recipe", "set"}:
         raise UserError(f"{path}: arms.{name}: write {{recipe: NAME}} or {{recipe: NAME, set: {{key: value}}}}")
+    if not re.fullmatch(r"[A-Za-z0-9_.-]+", name) or name.startswith("."):
+        raise UserError(f"{path}: arms: {name!r} becomes part of a folder's name; use letters, digits and _")
     recipe = spec["recipe"]
     if recipe.endswith((".yaml", ".yml")) and (path.parent / recipe).is_file():
         recipe = str(path.parent / recipe)
@@ -257,7 +270,7 @@ def _seeds(path: Path, values: Any) -> tuple[int, ...]:
 def _tuned(path: Path, keys: Any) -> tuple[str, ...]:
     keys = keys if isinstance(keys, list) else [keys]
     for key in keys:
-        if key not in KEYS:
+        if not isinstance(key, str) or key not in KEYS:
             raise UserError(f"{path}: tuned: no key {key}{nearest(str(key), KEYS)}")
     return tuple(keys)
 
@@ -278,6 +291,9 @@ def _published(path: Path, rows: Any) -> tuple[Published, ...]:
     names = [f.name for f in fields(Published)]
     try:
         points = tuple(Published(**row) for row in rows)
-        return tuple(replace(p, warmup=float(p.warmup), needed=float(p.needed)) for p in points)
+        points = tuple(replace(p, warmup=float(p.warmup), needed=float(p.needed)) for p in points)
+        if all(map(math.isfinite, (x for p in points for x in (p.warmup, p.needed)))):
+            return points
+        raise ValueError
     except (TypeError, ValueError):
         raise UserError(f"{path}: published: a list of {{{', '.join(names)}}}, numbers in per cent") from None

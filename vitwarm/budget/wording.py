@@ -111,8 +111,12 @@ def difference_sentence(study: Study, arm: ArmRow) -> str:
     text = f"{arm.name} at the full budget: {mean_text(mean, study.signed)} {study.unit} against {study.baseline}"
     if mean.low is None:
         return f"{text}; one seed decides nothing."
-    shown = "show a" if mean.low > 0 or mean.high < 0 else "do not show a"
-    return f"{text}; {arm.pairs} seeds {shown} difference."
+    if not (mean.low > 0 or mean.high < 0):
+        return f"{text}; {arm.pairs} seeds do not show a difference."
+    if arm.p_holm is not None and arm.p_holm >= 0.05:
+        alone = f"show a difference by itself, not among {len(study.others)} comparisons"
+        return f"{text}; {arm.pairs} seeds {alone} (p {arm.p_holm:.2g} by Holm)."
+    return f"{text}; {arm.pairs} seeds show a difference."
 
 
 def _read_off(study: Study, arm: ArmRow) -> str:

@@ -42,6 +42,8 @@ def read_class_folders(folder: Path, labels: Path | None = None, split: str | No
             raise UserError(f"{place}: has no class folders; give labels=FILE (the devkit, LOC_val_solution.csv, ...)")
         if unknown := sorted({one for one, _ in files} - set(numbers)):
             raise UserError(f"{place}: class {unknown[0]!r} is not one of {first}")
+        if name == first and files and (empty := sorted(set(classes[name]) - {one for one, _ in files})):
+            raise UserError(f"{place / empty[0]}: a class without an image; fill the folder, or remove it")
         splits.append(_split(name, files, numbers, place))
     if table is not None and not table_used:
         raise UserError(f"labels={labels} is not needed: every split has class folders; leave it out")

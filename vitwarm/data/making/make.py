@@ -7,6 +7,7 @@ import hashlib
 import json
 import math
 import os
+import re
 import shutil
 from collections import Counter
 from collections.abc import Callable
@@ -83,6 +84,8 @@ def make_shards(
         UserError: a source that is missing, damaged or unknown; an `out` that is taken; a disk that is too small.
         Interrupted: Ctrl-C; the same call goes on.
     """
+    if split is not None and not re.fullmatch(r"[A-Za-z0-9_-]+", split):
+        raise UserError(f"split={split}: a name of letters and digits, such as train or val")
     options = options or Options()
     kind, folder = find(Path(source), kind)
     if kind == TARS:

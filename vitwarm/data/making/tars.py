@@ -13,6 +13,8 @@ from vitwarm.data.manifest import Manifest, SplitManifest
 from vitwarm.data.shards import expand
 from vitwarm.errors import UserError
 
+MOST_CLASSES = 1_000_000  # the manifest counts each
+
 
 def describe_tars(folder: Path, workers: int, say: Callable[[str], None]) -> Manifest:
     """Index every tar of a folder and write manifest.json; where there is one, check the tars against it instead.
@@ -40,6 +42,9 @@ def describe_tars(folder: Path, workers: int, say: Callable[[str], None]) -> Man
         say(f"{folder}: all {len(tars)} tars are what its manifest says")
         return known
     num_classes = 1 + max(max(counts) for counts in labels.values())
+    if num_classes > MOST_CLASSES:
+        where = next(tars[i] for i, counts in labels.items() if max(counts) >= MOST_CLASSES)
+        raise UserError(f"{where}: label {max(map(max, labels.values()))} is above {MOST_CLASSES - 1}: no class number")
     splits = {}
     for name in ("train", "val", "test"):
         rows = [i for i, tar in enumerate(tars) if _split_of(tar) == name]

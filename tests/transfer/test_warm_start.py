@@ -200,6 +200,8 @@ def test_nothing_to_copy_is_refused(tmp_path):
 def test_unknown_fit_is_refused():
     with pytest.raises(UserError, match="fit must be exact, select or expand, not 'tile'"):
         vitwarm.warm_start(model(0), fit="tile")
+    with pytest.raises(UserError, match="fit=select takes a part of a larger source"):
+        vitwarm.warm_start(model(0), fit="select")
 
 
 def test_unknown_group_is_refused():

@@ -180,6 +180,8 @@ def warm_start(
     if fit not in ("exact", *get_args(Fit)):
         raise UserError(f"fit must be exact, {' or '.join(get_args(Fit))}, not {fit!r}")
     if source is None:
+        if fit == "select":
+            raise UserError("fit=select takes a part of a larger source; give one (the package's core is expanded)")
         source, fit = PACKAGED, "expand"
     tensors, found = read_source(source)
     tensors = fitted(model, tensors, found, fit, groups, seed=seed)

@@ -148,8 +148,8 @@ def test_an_initialisation_that_something_would_overwrite_is_refused():
     given = ["recipe=digits_default", "init_from=x"]
     assert "overwritten by init_from (transfer.groups has trunk)" in refusal([*given, "model.init=mimetic"])
     assert "groups has attention" in refusal([*given, "model.init=conditioned", "transfer.groups=[mlp, attention]"])
-    assert "groups has stem" in refusal([*given, "model.init=impulse", "transfer.groups=[mlp, stem]"])
-    assert load_recipe([*given, "model.init=mimetic", "transfer.groups=[mlp, stem]"]).model.init == "mimetic"
+    assert "groups has embedding" in refusal([*given, "model.init=impulse", "transfer.groups=[mlp, embedding]"])
+    assert load_recipe([*given, "model.init=mimetic", "transfer.groups=[mlp, embedding]"]).model.init == "mimetic"
     assert load_recipe(["recipe=digits_proc", "model.init=mimetic"]).model.init == "mimetic"  # then warmed up
     assert "set warmup.budget=0" in refusal(["recipe=digits_proc", "model.init=impulse"])
     assert "image positions" in refusal(["recipe=haystack_default", "model.init=impulse"])

@@ -43,7 +43,7 @@ def test_kinds_unite_and_what_narrows_brings_its_own():
     ("layers=0 layers=2", "stands twice"),
     ("heads=a", "BLOCK:HEAD"),
     ("mlp heads=0", "leave out mlp"),
-    ("stem layers=0", "leave out stem"),
+    ("embedding layers=0", "leave out embedding"),
 ])  # fmt: skip
 def test_what_is_no_selection(words, says):
     with pytest.raises(UserError, match=says):

@@ -361,7 +361,7 @@ def _check_init(config: Config) -> None:
     if init == "impulse" and config.model.decoder.size:
         raise UserError("model.init=impulse ties attention to image positions, which a decoder does not have")
     if starts_from_given(config):
-        own = ("trunk", "attention", "stem") if init == "impulse" else ("trunk", "attention")  # impulse sets positions
+        own = ("trunk", "attention", *(["embedding"] if init == "impulse" else []))  # impulse sets positions
         selections = [Selection.parse(words) for words in (sources or [config.transfer.groups])]
         whole = [kind for s in selections if s.layers is None and not s.heads for kind in s.kinds]
         if lost := next((group for group in whole if group in own), None):

@@ -97,7 +97,7 @@ class TransferConfig:
     """What goes from the source trunk to the target model; all else starts fresh."""
 
     groups: list[str] = key(
-        ["trunk"], "what to copy: trunk, attention, mlp, norm, stem, head; layers=last:4 and heads=0 narrow it"
+        ["trunk"], "what to copy: trunk, attention, mlp, norm, embedding, head; layers=last:4 and heads=0 narrow it"
     )
     fit: Literal["exact", "select", "expand"] = key(
         "exact", "given weights of another size: select a part of a larger trunk, expand a compact core; exact refuses"

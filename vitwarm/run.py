@@ -251,7 +251,7 @@ def hand_over(config: Config, main: MainStage | None, fresh: nn.Module, parts: l
         UserError: they do not fit.
     """
     if main is None and isinstance(fresh, Decoder):  # a warm-up alone makes a language model of its rule
-        whole = ["trunk", "stem", "head"]
+        whole = ["trunk", "embedding", "head"]
         parts = [replace(p, groups=whole) if "token_embed.weight" in p.tensors else p for p in parts]
     report = merge(fresh, parts, config.transfer.controls, seed=config.seed)
     alone = len(parts) == 1 and not config.transfer.sources  # which give their groups, and nothing else

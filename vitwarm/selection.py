@@ -4,7 +4,7 @@ A selection is a list of words. Kinds unite (`attention`, `mlp`); `layers=` and 
 
 | word | what it selects |
 |---|---|
-| `trunk`, `attention`, `mlp`, `norm`, `stem`, `head` | the tensors of `vitwarm.transfer.groups` |
+| `trunk`, `attention`, `mlp`, `norm`, `embedding`, `head` | the tensors of `vitwarm.transfer.groups` |
 | `layers=8-11`, `layers=0+4-6` | of the kinds (the whole trunk if there is none), what these blocks hold |
 | `layers=first`, `middle`, `last` | the thirds of the depth |
 | `layers=first:2`, `layers=last:4` | that many blocks from either end |
@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 from vitwarm.errors import UserError
 
-GROUPS = ("trunk", "attention", "mlp", "norm", "stem", "head")
+GROUPS = ("trunk", "attention", "mlp", "norm", "embedding", "head")
 CONTROLS = ("shuffle", "gaussian", "noise", "scale")
 
 _THIRDS = ("first", "middle", "last")
@@ -67,7 +67,7 @@ class Selection:
             raise UserError(f"no tensor group; known: {', '.join(GROUPS)}, layers=..., heads=...")
         if "heads" in narrow and set(kinds) - {"attention"}:
             raise UserError(f"heads= narrows attention alone; leave out {next(k for k in kinds if k != 'attention')}")
-        if "layers" in narrow and (outside := {"stem", "head"} & set(kinds)):
+        if "layers" in narrow and (outside := {"embedding", "head"} & set(kinds)):
             raise UserError(f"layers= narrows what the blocks hold; leave out {' and '.join(sorted(outside))}")
         heads = (_HEADS.fullmatch(part).groups() for part in narrow["heads"].split("+")) if "heads" in narrow else ()
         return cls(

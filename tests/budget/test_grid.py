@@ -18,6 +18,7 @@ PLAN = {
     "budgets": ["25%", "50%", "100%"],
     "seeds": [0, 1],
 }
+PAGE = {"label": "x", "arm": "warmed", "metric": "top1", "value": 79.21, "source": "y"}
 STEPS = {"warmup": 250, "images": 1000}  # so the warm-up is a quarter of the main stage
 
 
@@ -145,6 +146,11 @@ def test_arms_may_vary_in_what_the_plan_names(tmp_path):
         ({"tuned": ["train.lrr"]}, "tuned: no key train.lrr; did you mean train.lr"),
         ({"effect": -1}, "effect is a positive number"),
         ({"published": [{"label": "x"}]}, "published: a list of"),
+        ({"published": [PAGE | {"value": "high"}]}, "published: a list of"),
+        ({"published": [PAGE | {"budget": 50}]}, "published: a list of"),
+        ({"published": "the paper"}, "published: a list of"),
+        ({"published": [PAGE | {"arm": "warmd"}]}, "published: no arm 'warmd'; did you mean warmed"),
+        ({"published": [PAGE | {"metric": "top2"}]}, "published: no metric 'top2'"),
         ({"set": {"train.lrr": 1}}, "unknown key train.lrr"),
         ({"arms": PLAN["arms"] | {"twin": {"recipe": "digits_default"}}}, "are the same recipe"),
         ({"arms": PLAN["arms"] | {"given": {"recipe": "digits_default", "set": {"init_from": "a"}}}}, "what that cost"),

@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 from studymaking import ARMS, make
 
+from vitwarm.budget import figures
 from vitwarm.budget.efficiency import analyse
 from vitwarm.budget.page import Code, Figure, Folded, Heading, Points, Table, Text, inline, to_html, to_markdown
-from vitwarm.budget.plan import Published
+from vitwarm.budget.plan import Published, PublishedValue
 from vitwarm.budget.report import write_report
 from vitwarm.budget.wording import headline
 from vitwarm.errors import UserError
@@ -30,7 +31,12 @@ def curve(arm, share, seed):
 
 @pytest.fixture(scope="module")
 def study(tmp_path_factory):
-    published = (Published("some <authors>", 1.0, 72.0, "a paper & its page"),)
+    published = (
+        Published("some <authors>", 1.0, 72.0, "a paper & its page"),
+        PublishedValue("the others", "default", "top1", 61.5, "their table"),
+        PublishedValue("the others", "warmed", "top1", 77.25, "their table"),
+        PublishedValue("the others", "warmed", "loss", 1.5, "their appendix"),
+    )
     lost = [("warmed", 0.25, 1)]
     made = make(tmp_path_factory.mktemp("runs"), value, curve=curve, lost=lost, published=published)
     return analyse(*made, "python tools/budget.py plan=tiny")
@@ -93,6 +99,17 @@ def test_the_answer_comes_first_in_both_pages(study, out):
     )
     for must in ("python tools/budget.py plan=tiny", "torch 2.6", "a device", *(c.hash for c in study.cells)):
         assert must in markdown and must in (out / "report.html").read_text()
+
+
+def test_what_others_reached_is_drawn_at_the_full_budget(study, out):
+    for figure, full in ((figures.efficiency(study), 1.0), (figures.curves(study), 100.0)):
+        top = figure.axes[0]
+        drawn = {line.get_ydata()[0]: line for line in top.lines if line.get_markerfacecolor() == "none"}
+        assert set(drawn) == {61.5, 77.25} and all(line.get_xdata()[0] == full for line in drawn.values())
+        assert top.get_ylim()[0] <= 61.5 and top.get_ylim()[1] >= 77.25
+        assert top.get_legend_handles_labels()[1].count("the others (published)") == 1
+    for text in ((out / "report.md").read_text(), (out / "report.html").read_text()):
+        assert "the others, warmed: 77.25 (their table)" in text and "their appendix" not in text  # another metric
 
 
 def test_numbers_are_there_for_machines(study, out):

@@ -47,8 +47,8 @@ def test_a_part_of_a_larger_timm_model_which_keeps_its_own_shape(monkeypatch):
     assert len(drawn["source"].blocks) == 12
     assert torch.equal(taken[0], source["blocks.1.norm1.bias"][::4])
     assert torch.equal(taken[1], source["blocks.1.mlp.fc1.weight"][::4, ::4])
-    with pytest.raises(UserError, match="transfer.fit=select resizes the trunk alone; leave out stem"):
-        build(load_recipe(["recipe=digits_default", *DIGITS, *given, "transfer.groups=[trunk, stem]"]), 1, True)
+    with pytest.raises(UserError, match="transfer.fit=select resizes the trunk alone; leave out embedding"):
+        build(load_recipe(["recipe=digits_default", *DIGITS, *given, "transfer.groups=[trunk, embedding]"]), 1, True)
 
 
 def attractor(rng: np.random.Generator, points: int = 2000, side: int = 20) -> Image.Image:
@@ -98,7 +98,7 @@ def test_formula_images_become_a_trunk(tmp_path):
     assert "warmup" not in result["stages"] and result["start"].startswith("weights of")
     start = tensors(tmp_path / "images/warmup")
     found = same_by_group(start, tensors(tmp_path / "formula/export"))
-    assert found["trunk"] == {True} and True not in found["stem"] | found["head"]
+    assert found["trunk"] == {True} and True not in found["embedding"] | found["head"]
     assert not all(torch.equal(start[n], t) for n, t in tensors(tmp_path / "images/export").items())  # and trained on
 
 
@@ -112,7 +112,7 @@ def test_fine_tuning_keeps_the_stem_and_replaces_the_classifier(tmp_path):
     run(tuned)
     start = tensors(tmp_path / "tuned/warmup")
     found = same_by_group(start, tensors(tmp_path / "source/export"))
-    assert found == {"trunk": {True}, "stem": {True}, "head": {False}}
+    assert found == {"trunk": {True}, "embedding": {True}, "head": {False}}
     moved = {n: (t - start[n]).abs().max().item() for n, t in tensors(tmp_path / "tuned/export").items()}
     assert moved["patch_embed.proj.weight"] < moved["blocks.5.attn.qkv.weight"]  # layer decay
 
@@ -149,7 +149,7 @@ def test_a_run_of_a_decoder_starts_a_vit(tmp_path, books, source):
     assert same_by_group(start, ours(tmp_path / "source/export"))["trunk"] == {True}
     fresh = build(load_recipe([*NARROW_VIT]), 1, starts=True).fresh.state_dict()
     found = same_by_group(start, fresh)
-    assert found["stem"] == found["head"] == {True} and False in found["trunk"]
+    assert found["embedding"] == found["head"] == {True} and False in found["trunk"]
 
 
 @pytest.mark.parametrize("source", ["images", "rule"])
@@ -163,7 +163,7 @@ def test_a_run_of_a_vit_starts_a_decoder(tmp_path, books, source):
     assert same_by_group(start, ours(tmp_path / "source/export"))["trunk"] == {True}
     fresh = build(load_recipe(decoder), 1, starts=True).fresh.state_dict()
     found = same_by_group(start, fresh)
-    assert found["stem"] == {True} and False in found["trunk"]
+    assert found["embedding"] == {True} and False in found["trunk"]
 
 
 def test_another_width_depth_or_number_of_heads_is_refused(tmp_path, books):

@@ -46,7 +46,7 @@ def folder(tmp_path):
     return folder
 
 
-def config(folder, dir=None, task="cola", init_from=None, groups=("trunk", "stem"), **text):
+def config(folder, dir=None, task="cola", init_from=None, groups=("trunk", "embedding"), **text):
     c = Config(
         name="tiny",
         init_from=None if init_from is None else str(init_from),
@@ -267,7 +267,7 @@ def test_a_classifier_starts_a_classifier_of_another_task(tmp_path, folder):
     assert torch.equal(own.fresh.token_embed.weight, theirs["transformer.wte.weight"])
     assert own.given.fresh == ["score.weight"]
     with pytest.raises(UserError, match=r"score.weight \(source \(3, 8\), target \(2, 8\)\)"):
-        build(config(folder("rte"), task="rte", init_from=source, groups=["trunk", "stem", "head"]), 1, True)
+        build(config(folder("rte"), task="rte", init_from=source, groups=["trunk", "embedding", "head"]), 1, True)
     with pytest.raises(UserError, match="holds a classifier"):
         read_gpt2(source)
 

@@ -95,7 +95,7 @@ def test_decoders_compose_as_well(tmp_path):
     a, b, target = (build_decoder("2_4_16", 11, 8, "x", seed=seed) for seed in range(3))
     for name, decoder in (("a", a), ("b", b)):
         save_file(decoder.state_dict(), tmp_path / f"{name}.safetensors")
-    compose(target, {"attention stem": tmp_path / "a.safetensors", "mlp": tmp_path / "b.safetensors"})
+    compose(target, {"attention embedding": tmp_path / "a.safetensors", "mlp": tmp_path / "b.safetensors"})
     assert torch.equal(target.token_embed.weight, a.token_embed.weight)
     assert torch.equal(target.blocks[1].mlp.fc1.weight, b.blocks[1].mlp.fc1.weight)
 

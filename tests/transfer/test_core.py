@@ -34,7 +34,7 @@ def test_the_shipped_core_is_whole_small_and_says_where_it_comes_from():
     assert hashlib.sha256(weights.read_bytes()).hexdigest() == record["sha256"]
     assert record["recipe"] == "core_vit_small" and record["metrics"]["accuracy"] > 0.5
     assert record["trunk"] == {"block": "Block", "width": 192, "depth": 3, "heads": 3}
-    assert all(group_of(n) not in ("stem", "head") for n in load_file(weights))
+    assert all(group_of(n) not in ("embedding", "head") for n in load_file(weights))
 
 
 @pytest.mark.parametrize(("name", "more"), [
@@ -48,7 +48,7 @@ def test_one_line_starts_any_plain_vit(name, more):
     before = state(vit)
     report = vitwarm.warm_start(vit)
     assert all(torch.equal(t, before[n]) == (n in report.fresh) for n, t in vit.state_dict().items())
-    assert {n for n in report.fresh if group_of(n) not in ("stem", "head")} == {n for n in before if ".ls" in n}
+    assert {n for n in report.fresh if group_of(n) not in ("embedding", "head")} == {n for n in before if ".ls" in n}
     assert Trunk(vit)(torch.randn(1, 5, vit.embed_dim)).isfinite().all()
 
 

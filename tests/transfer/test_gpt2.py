@@ -244,7 +244,7 @@ def test_a_vit_starts_a_decoder(tmp_path):
     assert torch.equal(tables[0], target.token_embed.weight) and torch.equal(tables[1], target.pos_embed.weight)
     vitwarm.warm_start(ours(0), tmp_path / "vit.safetensors", groups=["attention"])
     with pytest.raises(UserError, match="does not fit"):  # a picture's positions are no text's
-        vitwarm.warm_start(ours(0), tmp_path / "vit.safetensors", groups=["stem"])
+        vitwarm.warm_start(ours(0), tmp_path / "vit.safetensors", groups=["embedding"])
 
 
 def test_a_decoder_starts_another_whose_vocabulary_differs(tmp_path):

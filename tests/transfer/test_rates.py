@@ -72,7 +72,7 @@ def test_factors_multiply_layer_decay_and_keep_the_decay_of_each_group():
 def test_refusals():
     vit = model(0)
     with pytest.raises(UserError, match="leaves nothing to train"):
-        freeze(vit, TrainConfig(freeze=["trunk", "stem", "head"]))
+        freeze(vit, TrainConfig(freeze=["trunk", "embedding", "head"]))
     with pytest.raises(UserError, match="the model has 3 blocks"):
         with_rates([], vit, TrainConfig(lr_factors={"layers=3": 0.5}))
     tied = build_decoder("1_2_8", 11, 8, "x", seed=0, tied=True)

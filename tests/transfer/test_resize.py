@@ -138,7 +138,7 @@ def test_any_plain_vit_takes_a_core(name):
     made = resize(state(model(0, **CORE)), target, "expand", heads=3, seed=0)
     report = transfer(target, made, source="it")
     assert not report.refused and all(
-        ".ls" in n or group_of(n) in ("stem", "head") or "norm_pre" in n for n in report.fresh
+        ".ls" in n or group_of(n) in ("embedding", "head") or "norm_pre" in n for n in report.fresh
     )
     assert Trunk(target)(torch.randn(1, 4, 96)).isfinite().all()
 
@@ -183,4 +183,4 @@ def test_timm_agrees_that_the_shapes_fit():
     made = resize(core.state_dict(), vit, "expand", heads=3, seed=0)
     missing, unexpected = vit.load_state_dict(made, strict=False)
     assert not unexpected
-    assert all(group_of(n) in ("stem", "head") for n in missing)
+    assert all(group_of(n) in ("embedding", "head") for n in missing)

@@ -105,7 +105,7 @@ def test_every_family_moves_its_trunk_and_only_that(tmp_path, name, more):
         ("attention", (".attn.",)),
         ("mlp", (".mlp.",)),
         ("norm", (".norm1.", ".norm2.", "norm.")),
-        ("stem", ("cls_token", "pos_embed", "patch_embed.")),
+        ("embedding", ("cls_token", "pos_embed", "patch_embed.")),
         ("head", ("head.",)),
     ],
 )

@@ -11,7 +11,7 @@ import numpy as np
 from vitwarm.budget.cells import DONE, Status
 from vitwarm.budget.equivalence import UNKNOWN, Equivalence, FirstCrossing, equivalence, first_crossing
 from vitwarm.budget.grid import WARMUP, Grid
-from vitwarm.budget.plan import METRICS, UNITS, Plan, Published
+from vitwarm.budget.plan import METRICS, UNITS, Plan, Published, PublishedValue
 from vitwarm.budget.runs import Run
 from vitwarm.budget.statistics import (
     Array,
@@ -157,7 +157,7 @@ class Study:
     points: list[Point]
     cells: list[CellRow]
     curves: dict[str, dict[int, list[tuple[float, float]]]]
-    published: tuple[Published, ...]
+    published: tuple[Published | PublishedValue, ...]
     versions: dict[str, list[str]]
     devices: list[str]
     command: str
@@ -172,6 +172,17 @@ class Study:
     def signed(self) -> str:
         """How a difference is printed."""
         return f"+{self.form}"
+
+    @property
+    def published_shares(self) -> list[Published]:
+        """How much data others needed."""
+        return [point for point in self.published if isinstance(point, Published)]
+
+    @property
+    def published_values(self) -> list[PublishedValue]:
+        """What others reached with all of it, in the metric of this study."""
+        values = [point for point in self.published if isinstance(point, PublishedValue)]
+        return [point for point in values if point.metric == self.metric]
 
     @property
     def others(self) -> list[ArmRow]:

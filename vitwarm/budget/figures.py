@@ -7,6 +7,7 @@ import numpy as np
 
 from vitwarm.budget.efficiency import ArmRow, Study
 from vitwarm.budget.equivalence import NEVER, REACHED, Equivalence, Interval
+from vitwarm.budget.plan import Published
 from vitwarm.errors import UserError
 
 INK = "#010203"  # of text and axes; a page puts its own colour in its place
@@ -27,6 +28,7 @@ def efficiency(study: Study) -> Any:
         )
         for i, arm in enumerate(study.arms):
             _budget_line(top, study, arm, i)
+        _published_values(top, study, 1.0)
         target = study.arms[0].mean.value
         if target is not None:
             top.axhline(target, color=_BASELINE, linewidth=1, linestyle=(0, (4, 3)), zorder=1)
@@ -60,6 +62,8 @@ def curves(study: Study) -> Any:
             late[top] += _band(top, list(runs.values()), look, label)
             if arm.name != study.baseline:
                 late[bottom] += _band(bottom, _paired(runs, base), look)
+        _published_values(top, study, 100.0)
+        late[top] += [point.value for point in study.published_values]
         target = study.arms[0].mean.value
         for ax, level in ((top, target), (bottom, 0.0)):
             if level is not None:
@@ -102,8 +106,8 @@ def needed(study: Study) -> Any:
     with plt.rc_context(_style()):
         figure, ax = plt.subplots(figsize=(4.8, 3.4), layout="constrained")
         ax.axhline(100, color=_BASELINE, linewidth=1, linestyle=(0, (4, 3)), zorder=1)
-        lowest = min(_main_share(study, point) for point in study.published)
-        for k, point in enumerate(study.published):
+        lowest = min(_main_share(study, point) for point in study.published_shares)
+        for k, point in enumerate(study.published_shares):
             ax.plot(
                 point.warmup,
                 _main_share(study, point),
@@ -143,7 +147,25 @@ def needed(study: Study) -> Any:
     return figure
 
 
-def _main_share(study: Study, point: Any) -> float:
+def _published_values(ax: Any, study: Study, full: float) -> None:
+    """What others reached, in the shape of the arm that stands for theirs, at the full budget."""
+    arms = [arm.name for arm in study.arms]
+    for k, point in enumerate(study.published_values):
+        first = point.label not in [earlier.label for earlier in study.published_values[:k]]
+        ax.plot(
+            full,
+            point.value,
+            label=f"{point.label} (published)" if first else None,
+            color=INK,
+            marker=_MARKERS[arms.index(point.arm) % 8],
+            markerfacecolor="none",
+            markersize=9,
+            linestyle="none",
+            clip_on=False,
+        )
+
+
+def _main_share(study: Study, point: Published) -> float:
     """A published point on the scale of the plan's budgets."""
     return point.needed + (point.warmup if study.setting == "substitutive" else 0.0)
 

@@ -74,6 +74,25 @@ class Published:
 
 
 @dataclass(frozen=True)
+class PublishedValue:
+    """A final value that somebody published for an arm of the plan, at the full budget of their recipe.
+
+    Attributes:
+        label: whose.
+        arm: the arm of the plan that stands for theirs.
+        metric: a key of `METRICS`; drawn where the plan asks for the same one.
+        value: in the unit in which that metric is shown: per cent, nats.
+        source: where it stands.
+    """
+
+    label: str
+    arm: str
+    metric: str
+    value: float
+    source: str
+
+
+@dataclass(frozen=True)
 class Plan:
     """What the YAML file of a plan says; docs/budgets.md explains every key.
 
@@ -107,7 +126,7 @@ class Plan:
     effect: float | None = None
     sd: float | None = None
     train_images: int | None = None
-    published: tuple[Published, ...] = ()
+    published: tuple[Published | PublishedValue, ...] = ()
 
     @property
     def others(self) -> list[str]:
@@ -128,6 +147,7 @@ class Plan:
 
 _KEYS = {f.name for f in fields(Plan)} - {"name"}
 _OURS = ("seed", "run.dir", "run.keep_at", "resume_from")  # set for each cell
+_PUBLISHED_NUMBERS = {"warmup", "needed", "value"}
 _REQUIRED = ("arms", "budgets", "seeds")
 
 
@@ -199,7 +219,7 @@ def read_plan(path: Path, overrides: dict[str, str] | None = None) -> Plan:
         effect=_positive(path, tree, "effect"),
         sd=_positive(path, tree, "sd"),
         train_images=None if images is None else round(images),
-        published=_published(path, tree.get("published") or []),
+        published=_published(path, tree.get("published") or [], arms),
         **plain,
     )
     for key in (key for settings in (plan.set, *(arm.set for arm in arms.values())) for key in _flat(settings)):
@@ -287,13 +307,20 @@ def _positive(path: Path, tree: dict, key: str) -> float | None:
     return value
 
 
-def _published(path: Path, rows: Any) -> tuple[Published, ...]:
-    names = [f.name for f in fields(Published)]
-    try:
-        points = tuple(Published(**row) for row in rows)
-        points = tuple(replace(p, warmup=float(p.warmup), needed=float(p.needed)) for p in points)
-        if all(map(math.isfinite, (x for p in points for x in (p.warmup, p.needed)))):
-            return points
-        raise ValueError
-    except (TypeError, ValueError):
-        raise UserError(f"{path}: published: a list of {{{', '.join(names)}}}, numbers in per cent") from None
+def _published(path: Path, rows: Any, arms: dict[str, Arm]) -> tuple[Published | PublishedValue, ...]:
+    found: list[Published | PublishedValue] = []
+    for row in rows if isinstance(rows, list) else [rows]:
+        kind = PublishedValue if isinstance(row, dict) and "value" in row else Published
+        try:
+            point = kind(**{name: float(v) if name in _PUBLISHED_NUMBERS else v for name, v in row.items()})
+            if not all(math.isfinite(getattr(point, name)) for name in _PUBLISHED_NUMBERS & row.keys()):
+                raise ValueError
+        except (AttributeError, TypeError, ValueError):
+            forms = " or ".join(f"{{{', '.join(f.name for f in fields(k))}}}" for k in (Published, PublishedValue))
+            raise UserError(f"{path}: published: a list of {forms}, with plain numbers, not {row!r}") from None
+        if isinstance(point, PublishedValue):
+            for key, value, known in (("arm", point.arm, arms), ("metric", point.metric, METRICS)):
+                if value not in known:
+                    raise UserError(f"{path}: published: no {key} {value!r}{nearest(str(value), known)}")
+        found.append(point)
+    return tuple(found)

@@ -77,7 +77,7 @@ def page(study: Study, pictures: dict[str, str]) -> list[Any]:
         "needed": _needed_caption(study),
         "curves": _curve_caption(study),
     }
-    if len(study.budgets) > 1 or study.published:
+    if len(study.budgets) > 1 or study.published_shares:
         blocks.append(Heading("Data needed"))
     if "efficiency" in pictures:
         blocks.append(Figure(pictures["efficiency"], "efficiency.svg", captions["efficiency"]))
@@ -86,8 +86,11 @@ def page(study: Study, pictures: dict[str, str]) -> list[Any]:
         blocks.append(Folded("Seeds and bootstrap behind these numbers", [_detail_table(study)]))
     if "needed" in pictures:
         blocks.append(Figure(pictures["needed"], "needed.svg", captions["needed"]))
-        blocks.append(Points([f"{p.label}: {p.source}" for p in study.published]))
+        blocks.append(Points([f"{p.label}: {p.source}" for p in study.published_shares]))
     blocks += [Heading("At the full budget"), _arm_table(study)]
+    if published := study.published_values:
+        blocks.append(Text("Published by others, in their recipes:"))
+        blocks.append(Points([f"{p.label}, {p.arm}: {p.value:{study.form}} ({p.source})" for p in published]))
     if len(study.budgets) > 1:
         blocks += [Heading(f"Difference to {study.baseline} at each budget"), _point_table(study)]
     if "curves" in pictures:
@@ -105,7 +108,7 @@ def _figures(study: Study) -> dict[str, Any]:
     done = any(cell.value is not None for cell in study.cells)
     if len(study.budgets) > 1 and done:
         found["efficiency"] = figures.efficiency(study)
-    if study.published:
+    if study.published_shares:
         found["needed"] = figures.needed(study)
     if any(any(runs.values()) for runs in study.curves.values()):
         found["curves"] = figures.curves(study)
@@ -135,7 +138,7 @@ def _efficiency_caption(study: Study) -> str:
         f"Above: final {study.label} of {drawn}; small dots are seeds, set apart sideways, bars 95 % t intervals of "
         f"the mean. Below: the budget at which an arm is as good as {study.baseline} with all (dashed), with its 95 "
         "% interval; an arrow is an open end. Hollow rings: read off one long run."
-    )
+    ) + _black(study)
 
 
 def _needed_caption(study: Study) -> str:
@@ -151,7 +154,12 @@ def _curve_caption(study: Study) -> str:
     return (
         f"Full-length runs. Above: mean over the seeds, bands from the worst to the best; dashed, the final value of "
         f"{study.baseline}. Below: paired differences to {study.baseline}, likewise. The first tenth may lie outside."
-    )
+    ) + _black(study)
+
+
+def _black(study: Study) -> str:
+    shape = " Black, hollow, in the shape of the arm: published by others, in their recipes, without an interval."
+    return shape if study.published_values else ""
 
 
 def _needed_table(study: Study) -> Table:

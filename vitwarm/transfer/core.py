@@ -34,7 +34,9 @@ def pack_core(export: str | Path, folder: str | Path = CORE) -> dict[str, Any]:
         raise UserError(f"{export} is no export with {WEIGHTS} and {PROVENANCE}; give RUN/export")
     tensors = load_file(source / WEIGHTS)
     names = canonical(tensors)
-    trunk = {names[n]: t.half().contiguous() for n, t in tensors.items() if group_of(names[n]) not in ("stem", "head")}
+    trunk = {
+        names[n]: t.half().contiguous() for n, t in tensors.items() if group_of(names[n]) not in ("embedding", "head")
+    }
     if {block_of(n) for n in trunk} - {None} != {0, 1, 2}:
         raise UserError(f"{export} holds no core: it must have three blocks; see the recipe core_vit")
     size = sum(t.nbytes for t in trunk.values())

@@ -1,4 +1,4 @@
-"""Tensor groups: which names belong to attention, MLP, norms, stem and head.
+"""Tensor groups: which names belong to attention, MLP, norms, embedding and head.
 
 | group       | tensors                                                                          |
 |-------------|----------------------------------------------------------------------------------|
@@ -6,7 +6,7 @@
 | `mlp`       | `blocks.N.mlp.*` and the layer scale behind it (`ls2`, `gamma_2`)                |
 | `norm`      | `norm1`, `norm2` of the blocks, `norm_pre`, the final norm                       |
 | `trunk`     | the three above, and what attention and MLP share in parallel blocks (`in_proj`) |
-| `stem`      | `patch_embed`, `token_embed`, `pos_embed`, prefix tokens, rotary tables          |
+| `embedding` | `patch_embed`, `token_embed`, `pos_embed`, prefix tokens, rotary tables          |
 | `head`      | everything after the final norm: classifier, attention pooling                   |
 
 `vitwarm.selection` says how blocks and heads narrow them. Norms inside the attention or the MLP belong to those. Names
@@ -31,7 +31,7 @@ _PARTS = {
     "mlp": {"mlp", "ls2", "gamma_2", "ffns", "mlp_out_proj"},
     "norm": {"norm1", "norm2", "in_norm"},
 }
-_STEM = ("patch_embed.", "token_embed.", "pos_embed", "rope.", *PREFIX_TOKENS)
+_EMBEDDING = ("patch_embed.", "token_embed.", "pos_embed", "rope.", *PREFIX_TOKENS)
 _INPUTS = re.compile(r"attn\.(?:(qkv)\.(?:weight|bias)|[qkv]_(?:proj\.(?:weight|bias)|bias))$")
 
 
@@ -48,7 +48,7 @@ def group_of(name: str) -> str:
         return next((part for part, modules in _PARTS.items() if block[2] in modules), "trunk")
     if name.startswith(("norm.", "norm_pre.")):
         return "norm"
-    return "stem" if name.startswith(_STEM) else "head"
+    return "embedding" if name.startswith(_EMBEDDING) else "head"
 
 
 def block_of(name: str) -> int | None:

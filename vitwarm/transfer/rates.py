@@ -55,6 +55,8 @@ def _chosen(names: Iterable[str], words: str | Iterable[str], model: nn.Module, 
     """The canonical names that a selection holds; a group that the model does not have is refused."""
     names = list(names)
     for kind in Selection.parse(words).kinds:
-        if kind in ("stem", "head") and kind not in map(group_of, names):
-            raise UserError(f"{key}: the model has no {kind} of its own (a tied decoder's is its stem); leave it out")
+        if kind in ("embedding", "head") and kind not in map(group_of, names):
+            raise UserError(
+                f"{key}: the model has no {kind} of its own (a tied decoder's is its embedding); leave it out"
+            )
     return select(names, words, len(model.blocks))

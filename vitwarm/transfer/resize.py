@@ -50,7 +50,7 @@ def resize(
         UserError: a source that is too small to select from, or no core that can be expanded to the model.
     """
     own = {c: model.state_dict()[n].shape for n, c in canonical(model.state_dict()).items()}
-    wanted = {n: shape for n, shape in own.items() if group_of(n) not in ("stem", "head")}
+    wanted = {n: shape for n, shape in own.items() if group_of(n) not in ("embedding", "head")}
     if fit == "select":
         return {n: _select(n, tensors[n], shape) for n, shape in wanted.items() if _has(tensors, n)}
     return _expand(tensors, wanted, trunk_facts(model), heads, seed)
@@ -88,7 +88,7 @@ def _select(name: str, tensor: Tensor, shape: torch.Size) -> Tensor:
 def _expand(
     core: Mapping[str, Tensor], wanted: Mapping[str, torch.Size], facts: Mapping[str, Any], heads: int | None, seed: int
 ) -> dict[str, Tensor]:
-    core = {n: t for n, t in core.items() if group_of(n) not in ("stem", "head")}
+    core = {n: t for n, t in core.items() if group_of(n) not in ("embedding", "head")}
     if {block_of(n) for n in core} - {None} != {0, 1, 2} or heads is None:
         raise UserError("transfer.fit=expand takes a core: three blocks, and vitwarm.json beside them with the heads")
     depth, width = facts["depth"], len(core["blocks.0.norm1.weight"])

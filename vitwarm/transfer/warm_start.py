@@ -165,8 +165,8 @@ def warm_start(
     Args:
         model: any supported timm model; under `fit="exact"` of the source's width and depth.
         source: folder of a run, an export or a checkpoint, or a .safetensors file; None is the package's compact core.
-        groups: what to copy: `trunk`, or a part of it (`attention`, `mlp`, `norm`, `layers=last:4`), `stem`, `head`;
-            see `vitwarm.selection`.
+        groups: what to copy: `trunk`, or a part of it (`attention`, `mlp`, `norm`, `layers=last:4`), `embedding`,
+            `head`; see `vitwarm.selection`.
         fit: `exact`; `select` a part of a larger source; `expand` a core (see `vitwarm.transfer.resize`). The
             package's core is always expanded.
         seed: root seed of what an expansion adds.
@@ -221,7 +221,7 @@ def fitted(
     if fit == "exact":
         require_same_blocks(model, found)
         return tensors
-    if outside := {"stem", "head"} & set(Selection.parse(groups).kinds):
+    if outside := {"embedding", "head"} & set(Selection.parse(groups).kinds):
         raise UserError(f"transfer.fit={fit} resizes the trunk alone; leave out {' and '.join(sorted(outside))}")
     Trunk(model)
     return resize(tensors, model, fit, heads=_facts_beside(Path(found)).get("heads"), seed=seed)

@@ -29,23 +29,35 @@ def depth_path(
     """
     dtype = np.int16 if length < 2**15 else np.int32
     up = bernoulli(rng, p_open, (count, length))
-    if max_depth is None:
+    if max_depth is None or max_depth >= length:
         depth = np.cumsum(up.view(np.int8) * np.int8(2) - np.int8(1), axis=1, dtype=dtype)
         lowest = np.minimum.accumulate(depth, axis=1)
         np.minimum(lowest, 0, out=lowest)
         depth += (1 - lowest) >> 1 << 1
     else:
-        steps = np.ascontiguousarray(up.T)
-        walk = np.empty((length, count), dtype)
-        now = np.zeros(count, dtype)
-        for t in range(length):
-            rise = (steps[t] & (now < max_depth)) | (now == 0)
-            now = now + rise.view(np.int8) * dtype(2) - dtype(1)
-            walk[t] = now
-        depth = np.ascontiguousarray(walk.T)
+        depth = _bounded_walk(up, max_depth, dtype)
     if balanced:
         np.minimum(depth, np.arange(length - 1, -1, -1, dtype=dtype), out=depth)
     return depth
+
+
+def _bounded_walk(up: np.ndarray, max_depth: int, dtype: type) -> np.ndarray:
+    """Depths of walks that turn back at 0 and at `max_depth`: four steps at a time, by a table of all of them."""
+    count, length = up.shape
+    now = np.broadcast_to(np.arange(max_depth + 1, dtype=dtype), (16, max_depth + 1))
+    table = np.empty((16, max_depth + 1, 4), dtype)  # [four steps, first one highest; depth before] -> depths
+    for step in range(4):
+        rise = (np.arange(16)[:, None] >> 3 - step & 1).astype(bool) & (now < max_depth) | (now == 0)
+        table[..., step] = now = now + np.where(rise, dtype(1), dtype(-1))
+    table = table.reshape(-1, 4)
+    after = np.ascontiguousarray(table[:, 3])
+    packed = np.packbits(up, axis=1).T
+    rows = np.stack((packed >> 4, packed & 15), axis=1).reshape(2 * len(packed), count) * np.int64(max_depth + 1)
+    now = np.zeros(count, dtype)
+    for row in rows:
+        row += now
+        after.take(row, out=now, mode="clip")
+    return table.take(np.ascontiguousarray(rows.T), axis=0).reshape(count, 4 * len(rows))[:, :length]
 
 
 def depth_before(depth: np.ndarray) -> np.ndarray:
@@ -128,7 +140,7 @@ class BracketRule(Rule):
                 np.minimum(depth, np.maximum(remaining, 0), out=depth, casting="same_kind")
         before = depth_before(depth)
         opens = depth > before
-        symbols = self._write(rng, depth, opens)
+        symbols = self._write(rng, depth, before, opens)
         closes = ~opens
         if self.min_length is not None:
             symbols[remaining < 0] = Vocab.pad
@@ -143,8 +155,8 @@ class BracketRule(Rule):
         return Sequences(tokens, scored, determined)
 
     @abstractmethod
-    def _write(self, rng: np.random.Generator, depth: np.ndarray, opens: np.ndarray) -> np.ndarray:
-        """Token ids, (B, N) uint16, for rows of which depths and openers are known."""
+    def _write(self, rng: np.random.Generator, depth: np.ndarray, before: np.ndarray, opens: np.ndarray) -> np.ndarray:
+        """Token ids, (B, N) uint16, for rows of which the depths after and before each position are known."""
 
     @abstractmethod
     def _determined(self, symbols: np.ndarray, before: np.ndarray, opens: np.ndarray, closes: np.ndarray) -> np.ndarray:
@@ -171,7 +183,7 @@ class Dyck(BracketRule):
 
     name: ClassVar[str] = "dyck"
 
-    def _write(self, rng: np.random.Generator, depth: np.ndarray, opens: np.ndarray) -> np.ndarray:
+    def _write(self, rng: np.random.Generator, depth: np.ndarray, before: np.ndarray, opens: np.ndarray) -> np.ndarray:
         count, length = depth.shape
         if depth[:, -1:].any():  # cut off with brackets open: not all openers have a partner
             types = self._types(rng, (count, length))

@@ -158,17 +158,31 @@ class Shuffled(Rule):
     def draw(self, rng: np.random.Generator, count: int, length: int) -> Sequences:
         rows = self.rule.sample(rng, count, length)
         moving = rows.scored if self.part == "output" else rows.tokens != Vocab.pad
-        order = np.argsort(rng.random((count, length)), axis=1, kind="stable")
+        order = _random_order(rng, count, length)
         # Row by row, the moving positions in random order next to the same positions in their own order.
-        source = order[np.take_along_axis(moving, order, axis=1)]
-        row = np.nonzero(moving)[0]
+        order += np.arange(count)[:, None] * length
+        source = order[moving.take(order)]
         tokens, scored = rows.tokens.copy(), rows.scored.copy()
-        tokens[moving], scored[moving] = rows.tokens[row, source], rows.scored[row, source]
+        tokens[moving], scored[moving] = rows.tokens.take(source), rows.scored.take(source)
         return Sequences(tokens, scored, np.zeros((count, length), bool))
 
     def solve(self, tokens: np.ndarray, masked: np.ndarray) -> np.ndarray:
         """The order is gone: hidden tokens come back as MASK."""
         return np.where(masked, Vocab.mask, tokens)
+
+
+def _random_order(rng: np.random.Generator, count: int, length: int) -> np.ndarray:
+    """Positions in random order, (count, length): the stable argsort of `rng.random`, which draws 53 bits."""
+    draws = rng.random((count, length))
+    bits = (length - 1).bit_length()
+    if bits > 11:
+        return np.argsort(draws, axis=1, kind="stable")
+    keys = (draws * 2.0**53).astype(np.uint64)  # sorting values is several times faster than sorting places, and
+    keys <<= np.uint64(bits)  # places below the draws break ties as a stable sort does
+    keys |= np.arange(length, dtype=np.uint64)
+    keys.sort(axis=1)
+    keys &= np.uint64((1 << bits) - 1)
+    return keys.view(np.int64)
 
 
 @register

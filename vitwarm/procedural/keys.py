@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import operator
 
 import numpy as np
@@ -35,7 +36,7 @@ def bernoulli(rng: np.random.Generator, probability: float, shape: tuple[int, ..
     draw decides.
     """
     threshold, rest = divmod(probability * 256, 1)  # both exact: 256 is a power of 2
-    words = rng.integers(0, 256, size=shape, dtype=np.uint8)
+    words = _bytes(rng, shape)
     if threshold >= 256:
         return np.ones(shape, bool)
     result = words < np.uint8(threshold)
@@ -43,6 +44,13 @@ def bernoulli(rng: np.random.Generator, probability: float, shape: tuple[int, ..
         ties = np.flatnonzero(words == np.uint8(threshold))
         result.reshape(-1)[ties] = rng.random(len(ties)) < rest
     return result
+
+
+def _bytes(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
+    """Uniform uint8: what `rng.integers(0, 256, shape, np.uint8)` draws, four bytes at a time."""
+    count = math.prod(shape)
+    words = rng.integers(0, 2**32, size=-(-count // 4), dtype=np.uint32)
+    return words.astype("<u4", copy=False).view(np.uint8)[:count].reshape(shape)
 
 
 def below(rng: np.random.Generator, bounds: np.ndarray) -> np.ndarray:

@@ -5,11 +5,13 @@ from typing import ClassVar
 
 import numpy as np
 
-from vitwarm.procedural.brackets import BracketRule, depth_before
+from vitwarm.procedural.brackets import BracketRule
 from vitwarm.procedural.registry import register
 from vitwarm.procedural.rule import Vocab, parameter
 
 __all__ = ["DyckShuffle"]
+
+_AHEAD = 48
 
 
 @register
@@ -32,62 +34,81 @@ class DyckShuffle(BracketRule):
         choices=("instance", "type"),
     )
 
-    def _write(self, rng: np.random.Generator, depth: np.ndarray, opens: np.ndarray) -> np.ndarray:
-        types = np.ascontiguousarray(self._types(rng, depth.shape).T)
-        write = self._close_instances if self.close == "instance" else self._close_types
-        write(rng, np.ascontiguousarray(depth_before(depth).T), np.ascontiguousarray(opens.T), types)
-        symbols = np.ascontiguousarray(types.T)
+    def _write(self, rng: np.random.Generator, depth: np.ndarray, before: np.ndarray, opens: np.ndarray) -> np.ndarray:
+        symbols = self._types(rng, depth.shape)
+        close = self._close_instances if self.close == "instance" else self._close_types
+        close(rng, before, opens, symbols)
         symbols += np.uint16(2)
         symbols += ~opens * np.uint16(self.k)
         return symbols
 
-    # Both writers walk over positions t with all rows at once. They take (N, B) arrays: the depth before each position,
-    # where openers are, and types, in which they replace the draws at closers by the type that is closed.
+    # Both walk over positions with all rows at once, and replace the draws in `types` at closers by the type that is
+    # closed. What can be known beforehand they prepare for `_AHEAD` positions at a time, so that it stays in cache.
 
-    def _close_instances(self, rng, depth: np.ndarray, opens: np.ndarray, types: np.ndarray) -> None:
-        length, count = depth.shape
+    def _close_instances(self, rng, before: np.ndarray, opens: np.ndarray, types: np.ndarray) -> None:
+        count, length = before.shape
         # The open brackets of a row fill slots 0 .. depth - 1. An opener puts its type into slot `depth`. A closer
         # takes the type out of a random slot, into which the last one moves. An opener also takes and moves its own
         # slot, and a closer puts something into the free slot `depth`, where nobody reads it: one code does both.
-        depth = depth.astype(np.int64)
-        place = np.maximum(rng.random(types.shape), opens)  # 1 at openers: their own slot
-        put = depth * count + np.arange(count)
-        take = (place * depth).astype(np.int64) * count + np.arange(count)
-        last = put - ~opens * count
-        held = np.zeros((int(depth.max(initial=0)) + 1) * count, types.dtype)
-        for t in range(length):
-            held[put[t]] = types[t]
-            held.take(take[t], out=types[t], mode="clip")
-            held[take[t]] = held.take(last[t])
+        held = np.zeros((int(before.max(initial=0)) + 1) * count, types.dtype)
+        for start in range(0, length, _AHEAD):
+            part = slice(start, start + _AHEAD)
+            slot, opening, symbols = (np.ascontiguousarray(array[:, part].T) for array in (before, opens, types))
+            place = np.maximum(rng.random(slot.shape), opening)  # 1 at openers: their own slot
+            slot = slot.astype(np.int64)
+            put = slot * count + np.arange(count)
+            take = (place * slot).astype(np.int64) * count + np.arange(count)
+            last = put - ~opening * count
+            for symbol, put_at, take_at, last_at in zip(symbols, put, take, last, strict=True):
+                held[put_at] = symbol
+                held.take(take_at, out=symbol, mode="clip")
+                held[take_at] = held.take(last_at)
+            types[:, part] = symbols.T
 
-    def _close_types(self, rng, depth: np.ndarray, opens: np.ndarray, types: np.ndarray) -> None:
-        length, count = depth.shape
+    def _close_types(self, rng, before: np.ndarray, opens: np.ndarray, types: np.ndarray) -> None:
+        count, length = before.shape
         by_row, by_list = np.arange(count) * self.k, np.arange(count) * (self.k + 1)
-        open_count = np.zeros(count * self.k, np.int32)  # [row, type]
-        open_types = np.zeros(count * (self.k + 1), types.dtype)  # [row, i]: the types that are open, in any order
+        open_count = np.zeros(count * self.k, np.int64)  # [row, type]
+        open_types = np.zeros(count * (self.k + 1), np.int64)  # [row, i]: cells of open_count, of types that are open
         how_many = np.zeros(count, np.int64)  # of them, in each row
-        change = opens.view(np.int8) * np.int32(2) - np.int32(1)
-        choice = np.maximum(rng.random(types.shape), opens)  # 1 at openers: the place behind the list
-        for t in range(length):
-            behind = by_list + how_many
-            open_types[behind] = types[t]
-            pick = (choice[t] * how_many).astype(np.int64) + by_list
-            open_types.take(pick, out=types[t], mode="clip")
-            cell = by_row + types[t]
-            now_open = open_count.take(cell) + change[t]
-            open_count[cell] = now_open
-            gone = now_open == 0  # leaves its place to the last of the list
-            open_types[pick] = np.where(gone, open_types.take(behind - 1, mode="clip"), types[t])
-            how_many += now_open == change[t]  # the first of its type: the place behind the list joins it
-            how_many -= gone
+        behind, none = np.empty(count, np.int64), np.zeros(count, np.int64)
+        for start in range(0, length, _AHEAD):
+            part = slice(start, start + _AHEAD)
+            opening = np.ascontiguousarray(opens[:, part].T)
+            choices = np.maximum(rng.random(opening.shape), opening)  # 1 at openers: the place behind the list
+            firsts = opening.astype(np.int64)  # open of a type when an opener is its first, a closer its last
+            changes = 2 * firsts - 1
+            cells = types[:, part].T.astype(np.int64, order="C")
+            cells += by_row
+            for cell, choice, change, first in zip(cells, choices, changes, firsts, strict=True):
+                np.add(by_list, how_many, out=behind)
+                open_types[behind] = cell
+                pick = (choice * how_many).astype(np.int64)
+                pick += by_list
+                open_types.take(pick, out=cell, mode="clip")
+                now_open = open_count.take(cell)
+                now_open += change
+                open_count[cell] = now_open
+                behind -= 1
+                np.copyto(behind, pick, where=now_open != none)
+                open_types[pick] = open_types.take(behind, mode="clip")  # the last takes the place of one that is gone
+                # The place behind the list joins it, or its last one leaves.
+                np.add(how_many, change, out=how_many, where=now_open == first)
+            cells -= by_row
+            types[:, part] = cells.T
 
     def _determined(self, symbols: np.ndarray, before: np.ndarray, opens: np.ndarray, closes: np.ndarray) -> np.ndarray:
         count, length = symbols.shape
-        position = np.arange(length, dtype=np.int32)
-        start = np.maximum.accumulate(position * (before == 0), axis=1)  # of the walk since depth 0: an opener
-        first = symbols.reshape(-1)[start + np.arange(count)[:, None] * length]
-        after_other = np.maximum.accumulate((position + 1) * (opens & (symbols != first)), axis=1)
-        return closes & (after_other <= start)
+        determined, position = closes.copy(), np.arange(length, dtype=np.int32)
+        rows = max(1, 2**15 // length)  # as many at a time as keep the working set in cache
+        for part in (slice(start, start + rows) for start in range(0, count, rows)):
+            start = np.maximum.accumulate(
+                position * (before[part] == 0), axis=1
+            )  # of the walk since depth 0: an opener
+            first = symbols[part].reshape(-1).take(start + np.arange(len(start))[:, None] * length)
+            after_other = np.maximum.accumulate((position + 1) * (opens[part] & (symbols[part] != first)), axis=1)
+            determined[part] &= after_other <= start
+        return determined
 
     def solve(self, tokens: np.ndarray, masked: np.ndarray) -> np.ndarray:
         """Completes each row to a legal one; the answers are right where they are determined.

@@ -71,21 +71,20 @@ class WW(Rule):
         """Where the pair of each position starts and how long its w is (0 behind the last pair), (B, N) each."""
         if not self.packed:
             return np.zeros((count, length), np.int64), np.full((count, length), length // 2)
-        starts, sizes = np.zeros((count, length), np.int64), np.zeros((count, length), np.int64)
-        at, position = np.zeros(count, np.int64), np.arange(length)
+        starts, sizes = np.zeros((count, length), np.int64), np.zeros((count, length + 1), np.int64)
+        row, at = np.arange(count), np.zeros(count, np.int64)
         while True:
             most = np.minimum(self.longest, (length - at - 1) // 2)
             fits = most >= self.shortest
             if not fits.any():
                 break
             size = np.where(fits, rng.integers(self.shortest, np.maximum(most, self.shortest), endpoint=True), 0)
-            here = position >= at[:, None]
-            np.copyto(starts, at[:, None], where=here)
-            np.copyto(sizes, size[:, None], where=here)
+            sizes[row, at] = size  # at the first token of each pair; 0 behind the last one
             at += np.where(fits, 2 * size + 1, 0)
-        here = position >= at[:, None]
-        sizes[here] = 0
-        return starts, sizes
+        np.multiply(np.arange(length), sizes[:, :-1] > 0, out=starts)
+        starts[row[at < length], at[at < length]] = at[at < length]
+        np.maximum.accumulate(starts, axis=1, out=starts)
+        return starts, np.take_along_axis(sizes, starts, axis=1)
 
     def solve(self, tokens: np.ndarray, masked: np.ndarray) -> np.ndarray:
         solved = np.where(masked, Vocab.mask, tokens)

@@ -89,7 +89,7 @@ def page(study: Study, pictures: dict[str, str]) -> list[Any]:
         blocks.append(Points([f"{p.label}: {p.source}" for p in study.published_shares]))
     blocks += [Heading("At the full budget"), _arm_table(study)]
     if published := study.published_values:
-        blocks.append(Text("Published by others, in their recipes:"))
+        blocks.append(Text(f"Published by others, in their recipes, {study.label}:"))
         blocks.append(Points([f"{p.label}, {p.arm}: {p.value:{study.form}} ({p.source})" for p in published]))
     if len(study.budgets) > 1:
         blocks += [Heading(f"Difference to {study.baseline} at each budget"), _point_table(study)]

@@ -11,7 +11,7 @@ from vitwarm.procedural.rule import Vocab, parameter
 
 __all__ = ["DyckShuffle"]
 
-_AHEAD = 48
+_AHEAD = 48  # positions: few enough for arrays that stay in cache, many enough to pay for the calls
 
 
 @register
@@ -43,7 +43,7 @@ class DyckShuffle(BracketRule):
         return symbols
 
     # Both walk over positions with all rows at once, and replace the draws in `types` at closers by the type that is
-    # closed. What can be known beforehand they prepare for `_AHEAD` positions at a time, so that it stays in cache.
+    # closed. What can be known beforehand they prepare for `_AHEAD` positions at a time.
 
     def _close_instances(self, rng, before: np.ndarray, opens: np.ndarray, types: np.ndarray) -> None:
         count, length = before.shape

@@ -151,6 +151,7 @@ def test_arms_may_vary_in_what_the_plan_names(tmp_path):
         ({"published": "the paper"}, "published: a list of"),
         ({"published": [PAGE | {"arm": "warmd"}]}, "published: no arm 'warmd'; did you mean warmed"),
         ({"published": [PAGE | {"metric": "top2"}]}, "published: no metric 'top2'"),
+        ({"published": [PAGE | {"arm": ["warmed"]}]}, "published: no arm"),
         ({"set": {"train.lrr": 1}}, "unknown key train.lrr"),
         ({"arms": PLAN["arms"] | {"twin": {"recipe": "digits_default"}}}, "are the same recipe"),
         ({"arms": PLAN["arms"] | {"given": {"recipe": "digits_default", "set": {"init_from": "a"}}}}, "what that cost"),

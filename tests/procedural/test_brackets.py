@@ -9,6 +9,8 @@ from laws import assert_law, enumerate_dyck, enumerate_shuffle
 from scipy.stats import chisquare
 
 from vitwarm.procedural import keyed_rng, make_rule
+from vitwarm.procedural.brackets import depth_path
+from vitwarm.procedural.keys import bernoulli
 
 
 @pytest.mark.parametrize(("k", "length", "p"), [(2, 8, 0.5), (2, 8, 0.4375), (1, 12, 0.5), (3, 6, 0.625), (1, 2, 0.6)])
@@ -196,3 +198,15 @@ def test_scoring_everything_leaves_nothing_determined():
     rows = rule.sample(keyed_rng(6), 20, 9)
     assert (rows.scored == (rows.tokens != 0)).all() and not rows.determined.any()
     assert (rule.solve(rows.tokens, rows.scored)[rows.scored] == 1).all()
+
+
+@pytest.mark.parametrize("length", [1, 2, 7, 8, 9, 61])
+@pytest.mark.parametrize("max_depth", [1, 2, 5, 60, 61])
+def test_bounded_walks_are_those_of_one_step_at_a_time(length, max_depth):
+    ups = bernoulli(keyed_rng(2), 0.6, (20, length))
+    depths = depth_path(keyed_rng(2), 20, length, 0.6, max_depth, balanced=False)
+    for row, depth in zip(ups, depths, strict=True):
+        now = 0
+        for up, after in zip(row, depth, strict=True):
+            now += 1 if now == 0 or (up and now < max_depth) else -1
+            assert after == now

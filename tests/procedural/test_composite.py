@@ -7,6 +7,7 @@ import pytest
 from scipy.stats import chisquare
 
 from vitwarm.procedural import RuleStream, keyed_rng, make_rule
+from vitwarm.procedural.composite import _random_order
 
 DYCK = {"name": "dyck", "k": 4}
 
@@ -141,3 +142,9 @@ def test_lengths_are_checked_through():
         make_rule("curriculum", rule={"name": "reverse"}, start=20).sample(keyed_rng(0), 1, 30)
     with pytest.raises(ValueError, match="even length, got 3"):  # not at level 0, but at the next
         make_rule("curriculum", rule=DYCK, step=1).check_length(8)
+
+
+@pytest.mark.parametrize("length", [1, 2, 5, 2048, 2049])
+def test_random_order_is_the_stable_argsort(length):
+    order = _random_order(keyed_rng(1), 7, length)
+    assert (order == np.argsort(keyed_rng(1).random((7, length)), axis=1, kind="stable")).all()

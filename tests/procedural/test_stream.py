@@ -141,3 +141,10 @@ def test_importing_the_rules_needs_only_numpy():
         "sys.exit(str({'torch', 'matplotlib', 'scipy', 'timm', 'omegaconf'} & set(sys.modules)) != 'set()')"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.parametrize("count", [0, 1, 4, 7, 1000])
+def test_random_bytes_are_those_of_numpy(count):
+    ours, numpys = keyed_rng(3), keyed_rng(3)
+    assert (bernoulli(ours, 0.5, (count,)) == (numpys.integers(0, 256, count, np.uint8) < 128)).all()
+    assert ours.random() == numpys.random()  # and as much is drawn

@@ -320,7 +320,7 @@ def _published(path: Path, rows: Any, arms: dict[str, Arm]) -> tuple[Published |
             raise UserError(f"{path}: published: a list of {forms}, with plain numbers, not {row!r}") from None
         if isinstance(point, PublishedValue):
             for key, value, known in (("arm", point.arm, arms), ("metric", point.metric, METRICS)):
-                if value not in known:
+                if not isinstance(value, str) or value not in known:
                     raise UserError(f"{path}: published: no {key} {value!r}{nearest(str(value), known)}")
         found.append(point)
     return tuple(found)

@@ -44,7 +44,7 @@ def _chosen(sequences: Sequences, rng: np.random.Generator, mask_prob: float) ->
 
 def _hide(tokens: np.ndarray, masked: np.ndarray, mask_id: int) -> np.ndarray:
     inputs = np.empty_like(tokens)
-    rows = max(1, 2**16 // tokens.shape[1])  # as many at a time as keep the working set in cache
+    rows = max(1, 2**16 // max(1, tokens.shape[1]))  # as many at a time as keep the working set in cache
     for start in range(0, len(tokens), rows):
         part = slice(start, start + rows)
         # Arithmetic, in half the width, because a select by random bits is several times slower.

@@ -45,8 +45,8 @@ def main(arguments: list[str]) -> None:
     out = Path(own["out"]).expanduser()
     if out.exists():
         raise UserError(f"{out} exists; choose another out")
+    from vitwarm.export.opening import open_model, write_model
     from vitwarm.transfer.compose import compose, record_of
-    from vitwarm.transfer.opening import open_model, write_model
 
     opened = open_model(own["target"], fresh=own["fresh"] == "true", seed=int(own["seed"]))
     report = compose(opened.model, sources, controls, seed=int(own["seed"]))

@@ -45,7 +45,7 @@ def main(arguments: list[str]) -> None:
     import torch  # only once the command line is known to be good
 
     from vitwarm.data.tokenizers import read_tokenizer
-    from vitwarm.transfer.gpt2 import read_gpt2
+    from vitwarm.export.gpt2 import read_gpt2
     from vitwarm.trunk import generate
 
     decoder = read_gpt2(given["export"])

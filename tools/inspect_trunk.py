@@ -39,10 +39,10 @@ def main(arguments: list[str]) -> None:
         raise UserError(f"{bad[0]}: expected a whole number above 0")
     import yaml
 
+    from vitwarm.analysis.inspection import inspect_trunk
+    from vitwarm.analysis.page import draw, table
     from vitwarm.checks import rule_of
-    from vitwarm.transfer.inspect import inspect_trunk
-    from vitwarm.transfer.inspect_page import draw, table
-    from vitwarm.transfer.opening import open_model
+    from vitwarm.export.opening import open_model
 
     try:
         parameters = {n: yaml.safe_load(v) for n, v in pairs.items()}

@@ -18,6 +18,9 @@ from torch import nn
 from vitwarm.checks import rule_of, starts_from_given, warms_up
 from vitwarm.config import Config
 from vitwarm.errors import UserError
+from vitwarm.export import export_gpt2, export_model, push_to_hub
+from vitwarm.export.layout import CONFIG, EXPORT, WARMUP
+from vitwarm.files import write_text
 from vitwarm.recipe import recipe_hash
 from vitwarm.run_folder import (
     CHECKPOINTS,
@@ -29,33 +32,20 @@ from vitwarm.run_folder import (
     record_subset,
     run_folder,
     warn,
-    write_text,
 )
 from vitwarm.stages import AlgorithmicStage, CorpusStage, ImagesStage, RuleStage, make_text, make_warmup
 from vitwarm.stages.images import default_workers
 from vitwarm.training.checkpoint import Checkpoints, State
 from vitwarm.training.loop import Context, device_batch_size, train_stage
+from vitwarm.training.param_groups import freeze
 from vitwarm.training.processes import Processes, start_accelerator
 from vitwarm.training.sharding import check_shardable, fsdp_requested
 from vitwarm.training.signals import stop_signals
 from vitwarm.training.tracking import Tracker, check_trackers
-from vitwarm.transfer import (
-    Part,
-    TransferReport,
-    canonical,
-    export_gpt2,
-    export_model,
-    freeze,
-    initialise,
-    mean_embeddings,
-    merge,
-    push_to_hub,
-    read_source,
-)
-from vitwarm.transfer.folder import CONFIG, EXPORT, WARMUP
+from vitwarm.transfer import Part, TransferReport, canonical, mean_embeddings, merge, read_source
 from vitwarm.transfer.perturb import describe
 from vitwarm.transfer.warm_start import fitted
-from vitwarm.trunk import Decoder, build_model, configured_decoder
+from vitwarm.trunk import Decoder, build_model, configured_decoder, initialise
 
 _DISTRIBUTED = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU, DistributedType.FSDP)
 

@@ -12,8 +12,9 @@ import torch
 
 from vitwarm.config import Config
 from vitwarm.errors import UserError
+from vitwarm.files import write_text
 from vitwarm.run import build, finish, given_text, hand_over, result_of, start_of, warmed_part, warmup_text
-from vitwarm.run_folder import LOG, RESULT, check_folder, open_folder, run_folder, write_text
+from vitwarm.run_folder import LOG, RESULT, check_folder, open_folder, run_folder
 from vitwarm.stages import GlueStage
 from vitwarm.stages.ensemble import Ensemble
 from vitwarm.stages.tokens import TokenStage

@@ -3,7 +3,6 @@
 import contextlib
 import errno
 import fcntl
-import os
 import shutil
 import sys
 from collections.abc import Callable
@@ -13,6 +12,7 @@ from vitwarm.amounts import Amount
 from vitwarm.checks import LENGTHS, differences, value_of
 from vitwarm.config import Config
 from vitwarm.errors import UserError
+from vitwarm.files import write_text
 from vitwarm.recipe import NOT_IDENTITY, freeze, frozen_hash, read_frozen, recipe_hash
 from vitwarm.training.checkpoint import Checkpoints, State, read_state, relabel
 from vitwarm.transfer.warm_start import WARMUP
@@ -102,20 +102,6 @@ def record_subset(folder: Path, names: str) -> None:
             "restore the shards and the list, or choose another run.dir"
         )
     write_text(file, names)
-
-
-def write_text(path: Path, text: str) -> None:
-    """A whole file or none: written aside, flushed to the disk, renamed."""
-    aside = path.with_name(f".{path.name}.tmp")
-    try:
-        with open(aside, "w") as handle:
-            handle.write(text)
-            handle.flush()
-            os.fsync(handle.fileno())
-        os.replace(aside, path)
-    except BaseException:
-        aside.unlink(missing_ok=True)
-        raise
 
 
 def warn(text: str) -> None:

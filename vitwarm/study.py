@@ -18,8 +18,8 @@ from vitwarm.checks import LENGTHS, warms_up
 from vitwarm.config import Config
 from vitwarm.cost import estimate
 from vitwarm.errors import UserError
+from vitwarm.files import write_text
 from vitwarm.recipe import recipe_hash
-from vitwarm.run_folder import write_text
 
 CELLS, RATES = "cells", "rates.json"
 PROBE = 20  # steps of each stage that a rate is measured on

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from bench.rules import markdown
 
 from vitwarm.procedural import keyed_rng, list_rules, make_rule, registry, rule_class
-from vitwarm.procedural.benchmark import markdown
 from vitwarm.procedural.show import main
 
 DOCS = Path(__file__).parents[2] / "docs"

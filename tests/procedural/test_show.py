@@ -5,10 +5,11 @@ from random import Random
 
 import numpy as np
 import pytest
+from bench import rules
+from bench.sequential import SEQUENTIAL, sequential_batch
 
-from vitwarm.procedural import benchmark, keyed_rng, list_rules, make_rule
+from vitwarm.procedural import keyed_rng, list_rules, make_rule
 from vitwarm.procedural.draw import partners
-from vitwarm.procedural.sequential import SEQUENTIAL, sequential_batch
 from vitwarm.procedural.show import colours, glyphs, main, render
 
 COMPOSITE = {
@@ -133,15 +134,15 @@ def test_sequential_rows_are_rows_of_the_rule(name):
 
 
 def test_the_benchmark_measures_every_case(tmp_path, capsys):
-    assert benchmark.main(["--rounds", "2", "--batches", "10", "--json", str(tmp_path / "rules.json")]) in (0, 1)
+    assert rules.main(["--rounds", "2", "--batches", "10", "--json", str(tmp_path / "rules.json")]) in (0, 1)
     result = json.loads((tmp_path / "rules.json").read_text())
     assert {record["rule"] for record in result["rules"]} == set(SEQUENTIAL)
     for record in result["rules"]:
         assert record["masked_mtokens_per_s"] > 0 and record["passes"] == (
             record[f"{record['counted']}_mtokens_per_s"] >= record["bar"]
         )
-    assert benchmark.markdown(result) == capsys.readouterr().out.strip()
+    assert rules.markdown(result) == capsys.readouterr().out.strip()
     for wrong in (["--peer", str(tmp_path)], ["--json", str(tmp_path / "nowhere" / "rules.json")]):
         with pytest.raises(SystemExit) as refused:
-            benchmark.main(["--rounds", "2", *wrong])
+            rules.main(["--rounds", "2", *wrong])
         assert refused.value.code == 2 and "does not exist" in capsys.readouterr().err

@@ -14,11 +14,11 @@ from vitwarm.config import Config, DecoderConfig, ModelConfig, OptimConfig, Text
 from vitwarm.data.text.glue import TASKS
 from vitwarm.data.tokenizers import ByteTokenizer
 from vitwarm.errors import Interrupted, UserError
+from vitwarm.export import export_gpt2, read_gpt2
 from vitwarm.recipe import load_recipe
 from vitwarm.run import build, run, summary
 from vitwarm.run_ensemble import run_ensemble
 from vitwarm.stages.glue import GlueStage, scores
-from vitwarm.transfer import export_gpt2, read_gpt2
 from vitwarm.trunk import Classifier, build_decoder
 
 END = 256

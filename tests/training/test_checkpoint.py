@@ -50,7 +50,7 @@ def test_a_checkpoint_holds_safetensors_and_json_only(tmp_path):
     json.loads((path / "state.json").read_text())
 
 
-@pytest.mark.parametrize("moment", ["save_file", "_digest", "flush"])
+@pytest.mark.parametrize("moment", ["save_file", "sha256_of", "flush"])
 def test_a_failure_while_writing_leaves_nothing_new(tmp_path, monkeypatch, moment):
     checkpoints = saved(tmp_path, [1])
 

@@ -12,9 +12,10 @@ from test_warm_start import FACTS, SMALL, model, state
 import vitwarm
 from vitwarm.config import Config, ModelConfig
 from vitwarm.errors import UserError
+from vitwarm.export import export_model
 from vitwarm.recipe import load_recipe
 from vitwarm.run import build, run
-from vitwarm.transfer import export_model, group_of
+from vitwarm.transfer import group_of
 from vitwarm.transfer.core import CORE, MAX_BYTES, pack_core
 from vitwarm.trunk import Trunk, build_decoder
 

@@ -10,7 +10,8 @@ from safetensors.torch import load_file, save_file
 import vitwarm
 from vitwarm.config import Config, ModelConfig
 from vitwarm.errors import UserError
-from vitwarm.transfer import canonical, export_model, group_of, read_source, require_fit, select, transfer
+from vitwarm.export import export_model
+from vitwarm.transfer import canonical, group_of, read_source, require_fit, select, transfer
 from vitwarm.transfer.warm_start import require_same_blocks
 from vitwarm.trunk import Trunk
 

@@ -9,7 +9,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from vitwarm.errors import UserError
-from vitwarm.procedural.keys import keyed_rng
+from vitwarm.keys import keyed_rng
 from vitwarm.trunk import Decoder, DecoderSize, build_decoder, generate
 
 VOCAB, LENGTH = 131, 24

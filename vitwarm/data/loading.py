@@ -17,7 +17,7 @@ from vitwarm.data.images import EvalTransform, TrainTransform
 from vitwarm.data.plan import ImagePlan, rank_slice
 from vitwarm.data.shards import DamagedSample, ShardSet
 from vitwarm.errors import UserError
-from vitwarm.procedural.keys import keyed_rng
+from vitwarm.keys import keyed_rng
 
 _PATIENCE = 10  # seconds between two looks at whether the workers live
 _STALLED = 600  # seconds without a batch after which they count as stuck

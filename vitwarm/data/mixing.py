@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from vitwarm.errors import UserError
-from vitwarm.procedural.keys import keyed_rng
+from vitwarm.keys import keyed_rng
 
 _TRIES = 10  # at a box that fits the image
 

@@ -3,7 +3,7 @@
 import numpy as np
 
 from vitwarm.errors import UserError
-from vitwarm.procedural.keys import keyed_rng
+from vitwarm.keys import keyed_rng
 
 
 class Epochs:

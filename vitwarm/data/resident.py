@@ -18,7 +18,7 @@ from vitwarm.data.images import TrainTransform
 from vitwarm.data.loading import ImageDataset, Loader
 from vitwarm.data.shards import DamagedSample, ShardSet
 from vitwarm.errors import UserError
-from vitwarm.procedural.keys import keyed_rng
+from vitwarm.keys import keyed_rng
 
 _SHARE = 0.5  # of the free memory, at most: the model and its activations need the rest
 _BATCH = 256  # images decoded at once

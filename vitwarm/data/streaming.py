@@ -23,7 +23,7 @@ from vitwarm.data.shards import DamagedSample
 from vitwarm.data.tar_index import IMAGE_EXTENSIONS
 from vitwarm.data.web import file_name, one_line, open_url, shown
 from vitwarm.errors import UserError
-from vitwarm.procedural.keys import keyed_rng
+from vitwarm.keys import keyed_rng
 
 _BUFFER = 512  # encoded images that a worker shuffles among, on top of the order of the tars
 

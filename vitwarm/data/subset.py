@@ -12,7 +12,7 @@ import numpy as np
 from vitwarm.amounts import Amount
 from vitwarm.data.shards import ShardSet
 from vitwarm.errors import UserError
-from vitwarm.procedural.keys import keyed_rng
+from vitwarm.keys import keyed_rng
 
 
 @dataclass(frozen=True)

@@ -5,8 +5,8 @@
 >>> batch = stream.masked_rows(0, 256, mask_prob=0.5)  # inputs, targets, masked: (256, 196) each
 """
 
+from vitwarm.keys import keyed_rng
 from vitwarm.procedural import brackets, composite, eca, shuffle, tasks, ww  # noqa: F401  (each registers its rules)
-from vitwarm.procedural.keys import keyed_rng
 from vitwarm.procedural.registry import list_rules, make_rule, register, rule_class
 from vitwarm.procedural.rule import Rule, Sequences, Vocab, parameter
 from vitwarm.procedural.stream import CHUNK, SPLITS, MaskedRows, RuleStream, masked_batch

@@ -14,7 +14,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from vitwarm.procedural.keys import below, keyed_rng
+from vitwarm.keys import below, keyed_rng
 
 __all__ = ["CHUNK", "HELD_OUT", "TASKS", "Task", "TaskRows", "TaskStream", "make_task"]
 

@@ -8,7 +8,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from vitwarm.procedural.keys import bernoulli
+from vitwarm.keys import bernoulli
 from vitwarm.procedural.registry import register
 from vitwarm.procedural.rule import Rule, Sequences, Vocab, parameter
 

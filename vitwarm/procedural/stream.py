@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from vitwarm.procedural.keys import bernoulli, keyed_rng
+from vitwarm.keys import bernoulli, keyed_rng
 from vitwarm.procedural.rule import Rule, Sequences, Vocab
 
 __all__ = ["CHUNK", "SPLITS", "MaskedRows", "RuleStream", "masked_batch"]

@@ -13,7 +13,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from vitwarm.procedural.keys import below, bernoulli
+from vitwarm.keys import below, bernoulli
 from vitwarm.procedural.registry import register
 from vitwarm.procedural.rule import Rule, Sequences, Vocab, parameter
 

@@ -11,7 +11,7 @@ from vitwarm.data.text import Corpus, TextSource
 from vitwarm.data.text.glue import TASKS
 from vitwarm.data.text.packing import Sentences
 from vitwarm.data.text.readers import list_files
-from vitwarm.procedural.keys import keyed_rng
+from vitwarm.keys import keyed_rng
 from vitwarm.stages.text import CorpusStage
 from vitwarm.stages.tokens import Split
 from vitwarm.training.protocol import Batch

@@ -22,9 +22,9 @@ from vitwarm.data.shards import ShardSet, check_labels, expand
 from vitwarm.data.streaming import Stream, is_url, open_stream, stream_loader
 from vitwarm.data.subset import select_subset
 from vitwarm.errors import UserError
+from vitwarm.training.param_groups import with_rates
 from vitwarm.training.protocol import Batch, means
 from vitwarm.training.schedule import check_lengths
-from vitwarm.transfer import with_rates
 from vitwarm.trunk import ImageModel
 from vitwarm.trunk.build import image_size
 

@@ -9,7 +9,7 @@ from vitwarm.data.text import Corpus
 from vitwarm.data.text.encode import question_mark
 from vitwarm.data.text.packing import WholeDocuments, documents
 from vitwarm.errors import UserError
-from vitwarm.procedural.keys import keyed_rng
+from vitwarm.keys import keyed_rng
 from vitwarm.stages.text import CorpusStage
 from vitwarm.stages.tokens import Split, next_token_batch
 from vitwarm.training.protocol import Batch

@@ -17,13 +17,12 @@ from torch import Tensor, nn
 
 from vitwarm.config import Config
 from vitwarm.errors import UserError
+from vitwarm.keys import keyed_rng
 from vitwarm.procedural import Vocab
-from vitwarm.procedural.keys import keyed_rng
 from vitwarm.stages.tokens import Split, next_token_batch
 from vitwarm.stages.warmup import RuleStage
 from vitwarm.training.protocol import Batch
-from vitwarm.transfer import initialise
-from vitwarm.trunk import Trunk, configured_decoder
+from vitwarm.trunk import Trunk, configured_decoder, initialise
 from vitwarm.trunk.decoder import INIT_STD
 
 

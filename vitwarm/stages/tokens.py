@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from vitwarm.amounts import Amount
 from vitwarm.config import OptimConfig, TrainConfig
+from vitwarm.training.param_groups import with_rates
 from vitwarm.training.protocol import Batch, means
 from vitwarm.training.schedule import check_lengths
-from vitwarm.transfer import with_rates
 
 AHEAD = 4  # micro-batches that the background thread may be ahead of the loop
 

@@ -11,13 +11,12 @@ from torch import Tensor, nn
 from vitwarm.amounts import Amount
 from vitwarm.config import Config
 from vitwarm.errors import UserError
+from vitwarm.keys import keyed_rng
 from vitwarm.procedural import Rule, RuleStream, make_rule
 from vitwarm.procedural.composite import Curriculum
-from vitwarm.procedural.keys import keyed_rng
 from vitwarm.stages.tokens import Split, TokenStage
 from vitwarm.training.protocol import Batch
-from vitwarm.transfer import initialise
-from vitwarm.trunk import SymbolStem, Trunk, build_model, configured_decoder, is_drop_rate, token_grid
+from vitwarm.trunk import SymbolStem, Trunk, build_model, configured_decoder, initialise, is_drop_rate, token_grid
 
 
 class WarmupModel(nn.Module):

@@ -9,9 +9,7 @@
 Random states are absent on purpose: every random decision is a pure function of (seed, step, rank).
 """
 
-import hashlib
 import json
-import os
 import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
@@ -23,6 +21,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from vitwarm.errors import UserError
+from vitwarm.files import flush, sha256_of
 from vitwarm.training.sharding import split_like
 
 FORMAT = 1
@@ -123,7 +122,7 @@ class Checkpoints:
         for name, group in tensors.items():
             file = aside / f"{name}.safetensors"
             save_file({n: t.contiguous() for n, t in group.items()}, file)
-            sums[file.name] = _digest(file)
+            sums[file.name] = sha256_of(file)
         (aside / "state.json").write_text(json.dumps({"format": FORMAT, **asdict(state), "files": sums}))
         for file in [*aside.iterdir(), aside]:
             flush(file)
@@ -167,7 +166,7 @@ def read_state(path: Path) -> State:
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"checkpoint {path} is damaged (state.json: {error})") from error
     for name, expected in files.items():
-        if Path(name).name != name or not (path / name).is_file() or _digest(path / name) != expected:
+        if Path(name).name != name or not (path / name).is_file() or sha256_of(path / name) != expected:
             raise UserError(f"checkpoint {path} is damaged ({name} differs from its checksum)")
     return state
 
@@ -183,27 +182,6 @@ def read_tensors(path: Path, name: str) -> dict[str, Tensor]:
     """One of a checkpoint's tensor files; empty when the checkpoint has none of that name."""
     file = path / f"{name}.safetensors"
     return load_file(file) if file.exists() else {}
-
-
-def _digest(file: Path) -> str:
-    with open(file, "rb") as handle:
-        digest = hashlib.sha256()
-        while chunk := handle.read(1 << 22):
-            digest.update(chunk)
-    return digest.hexdigest()
-
-
-def flush(path: Path) -> None:
-    """Wait until a file, or the names in a folder, are on the disk.
-
-    Raises:
-        OSError: they are not; the disk may be full.
-    """
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _remove(path: Path) -> None:

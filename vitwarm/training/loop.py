@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from vitwarm.config import RunConfig
 from vitwarm.errors import Interrupted, UserError
-from vitwarm.procedural.keys import keyed_rng
+from vitwarm.keys import keyed_rng
 from vitwarm.training.checkpoint import Checkpoints, State, optimizer_tensors, read_tensors, restore_optimizer
 from vitwarm.training.meters import Meter, count_flops
 from vitwarm.training.processes import Processes

@@ -9,7 +9,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from vitwarm.errors import UserError
-from vitwarm.transfer.folder import PROVENANCE, WEIGHTS, whole_folder
+from vitwarm.export.layout import PROVENANCE, WEIGHTS
+from vitwarm.files import whole_folder
 from vitwarm.transfer.groups import block_of, canonical, group_of
 
 CORE = Path(__file__).with_name("core_vit")

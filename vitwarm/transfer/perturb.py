@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from vitwarm.errors import UserError
-from vitwarm.procedural.keys import keyed_rng
+from vitwarm.keys import keyed_rng
 from vitwarm.selection import Selection, parse_control
 from vitwarm.transfer.groups import block_of, head_mask, input_rows, select
 

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from vitwarm.errors import UserError
-from vitwarm.procedural.keys import keyed_rng
+from vitwarm.keys import keyed_rng
 from vitwarm.transfer.groups import block_of, canonical, group_of, input_rows
 from vitwarm.trunk import trunk_facts
 

@@ -14,10 +14,10 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from vitwarm.errors import UserError
+from vitwarm.export.gpt2 import from_gpt2, gpt2_facts, is_gpt2
+from vitwarm.export.layout import CONFIG, EXPORT, PROVENANCE, WARMUP, WEIGHTS
 from vitwarm.selection import GROUPS, Selection
 from vitwarm.transfer.core import CORE
-from vitwarm.transfer.folder import CONFIG, EXPORT, PROVENANCE, WARMUP, WEIGHTS
-from vitwarm.transfer.gpt2 import from_gpt2, gpt2_facts, is_gpt2
 from vitwarm.transfer.groups import block_of, canonical, group_of, head_mask, select
 from vitwarm.transfer.resize import Fit, resize
 from vitwarm.trunk import Trunk, trunk_facts

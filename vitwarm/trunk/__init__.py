@@ -5,6 +5,7 @@ from vitwarm.trunk.classifier import Classifier
 from vitwarm.trunk.decoder import Decoder, DecoderSize, build_decoder, configured_decoder
 from vitwarm.trunk.generation import generate
 from vitwarm.trunk.image_model import ImageModel
+from vitwarm.trunk.initialise import initialise
 from vitwarm.trunk.stems import PREFIX_TOKENS, SymbolStem
 from vitwarm.trunk.trunk import Trunk, final_norm_name, merge_causal, refusal, run_blocks, trunk_facts
 
@@ -22,6 +23,7 @@ __all__ = [
     "final_norm_name",
     "generate",
     "image_size",
+    "initialise",
     "is_drop_rate",
     "merge_causal",
     "refusal",

@@ -8,7 +8,7 @@ from torch import nn
 
 from vitwarm.config import ModelConfig
 from vitwarm.errors import UserError
-from vitwarm.procedural.keys import keyed_rng
+from vitwarm.keys import keyed_rng
 from vitwarm.trunk.trunk import Trunk
 
 

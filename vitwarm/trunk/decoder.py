@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from vitwarm.config import ModelConfig
 from vitwarm.errors import UserError
-from vitwarm.procedural.keys import keyed_rng
+from vitwarm.keys import keyed_rng
 from vitwarm.trunk.token_loss import MAX_LOGITS, HeadChunk, TokenLoss, token_loss
 from vitwarm.trunk.trunk import in_order, run_blocks
 

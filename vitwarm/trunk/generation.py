@@ -6,7 +6,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from vitwarm.errors import UserError
-from vitwarm.procedural.keys import keyed_rng
+from vitwarm.keys import keyed_rng
 from vitwarm.trunk.decoder import Decoder
 
 

@@ -4,7 +4,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from vitwarm.procedural.keys import keyed_rng
+from vitwarm.keys import keyed_rng
 
 PREFIX_TOKENS = ("cls_token", "dist_token", "reg_token")  # in the order in which timm prepends them
 SCALE = 0.02  # norm of every row of both tables: the standard deviation of timm's own embeddings

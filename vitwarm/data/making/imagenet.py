@@ -7,9 +7,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from vitwarm.data.making.labels import read_labels
-from vitwarm.data.making.pool import spread
 from vitwarm.data.making.samples import Keys, Sample, Source, Split, class_numbers
 from vitwarm.errors import UserError
+from vitwarm.parallel import spread
 
 TRAIN, VAL = "ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar"
 DEVKIT = "ILSVRC2012_devkit_t12.tar.gz"

@@ -15,14 +15,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vitwarm.data import manifest as manifests
-from vitwarm.data.making.pool import progress_bar, spread
 from vitwarm.data.making.samples import Source
 from vitwarm.data.making.sources import TARS, find, read_source
 from vitwarm.data.making.tars import describe_tars
 from vitwarm.data.making.write import Record, Task, read_record, record_path, verify_shard, write_shard
 from vitwarm.data.manifest import Manifest, SplitManifest
 from vitwarm.errors import Interrupted, UserError
-from vitwarm.procedural.keys import keyed_rng
+from vitwarm.keys import keyed_rng
+from vitwarm.parallel import progress_bar, spread
 
 _PLAN, _LOCK = "plan.json", ".lock"
 

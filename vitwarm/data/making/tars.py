@@ -7,11 +7,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 from vitwarm.data import manifest as manifests
-from vitwarm.data.making.pool import progress_bar, spread
 from vitwarm.data.making.write import describe
 from vitwarm.data.manifest import Manifest, SplitManifest
 from vitwarm.data.shards import expand
 from vitwarm.errors import UserError
+from vitwarm.parallel import progress_bar, spread
 
 MOST_CLASSES = 1_000_000  # the manifest counts each
 

@@ -24,11 +24,11 @@ from typing import Any
 import numpy as np
 
 from vitwarm.data.cache import cache_dir
-from vitwarm.data.making.pool import progress_bar, spread, spread_in_order
 from vitwarm.data.text.encode import Task, encode, question_mark, separator
 from vitwarm.data.text.readers import TextSource, list_files, read_records
 from vitwarm.data.tokenizers import Tokenizer, read_tokenizer
 from vitwarm.errors import UserError
+from vitwarm.parallel import progress_bar, spread, spread_in_order
 
 VERSION = 1
 TOKENS, OFFSETS, MANIFEST, SEEN = "tokens.bin", "offsets.bin", "manifest.json", "seen.json"

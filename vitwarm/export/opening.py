@@ -13,9 +13,9 @@ from torch import nn
 from vitwarm.config import Config, ImagesConfig, ModelConfig
 from vitwarm.data.tokenizers import Tokenizer, read_tokenizer
 from vitwarm.errors import UserError
-from vitwarm.transfer.export import export_model
-from vitwarm.transfer.folder import CONFIG, EXPORT, PROVENANCE, WARMUP, WEIGHTS
-from vitwarm.transfer.gpt2 import export_gpt2, read_gpt2
+from vitwarm.export.gpt2 import export_gpt2, read_gpt2
+from vitwarm.export.layout import CONFIG, EXPORT, PROVENANCE, WARMUP, WEIGHTS
+from vitwarm.export.timm_folder import export_model
 from vitwarm.trunk import Decoder, build_decoder, build_model
 
 _COMPOSED = "composed"

@@ -25,8 +25,9 @@ from torch import Tensor, nn
 
 from vitwarm.config import INITS
 from vitwarm.errors import UserError
-from vitwarm.procedural.keys import keyed_rng
-from vitwarm.trunk import Trunk, token_grid
+from vitwarm.keys import keyed_rng
+from vitwarm.trunk.build import token_grid
+from vitwarm.trunk.trunk import Trunk
 
 QUERY_KEY, VALUE_PROJECTION = 0.7, 0.4  # share of the noise and of the identity alike
 QUERY_KEY_AS_PUBLISHED = 0.4

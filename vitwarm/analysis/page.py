@@ -4,8 +4,8 @@ from pathlib import Path
 
 import numpy as np
 
+from vitwarm.analysis.inspection import MATRICES, Inspection
 from vitwarm.errors import UserError
-from vitwarm.transfer.inspect import MATRICES, Inspection
 
 GREY = "0.55"
 

@@ -29,13 +29,13 @@ import torch.nn.functional as F
 from accelerate import Accelerator
 from torch import nn
 
+from bench.profile import profile
 from vitwarm.config import Config, RunConfig
 from vitwarm.errors import UserError
+from vitwarm.keys import keyed_rng
 from vitwarm.procedural import RuleStream, make_rule
-from vitwarm.procedural.keys import keyed_rng
 from vitwarm.procedural.stream import CHUNK
 from vitwarm.stages.images import ImagesStage
-from vitwarm.stages.profile import profile
 from vitwarm.stages.warmup import WarmupStage
 from vitwarm.training.checkpoint import Checkpoints
 from vitwarm.training.loop import Context, Training

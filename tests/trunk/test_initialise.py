@@ -10,8 +10,8 @@ from vitwarm.config import INITS, ModelConfig
 from vitwarm.errors import UserError
 from vitwarm.recipe import load_recipe
 from vitwarm.run import build
-from vitwarm.transfer import group_of, initialise
-from vitwarm.trunk import build_decoder, build_model
+from vitwarm.transfer import group_of
+from vitwarm.trunk import build_decoder, build_model, initialise
 
 RIVALS = [name for name in INITS if name != "default"]
 SMALL = {"img_size": 32, "patch_size": 8, "embed_dim": 48, "depth": 2, "num_heads": 3}

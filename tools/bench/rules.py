@@ -21,8 +21,8 @@ from typing import Any
 
 import numpy as np
 
+from bench.sequential import sequential_batch
 from vitwarm.procedural.registry import make_rule
-from vitwarm.procedural.sequential import sequential_batch
 from vitwarm.procedural.stream import CHUNK, RuleStream
 
 __all__ = ["main"]

@@ -11,8 +11,8 @@ from timm.data import resolve_model_data_config
 
 from vitwarm.config import Config, ImagesConfig, ModelConfig
 from vitwarm.errors import UserError
-from vitwarm.transfer import export_model, push_to_hub
-from vitwarm.transfer.export import model_card
+from vitwarm.export import export_model, push_to_hub
+from vitwarm.export.timm_folder import model_card
 from vitwarm.trunk import ImageModel, build_model
 
 SMALL = {"img_size": 32, "patch_size": 8, "embed_dim": 48, "depth": 2, "num_heads": 3}
@@ -145,7 +145,7 @@ def test_an_older_export_is_replaced_as_a_whole(tmp_path):
     assert not (tmp_path / "export" / "left_over.txt").exists() and not (tmp_path / "export" / "half").exists()
 
 
-@pytest.mark.parametrize("broken", ["export.save_for_hf", "export.model_card", "folder.flush"])
+@pytest.mark.parametrize("broken", ["export.timm_folder.save_for_hf", "export.timm_folder.model_card", "files.flush"])
 def test_a_full_disk_leaves_the_older_export(tmp_path, monkeypatch, broken):
     _, model = exported(tmp_path / "export")
     before = {p.name: p.read_bytes() for p in (tmp_path / "export").iterdir()}
@@ -154,7 +154,7 @@ def test_a_full_disk_leaves_the_older_export(tmp_path, monkeypatch, broken):
         raise OSError(28, "No space left on device")
 
     config, other = made(classes=9)
-    monkeypatch.setattr(f"vitwarm.transfer.{broken}", full)
+    monkeypatch.setattr(f"vitwarm.{broken}", full)
     with pytest.raises(OSError, match="No space"):
         export_model(other, tmp_path / "export", config, FACTS)
     assert {p.name: p.read_bytes() for p in (tmp_path / "export").iterdir()} == before

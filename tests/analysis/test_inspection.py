@@ -9,11 +9,12 @@ import timm
 import torch
 from test_warm_start import FACTS, NAME, SMALL, model, trunk_file
 
+from vitwarm.analysis.inspection import inspect_trunk
 from vitwarm.config import Config, ModelConfig
 from vitwarm.errors import UserError
+from vitwarm.export import export_gpt2, export_model
 from vitwarm.procedural import RuleStream, make_rule
-from vitwarm.transfer import compose, export_gpt2, export_model
-from vitwarm.transfer.inspect import inspect_trunk
+from vitwarm.transfer import compose
 from vitwarm.trunk import SymbolStem, build_decoder
 
 DYCK = make_rule(name="dyck", k=4)

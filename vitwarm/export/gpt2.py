@@ -17,7 +17,8 @@ from torch import Tensor
 
 from vitwarm.data.tokenizers import Tokenizer
 from vitwarm.errors import UserError
-from vitwarm.transfer.folder import CONFIG, PROVENANCE, WEIGHTS, whole_folder
+from vitwarm.export.layout import CONFIG, PROVENANCE, WEIGHTS
+from vitwarm.files import whole_folder
 from vitwarm.trunk import Classifier, Decoder, DecoderSize, trunk_facts
 from vitwarm.trunk.decoder import LAYER_NORM_EPS
 

@@ -28,11 +28,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vitwarm.amounts import Amount
-from vitwarm.config import RunConfig, TrainConfig
-from vitwarm.errors import UserError
-from vitwarm.procedural.keys import keyed_rng
-from vitwarm.stages.benchmark import (
+from bench.train import (
     CHOICES,
     FOREVER,
     Arm,
@@ -46,6 +42,10 @@ from vitwarm.stages.benchmark import (
     read_options,
     table,
 )
+from vitwarm.amounts import Amount
+from vitwarm.config import RunConfig, TrainConfig
+from vitwarm.errors import UserError
+from vitwarm.keys import keyed_rng
 from vitwarm.stages.tokens import Split, TokenStage, next_token_batch
 from vitwarm.training.processes import start_accelerator
 from vitwarm.training.protocol import Batch

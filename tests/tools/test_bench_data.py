@@ -4,11 +4,10 @@ import json
 
 import numpy as np
 import pytest
+from bench import data
+from bench.data import OURS, main
 from scipy.stats import ks_2samp
 from tarmaking import random_image, samples, write_tar
-
-from vitwarm.data import benchmark
-from vitwarm.data.benchmark import OURS, main
 
 
 def test_the_command_measures_every_arm(tmp_path, capsys):
@@ -32,16 +31,16 @@ def test_the_command_measures_every_arm(tmp_path, capsys):
 
 def test_a_law_that_differs_is_told_from_timms(monkeypatch):
     images = [random_image(seed, 40 + seed, 60, "JPEG") for seed in range(4)]
-    drawn = benchmark.random_crop_box
-    monkeypatch.setattr(benchmark, "random_crop_box", lambda w, h, scale, *rest: drawn(w, h, (0.12, 1.0), *rest))
-    found = {row["property"]: row for row in benchmark.crops(images)}
+    drawn = data.random_crop_box
+    monkeypatch.setattr(data, "random_crop_box", lambda w, h, scale, *rest: drawn(w, h, (0.12, 1.0), *rest))
+    found = {row["property"]: row for row in data.crops(images)}
     assert found["share of the area"]["distance"] > found["share of the area"]["chance"]
 
 
 def test_the_distance_is_that_of_kolmogorov_and_smirnov():
     rng = np.random.default_rng(0)
     for one, other in ((rng.normal(size=300), rng.normal(0.2, size=200)), (rng.integers(5, size=99), np.arange(5))):
-        assert benchmark._distance(one, other) == pytest.approx(ks_2samp(one, other).statistic)
+        assert data._distance(one, other) == pytest.approx(ks_2samp(one, other).statistic)
 
 
 @pytest.mark.parametrize(

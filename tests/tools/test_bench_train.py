@@ -5,10 +5,10 @@ import time
 
 import pytest
 import torch
+from bench.profile import NO_KERNEL, profile
+from bench.train import Bare, main, matmul_rate, measure, read_options, recipe
 
 from vitwarm.errors import UserError
-from vitwarm.stages.benchmark import Bare, main, matmul_rate, measure, read_options, recipe
-from vitwarm.stages.profile import NO_KERNEL, profile
 
 TINY = ["model=test_vit", "size=32", "classes=5", "batch=4", "steps=2", "rounds=3", "precision=fp32", "compile=false"]
 
@@ -52,7 +52,7 @@ def test_a_profile_says_what_works_and_when_nothing_does():
 
 
 def test_every_arm_trains(monkeypatch):
-    from vitwarm.stages import benchmark
+    from bench import train
 
     seen = {}
 
@@ -65,7 +65,7 @@ def test_every_arm_trains(monkeypatch):
             seen[name] = (sum(moved), len(moved))
         return {}
 
-    monkeypatch.setattr(benchmark, "report", spy)
+    monkeypatch.setattr(train, "report", spy)
     measure(read_options(TINY)[0])
     assert set(seen) == {"bare", "images", "warmup"} and all(moved == count for moved, count in seen.values())
 

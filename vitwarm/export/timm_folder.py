@@ -8,7 +8,8 @@ from torch import nn
 
 from vitwarm.config import Config
 from vitwarm.errors import UserError
-from vitwarm.transfer.folder import CONFIG, PROVENANCE, whole_folder
+from vitwarm.export.layout import CONFIG, PROVENANCE
+from vitwarm.files import whole_folder
 from vitwarm.trunk import is_drop_rate, trunk_facts
 
 TAG = "vitwarm"

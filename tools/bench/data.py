@@ -39,7 +39,7 @@ from vitwarm.data.loading import AT_ONCE, ImageDataset, train_loader
 from vitwarm.data.plan import ImagePlan
 from vitwarm.data.shards import ShardSet, expand
 from vitwarm.errors import UserError
-from vitwarm.procedural.keys import keyed_rng
+from vitwarm.keys import keyed_rng
 
 NUMBERS = {"size": 224, "batch": 50, "rounds": 9}
 CROPS = 20_000  # drawn to compare their laws

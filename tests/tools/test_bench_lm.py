@@ -4,10 +4,7 @@ import json
 
 import pytest
 import torch
-
-from vitwarm.config import RunConfig
-from vitwarm.stages.benchmark import Ours, benchmark_context, read_options
-from vitwarm.stages.lm_benchmark import (
+from bench.lm import (
     CHOICES,
     DEFAULTS,
     ReadyTokens,
@@ -16,8 +13,11 @@ from vitwarm.stages.lm_benchmark import (
     transformers_gpt2,
     transformers_loss,
 )
+from bench.train import Ours, benchmark_context, read_options
+
+from vitwarm.config import RunConfig
+from vitwarm.export.gpt2 import to_gpt2
 from vitwarm.training.processes import start_accelerator
-from vitwarm.transfer.gpt2 import to_gpt2
 from vitwarm.trunk import build_decoder
 
 pytest.importorskip("transformers")

@@ -16,7 +16,8 @@ from safetensors.torch import load_file, save_file
 import vitwarm
 from vitwarm.data.tokenizers import BPETokenizer, ByteTokenizer, CharTokenizer
 from vitwarm.errors import UserError
-from vitwarm.transfer import export_gpt2, read_gpt2, read_source
+from vitwarm.export import export_gpt2, read_gpt2
+from vitwarm.transfer import read_source
 from vitwarm.trunk import Trunk, build_decoder, generate
 
 ROOT = Path(__file__).parents[2]

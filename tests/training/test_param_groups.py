@@ -9,7 +9,8 @@ from vitwarm.errors import UserError
 from vitwarm.recipe import load_recipe
 from vitwarm.run import build
 from vitwarm.stages.images import ImagesStage
-from vitwarm.transfer import freeze, group_of, with_rates
+from vitwarm.training.param_groups import freeze, with_rates
+from vitwarm.transfer import group_of
 from vitwarm.transfer.groups import block_of
 from vitwarm.trunk import build_decoder
 

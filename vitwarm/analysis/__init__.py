@@ -1,0 +1,1 @@
+"""Looking into a trunk: attention entropy, sizes and spectra of its matrices."""

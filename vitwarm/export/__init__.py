@@ -1,0 +1,6 @@
+"""Models in and out of folders: plain timm, GPT-2 of transformers, the Hugging Face Hub."""
+
+from vitwarm.export.gpt2 import export_gpt2, read_gpt2
+from vitwarm.export.timm_folder import export_model, push_to_hub
+
+__all__ = ["export_gpt2", "export_model", "push_to_hub", "read_gpt2"]

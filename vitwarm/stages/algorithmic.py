@@ -1,5 +1,7 @@
 """Stage `algorithmic`: a decoder answers questions, new ones at every step (arXiv 2505.22308, 2601.21725)."""
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor, nn
 
@@ -7,12 +9,15 @@ from vitwarm.amounts import Amount
 from vitwarm.config import Config
 from vitwarm.errors import UserError
 from vitwarm.procedural.algorithmic import TaskStream, make_task
-from vitwarm.stages.tokens import Split, TokenStage, next_token_batch
+from vitwarm.stages.decoder import DecoderStage
+from vitwarm.stages.registry import Setup, main_stage
+from vitwarm.stages.tokens import Split, next_token_batch
 from vitwarm.training.protocol import Batch
-from vitwarm.trunk import Decoder
+from vitwarm.transfer import TransferReport, mean_embeddings
 
 
-class AlgorithmicStage(TokenStage):
+@main_stage("algorithmic")
+class AlgorithmicStage(DecoderStage):
     """Two measures side by side, with true earlier tokens in sight.
 
     | metric | over |
@@ -22,35 +27,32 @@ class AlgorithmicStage(TokenStage):
     | `token_accuracy` | all tokens of the answers, the stop included |
     | `exact` | whole answers |
 
-    `set_model` gives it the model to train before it runs.
-
     Args:
         config: the recipe.
+        setup: not used: sequences are computed.
 
     Raises:
         UserError: an impossible size, budget or schedule.
     """
 
     name = "algorithmic"
-    tokenizer = None
 
-    def __init__(self, config: Config):
+    def __init__(self, config: Config, setup: Setup):
         section = config.algorithmic
-        super().__init__("train", config.train, section.val_rows, section.eval_every)
-        self.config = section
         try:
             self.task = make_task(section.task, section.size)
         except ValueError as error:
             raise UserError(f"algorithmic.size: {error}") from error
-        self.vocab_size = self.task.vocab_size
-        self.tokens_per_sample = self.positions = self.task.length - 1
+        length = self.tokens_per_sample = self.task.length - 1
+        super().__init__(config, self.task.vocab_size, length, section.val_rows, section.eval_every)
+        self.config = section
         self.streams = {split: TaskStream(self.task, config.seed, split) for split in ("train", "validation")}
         self.set_lengths(Amount.parse(section.budget, "algorithmic.budget"), self.tokens_per_sample)
 
-    def set_model(self, decoder: Decoder, grad_checkpointing: bool) -> None:
-        """The model to train."""
-        decoder.grad_checkpointing = grad_checkpointing
-        self.model = decoder
+    def adopt(self, model: nn.Module, tensors: Mapping[str, Tensor], report: TransferReport) -> None:
+        """Under `algorithmic.embeddings=mean`: the mean of the source's tokens; see `mean_embeddings`."""
+        if self.config.embeddings == "mean":
+            mean_embeddings(model, tensors, report)
 
     def batch(self, split: Split, start: int, stop: int) -> Batch:
         rows = self.streams[split].rows(start, stop)

@@ -1,21 +1,23 @@
 """Stage `text`, tasks of GLUE: a decoder sorts sentences and pairs of sentences into classes (arXiv 1804.07461)."""
 
 import math
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from vitwarm.config import Config
-from vitwarm.data.text import Corpus, TextSource
+from vitwarm.data.text import TextSource
 from vitwarm.data.text.glue import TASKS
 from vitwarm.data.text.packing import Sentences
 from vitwarm.data.text.readers import list_files
 from vitwarm.keys import keyed_rng
-from vitwarm.stages.text import CorpusStage
+from vitwarm.stages.corpus import CorpusStage, open_split
+from vitwarm.stages.registry import Setup
 from vitwarm.stages.tokens import Split
 from vitwarm.training.protocol import Batch
-from vitwarm.trunk import Classifier
+from vitwarm.trunk import Classifier, Decoder
 
 
 class GlueStage(CorpusStage):
@@ -29,39 +31,36 @@ class GlueStage(CorpusStage):
     | `mrpc`, `qqp` | `f1`, of label 1 |
     | `mnli` | `mismatched_loss`, `mismatched_accuracy`; those without a prefix are of the matched genres |
 
-    Args and errors are those of `CorpusStage`.
+    Args and errors are those of `TextStage`.
     """
 
-    rows: Sentences
+    stackable = False  # a batch is as wide as its longest sentence
 
-    def __init__(self, config: Config, workers: int):
-        self.task = TASKS[config.text.task]
-        super().__init__(config, workers)
-        self.decoder_args = {"make": Classifier, "labels": tuple(self.task.labels.values()), "pad": self.separator}
+    def __init__(self, config: Config, setup: Setup):
+        text, self.task = config.text, TASKS[config.text.task]
+        splits = ("train", *self.task.dev)
+        for split in splits:  # before any is tokenised
+            list_files(TextSource(text.train, split=split, glue=text.task))
+        corpora = {split: open_split(config, setup, text.train, split, text.task) for split in splits}
+        self.sentences = {name: Sentences(corpus, text.length) for name, corpus in corpora.items()}
+        self.rows = self.sentences["train"]
+        self.val: list[tuple[int, int]] = []  # file, row
+        for number, split in enumerate(self.task.dev):
+            chosen = keyed_rng(0, "text", split).permutation(len(self.sentences[split]))[: text.val_rows]
+            self.val += [(number, int(row)) for row in np.sort(chosen)]
+        mean_length = max(round(float(self.rows.lengths.mean())), 1)
+        super().__init__(config, corpora, self.rows, len(self.val), mean_length)
         for name, rows in self.sentences.items():
-            self.facts[name]["tokens"] -= len(rows)  # the labels
-            self.facts[name]["truncated"] = rows.truncated
+            self.read[name]["tokens"] -= len(rows)  # the labels
+            self.read[name]["truncated"] = rows.truncated
 
     @property
     def separator(self) -> int:
         return self.corpora["train"].manifest.separator
 
-    def open(self) -> dict[str, Corpus]:
-        folder, task = self.config.train, self.config.task
-        splits = ("train", *self.task.dev)
-        for split in splits:  # before any is tokenised
-            list_files(TextSource(folder, split=split, glue=task))
-        return {split: self.corpus(folder, split, task) for split in splits}
-
-    def prepare(self) -> int:
-        self.sentences = {name: Sentences(corpus, self.config.length) for name, corpus in self.corpora.items()}
-        self.rows = self.sentences["train"]
-        self.tokens_per_sample = max(round(float(self.rows.lengths.mean())), 1)
-        self.val: list[tuple[int, int]] = []  # file, row
-        for number, split in enumerate(self.task.dev):
-            chosen = keyed_rng(0, "text", split).permutation(len(self.sentences[split]))[: self.config.val_rows]
-            self.val += [(number, int(row)) for row in np.sort(chosen)]
-        return len(self.val)
+    def fresh_model(self, **decoder_args: Any) -> Decoder:
+        labels = tuple(self.task.labels.values())
+        return super().fresh_model(make=Classifier, labels=labels, pad=self.separator, **decoder_args)
 
     def batch(self, split: Split, start: int, stop: int) -> Batch:
         if split == "train":

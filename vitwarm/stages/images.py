@@ -1,7 +1,6 @@
 """Stage `images`: classification of images in WebDataset tars by a timm model."""
 
 import math
-import os
 from collections.abc import Generator, Iterable, Sequence
 from typing import Any
 
@@ -12,63 +11,22 @@ from torch import Tensor, nn
 
 from vitwarm.amounts import Amount
 from vitwarm.config import Config
-from vitwarm.data.digits import digits_shards
 from vitwarm.data.images import EvalTransform, TrainTransform
 from vitwarm.data.loading import ImageDataset, eval_loader, train_loader
 from vitwarm.data.mixing import Mixer, RandomErasing, to_float
+from vitwarm.data.opening import count_images, open_shards, open_training
 from vitwarm.data.plan import ImagePlan
 from vitwarm.data.resident import ResidentImages
-from vitwarm.data.shards import ShardSet, check_labels, expand
-from vitwarm.data.streaming import Stream, is_url, open_stream, stream_loader
-from vitwarm.data.subset import select_subset
+from vitwarm.data.shards import check_labels
+from vitwarm.data.streaming import Stream, is_url, stream_loader
+from vitwarm.data.subset import SUBSET, select_subset
 from vitwarm.errors import UserError
+from vitwarm.stages.registry import MainStage, Setup, main_stage
 from vitwarm.training.param_groups import with_rates
 from vitwarm.training.protocol import Batch, means
 from vitwarm.training.schedule import check_lengths
-from vitwarm.trunk import ImageModel
+from vitwarm.trunk import ImageModel, build_model
 from vitwarm.trunk.build import image_size
-
-
-def open_shards(spec: str, split: str, key: str) -> ShardSet:
-    """The tars of a specification; `digits` is scikit-learn's handwritten digits, written to the cache on first use.
-
-    Args:
-        spec: folder, tar, glob or brace pattern, or `digits`.
-        split: `train` or `test`, for `digits`.
-        key: where the user wrote it, which starts every error message.
-
-    Raises:
-        UserError: nothing there, or not a set of labelled images.
-    """
-    try:
-        return ShardSet(expand(digits_shards(split) if spec == "digits" else spec))
-    except UserError as error:
-        raise UserError(f"{key}: {error}") from error
-
-
-def open_training(config: Config) -> ShardSet | Stream:
-    """The training images of a recipe, on a disk or streamed, with labels that fit the classifier.
-
-    Raises:
-        UserError: nothing there, not a set of labelled images, or keys that a stream has no use for.
-    """
-    images, num_classes = config.images, config.model.num_classes
-    if not is_url(images.train):
-        if images.train_samples is not None:
-            raise UserError("images.train_samples is for streamed tars (URLs); these are counted: leave it out")
-        shards = open_shards(images.train, "train", "images.train")
-        check_labels(shards, num_classes)
-        return shards
-    for key, default in (("subset", None), ("repeats", 1)):
-        if getattr(images, key) != default:
-            raise UserError(f"images.{key} needs images by number, which a stream has not; copy the tars to a disk")
-    return open_stream(images.train, images.train_samples, num_classes)
-
-
-def default_workers(world: int) -> int:
-    """Loader processes a rank: the CPUs it can count on for itself, less one for the loop, at most 8."""
-    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(0, min(8, cpus // world - 1))
 
 
 def image_lengths(config: Config, full: int, used: int) -> tuple[int, int, tuple[int, int]]:
@@ -137,36 +95,40 @@ def evaluate_images(
     return {"loss": loss, "top1": top1, "top5": top5, "weight": weight, "damaged": float(damaged)}
 
 
-class ImagesStage:
-    """See `vitwarm.training.protocol.Stage`.
+@main_stage("images")
+class ImagesStage(MainStage):
+    """Classification of images by a timm model.
 
     Args:
         config: the recipe.
-        workers: loader processes.
-
-    `set_model` gives it the model to train before it runs.
+        setup: loader processes; for an estimate, how many images to assume.
 
     Raises:
         UserError: shards, labels, sizes or lengths that cannot be right.
     """
 
     name = "images"
+    sample_unit = "images/s decoded and augmented"
 
-    def __init__(self, config: Config, workers: int):
-        self.config, self.optim, self.seed, self.workers = config.images, config.train, config.seed, workers
-        self.num_classes = config.model.num_classes
+    def __init__(self, config: Config, setup: Setup):
+        self.config, self.optim, self.seed, self.workers = config.images, config.train, config.seed, setup.workers
+        self.model_config, self.num_classes = config.model, config.model.num_classes
         images = config.images
-        self.shards = open_training(config)
-        self.val_shards = open_shards(images.val, "test", "images.val") if images.val else None
-        self.best = "top1" if self.val_shards is not None else None
-        if self.val_shards is not None:
-            check_labels(self.val_shards, self.num_classes)
-        self.subset = select_subset(self.shards, images.subset, images.subset_seed) if images.subset else None
-        ids = self.subset.ids if self.subset else None
-        self.plan = ImagePlan(len(self.shards), self.optim.global_batch, self.seed, ids, images.repeats)
-        lengths = image_lengths(config, len(self.shards), self.plan.epoch_size)
-        self.steps, self.eval_every, self.schedule_lengths = lengths
-        if self.val_shards is None:
+        if setup.estimate:
+            self.counts = count_images(config, setup.train_images)
+            full, used, self.val_samples = self.counts.full, self.counts.used, self.counts.val
+        else:
+            self.shards = open_training(config)
+            self.val_shards = open_shards(images.val, "test", "images.val") if images.val else None
+            if self.val_shards is not None:
+                check_labels(self.val_shards, self.num_classes)
+            self.subset = select_subset(self.shards, images.subset, images.subset_seed) if images.subset else None
+            ids = self.subset.ids if self.subset else None
+            self.plan = ImagePlan(len(self.shards), self.optim.global_batch, self.seed, ids, images.repeats)
+            full, used, self.val_samples = len(self.shards), self.plan.epoch_size, len(self.val_shards or ())
+        self.steps, self.eval_every, self.schedule_lengths = image_lengths(config, full, used)
+        self.best = "top1" if images.val else None
+        if not images.val:
             self.eval_every = self.steps  # nothing to measure on the way
         self.mixer = Mixer(
             images.mixup,
@@ -185,11 +147,27 @@ class ImagesStage:
         """Image presentations of the whole stage, which a warm-up budget in percent refers to."""
         return self.steps * self.optim.global_batch
 
-    def set_model(self, vit: nn.Module, grad_checkpointing: bool) -> None:
-        """The model to train."""
-        images = self.config
+    def fresh_model(self) -> nn.Module:
+        return build_model(self.model_config, "images", seed=self.seed)
+
+    def exported(self, trained: nn.Module) -> nn.Module:
+        return trained.vit
+
+    def facts(self) -> dict[str, Any]:
+        if self.subset is None:
+            return {}
+        return {"subset": {"images": len(self.subset.names), "sha256": self.subset.sha256}}
+
+    def estimate_facts(self) -> dict[str, str]:
+        return self.counts.facts
+
+    def fixed_files(self) -> dict[str, str]:
+        return {SUBSET: self.subset.text} if self.subset else {}
+
+    def bind(self, model: nn.Module) -> None:
+        images, vit = self.config, model
         self.vit = vit
-        self.model = ImageModel(vit, grad_checkpointing)
+        self.model = ImageModel(vit, self.model_config.grad_checkpointing)
         self.size = images.size or image_size(vit)
         takes = image_size(vit)
         if self.size != takes and not getattr(vit, "dynamic_img_size", False):
@@ -207,14 +185,12 @@ class ImagesStage:
             images.color_jitter,
             tuple(images.mean),
         )
-        if images.resident and (isinstance(self.shards, Stream) or self.transform.needs_pil):
+        if images.resident and (is_url(images.train) or self.transform.needs_pil):
             raise UserError(
                 "images.resident crops and flips on the device, where streamed tars, images.auto_augment and "
                 "images.color_jitter cannot follow; leave images.resident off"
             )
-        if self.val_shards is not None:
-            evaluation = EvalTransform(self.size, images.eval_crop_pct, images.interpolation)
-            self.val_dataset = ImageDataset(self.val_shards, evaluation)
+        self.eval_transform = EvalTransform(self.size, images.eval_crop_pct, images.interpolation)
 
     def check_device_batch(self, size: int) -> None:
         if size % 2 and (self.config.mixup or self.config.cutmix):
@@ -280,7 +256,15 @@ class ImagesStage:
             return {"weight": 0.0}
         mean, std, damage = self.config.mean, self.config.std, []
         sums = evaluate_images(
-            model, self.val_dataset, mean, std, rank, world, device_batch, self.workers, damage=damage
+            model,
+            ImageDataset(self.val_shards, self.eval_transform),
+            mean,
+            std,
+            rank,
+            world,
+            device_batch,
+            self.workers,
+            damage=damage,
         )
         del sums["damaged"]  # named one by one instead
         self._note("val", damage)

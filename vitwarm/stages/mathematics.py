@@ -5,12 +5,12 @@ import torch
 from torch import Tensor, nn
 
 from vitwarm.config import Config
-from vitwarm.data.text import Corpus
 from vitwarm.data.text.encode import question_mark
 from vitwarm.data.text.packing import WholeDocuments, documents
 from vitwarm.errors import UserError
 from vitwarm.keys import keyed_rng
-from vitwarm.stages.text import CorpusStage
+from vitwarm.stages.corpus import CorpusStage, open_split
+from vitwarm.stages.registry import Setup
 from vitwarm.stages.tokens import Split, next_token_batch
 from vitwarm.training.protocol import Batch
 
@@ -31,28 +31,23 @@ class MathematicsStage(CorpusStage):
     | `exact` | whole answers, `interpolate` |
     | `extrapolate_loss`, `extrapolate_accuracy`, `extrapolate_exact` | the same for `extrapolate` |
 
-    Args and errors are those of `CorpusStage`.
+    Args and errors are those of `TextStage`.
     """
 
-    def __init__(self, config: Config, workers: int):
-        super().__init__(config, workers)
-        self.question_mark = question_mark(self.tokenizer)
-
-    def open(self) -> dict[str, Corpus]:
-        return {split: self.corpus(self.config.train, split) for split in ("train", *VAL_SPLITS)}
-
-    def prepare(self) -> int:
-        train, length = self.corpora["train"], self.config.length
-        self.rows = WholeDocuments(train, length, keyed_rng(self.seed, "text", "problems").permutation(len(train)))
+    def __init__(self, config: Config, setup: Setup):
+        corpora = {split: open_split(config, setup, config.text.train, split) for split in ("train", *VAL_SPLITS)}
+        train, length = corpora["train"], config.text.length
+        self.rows = WholeDocuments(train, length, keyed_rng(config.seed, "text", "problems").permutation(len(train)))
         self.val: list[tuple[int, int]] = []  # split, problem
         for number, split in enumerate(VAL_SPLITS):
-            corpus = self.corpora[split]
+            corpus = corpora[split]
             longest = int(np.diff(corpus.offsets).max())
             if longest > length:
                 raise UserError(f"text.length={length} does not hold the longest problem of {split}; set {longest}")
-            chosen = keyed_rng(0, "text", split).permutation(len(corpus))[: self.config.val_rows]
+            chosen = keyed_rng(0, "text", split).permutation(len(corpus))[: config.text.val_rows]
             self.val += [(number, int(problem)) for problem in np.sort(chosen)]
-        return len(self.val)
+        super().__init__(config, corpora, self.rows, len(self.val))
+        self.question_mark = question_mark(self.tokenizer)
 
     def batch(self, split: Split, start: int, stop: int) -> Batch:
         if split == "train":

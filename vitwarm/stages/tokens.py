@@ -44,6 +44,7 @@ class TokenStage(ABC):
     steps: int
     schedule_lengths: tuple[int, int]
     best: str | None = None
+    stackable: bool = True  # batches of two seeds differ in their numbers alone
     adapts: bool = False  # rows depend on what was measured before them, so none is written ahead of an evaluation
 
     def __init__(self, section: str, optim: OptimConfig, val_rows: int, eval_every: int):
@@ -88,6 +89,11 @@ class TokenStage(ABC):
     def samples(self) -> int:
         """Rows that the whole stage trains on, repeats counted."""
         return self.steps * self.optim.global_batch
+
+    @property
+    def val_samples(self) -> int:
+        """Rows of one evaluation."""
+        return self.val_rows
 
     def check_device_batch(self, size: int) -> None:  # noqa: B027 (most stages accept any)
         """Any number of rows will do."""

@@ -181,7 +181,7 @@ def estimate(config: Config, gpus: int, device: str, mfu: float = 0.4, train_ima
 
 def _algorithmic(config: Config) -> tuple[Decoder, AlgorithmicStage]:
     stage = AlgorithmicStage(config)
-    positions = config.model.decoder.positions or stage.positions
+    positions = config.model.decoder.positions or stage.n_positions
     model = configured_decoder(config.model, stage.vocab_size, positions, seed=config.seed)
     stage.set_model(model, False)
     return model, stage
@@ -190,7 +190,7 @@ def _algorithmic(config: Config) -> tuple[Decoder, AlgorithmicStage]:
 def _text(config: Config) -> tuple[nn.Module, TokenStage]:
     """The stage counts its tokens, so the data must be here; they are cached for the run."""
     stage = make_text(config, default_workers(1) if config.run.workers is None else config.run.workers)
-    positions = config.model.decoder.positions or stage.positions
+    positions = config.model.decoder.positions or stage.n_positions
     more = getattr(stage, "decoder_args", {})
     with torch.device("meta"):
         model = configured_decoder(config.model, stage.vocab_size, positions, seed=config.seed, **more)

@@ -223,11 +223,11 @@ def _fresh_model(config: Config, main: MainStage | None) -> nn.Module:
         model = build_model(config.model, "images", seed=config.seed)
     else:
         vocab_size = main.vocab_size if main else rule_of(config.warmup.rule).vocab.size
-        positions = decoder.positions or (main.positions if main else config.warmup.length)
+        positions = decoder.positions or (main.n_positions if main else config.warmup.length)
         if main is None and config.warmup.objective == "next_token":
             positions = config.warmup.length or positions  # as many as the warm-up trains
-        if main and positions < main.positions:
-            raise UserError(f"model.decoder.positions={positions} is too short for rows of {main.positions} tokens")
+        if main and positions < main.n_positions:
+            raise UserError(f"model.decoder.positions={positions} is too short for rows of {main.n_positions} tokens")
         name = main.name if main else "text"
         more = getattr(main, "decoder_args", {})
         model = configured_decoder(config.model, vocab_size, positions, name, seed=config.seed, **more)

@@ -121,9 +121,9 @@ def test_padding_cannot_change_a_logit(folder, task):
     model = stage.model.eval()
     batch = stage.batch("train", 0, 8)
     with torch.inference_mode():
-        together = model(batch["tokens"])
+        together = model(batch.tokens)
         lengths = []
-        for ids, logits in zip(batch["tokens"], together, strict=True):
+        for ids, logits in zip(batch.tokens, together, strict=True):
             row = ids.tolist()
             while row[-1] == END and len(row) > 1 and row.count(END) > len(TASKS[task].sentences):
                 row.pop()
@@ -135,7 +135,7 @@ def test_padding_cannot_change_a_logit(folder, task):
             place = max(i for i, t in enumerate(row) if t != END)
             features = model.features(model.embed(other))[0, place]
             torch.testing.assert_close(model.score(features), logits, rtol=1e-5, atol=1e-6)
-    assert len(set(lengths)) > 1 and max(lengths) == batch["tokens"].shape[1]
+    assert len(set(lengths)) > 1 and max(lengths) == batch.tokens.shape[1]
 
 
 def test_an_epoch_shows_each_row_once_and_batches_run_across_its_end(folder):
@@ -205,8 +205,8 @@ def test_the_export_gives_the_same_logits_in_transformers(tmp_path, folder):
     assert theirs.config.label2id == {"not_equivalent": 0, "equivalent": 1} and theirs.config.pad_token_id == END
     batch = stage.batch("validation", 0, 23)
     with torch.inference_mode():
-        ours = stage.model.eval()(batch["tokens"])
-        torch.testing.assert_close(theirs.eval()(batch["tokens"]).logits, ours, rtol=1e-5, atol=1e-6)
+        ours = stage.model.eval()(batch.tokens)
+        torch.testing.assert_close(theirs.eval()(batch.tokens).logits, ours, rtol=1e-5, atol=1e-6)
         tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "run" / "export", pad_token="<|endoftext|>")
         lines = (tmp_path / "mrpc" / "dev.tsv").read_text().splitlines()[1:]
         texts = ["".join(f"<|endoftext|>{text.strip()}" for text in line.split("\t")[3:]) for line in lines]

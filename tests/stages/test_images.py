@@ -62,8 +62,8 @@ def bare_loop(config) -> dict[str, torch.Tensor]:
         free = p.ndim <= 1 or name in ("pos_embed", "cls_token", "reg_token")
         adamw.append((torch.optim.AdamW([p], eps=optim.eps, weight_decay=0.0 if free else optim.weight_decay), scale))
     for step, batch in enumerate(stage.batches(0, 0, 1, optim.global_batch)):
-        images = to_float(batch["image"], config.images.mean, config.images.std)
-        images, targets, _ = stage.mixer(stage.erasing(images, step, 0), batch["label"], batch["valid"], step)
+        images = to_float(batch.images, config.images.mean, config.images.std)
+        images, targets, _ = stage.mixer(stage.erasing(images, step, 0), batch.labels, batch.valid, step)
         loss = criterion(vit(images), targets)
         vit.zero_grad()
         loss.backward()
@@ -135,19 +135,19 @@ def test_the_warm_up_goes_without_drop_path_and_the_images_have_it(tmp_path):
 def test_bce_is_timms_and_counts_mixed_classes_fully(tmp_path):
     stage = stage_of(recipe(tmp_path, "images.loss=bce", "images.mix_switch_prob=0.0", "images.random_erasing=0.0"))
     batch = next(stage.batches(0, 0, 1, 12))
-    batch["valid"][3] = False
+    batch.valid[3] = False
     share, _ = stage.mixer.draw(0, 8, 8)
     assert 0 < share < 1
     logits = torch.randn(12, 10)
     theirs = torch.zeros(12, 10)
-    for row, label in enumerate(batch["label"].tolist()):
+    for row, label in enumerate(batch.labels.tolist()):
         theirs[row, label] = 1
         if row not in (2, 3):  # the damaged one and its partner are not mixed
-            theirs[row, batch["label"][row ^ 1]] = 1
+            theirs[row, batch.labels[row ^ 1]] = 1
     criterion = BinaryCrossEntropy(smoothing=0.0, reduction="none")
     kept = [row for row in range(12) if row != 3]
     expected = criterion(logits, theirs).mean(1)[kept].sum()
-    torch.testing.assert_close(stage.losses(lambda images: logits, batch, 0)["loss"], expected)
+    torch.testing.assert_close(stage.losses(lambda images: logits, batch, 0).loss, expected)
     with pytest.raises(UserError, match="label_smoothing"):
         recipe(tmp_path, "images.loss=bce", "images.label_smoothing=0.1")
 
@@ -199,13 +199,13 @@ def test_a_run_writes_its_images_down_and_refuses_others(tmp_path):
 def test_repeats_show_an_image_several_times_augmented_anew(tmp_path):
     stage = stage_of(recipe(tmp_path, "images.repeats=3", "images.crop=pad", "images.pad=3"))
     batch = next(stage.batches(0, 0, 1, 12))
-    assert set(Counter(batch["sample"].tolist()).values()) == {3}
-    for sample in set(batch["sample"].tolist()):
-        copies = batch["image"][batch["sample"] == sample]
+    assert set(Counter(batch.sample.tolist()).values()) == {3}
+    for sample in set(batch.sample.tolist()):
+        copies = batch.images[batch.sample == sample]
         assert len({copy.numpy().tobytes() for copy in copies}) == 3
     halves = [next(stage.batches(0, rank, 2, 6)) for rank in range(2)]
     for name in ("image", "sample", "label"):
-        assert torch.equal(torch.cat([half[name] for half in halves]), batch[name])
+        assert torch.equal(torch.cat([getattr(half, name) for half in halves]), getattr(batch, name))
 
 
 def test_damage_is_measured_against_the_images_in_use(tmp_path):

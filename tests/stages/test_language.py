@@ -45,11 +45,11 @@ def test_the_loss_of_asked_tokens_is_that_of_a_plain_computation(share):
     asked[2] = False
     decoder = build_decoder("2_2_8", 11, 16, seed=0)
     batch = next_token_batch(tokens, asked)
-    assert ("places" in batch) == (share < 0.5)
-    loss, correct = decoder(batch["tokens"], batch["targets"], batch["weights"], places=batch.get("places"))
+    assert (batch.positions is not None) == (share < 0.5)
+    loss, correct = decoder(batch.tokens, batch.targets, batch.weights, positions=batch.positions)
     log_p = decoder(torch.from_numpy(tokens[:, :-1])).log_softmax(-1)
     pairs = [(b, n) for b in range(6) for n in range(16) if asked[b, n + 1]]
-    assert batch["weight"] == len(pairs)
+    assert batch.weight == len(pairs)
     expected = -sum(log_p[b, n, tokens[b, n + 1]] for b, n in pairs)
     torch.testing.assert_close(loss, expected)
     assert correct == sum(int(log_p[b, n].argmax() == tokens[b, n + 1]) for b, n in pairs)
@@ -62,12 +62,12 @@ def test_what_the_rule_scores_or_all_but_pad():
         rows = stage.stream.rows(0, 8)
         wanted = rows.scored if loss_on == "outputs" else rows.tokens != 0
         batch = stage.batch("train", 0, 8)
-        assert batch["weight"] == wanted[:, 1:].sum()
-        assert sorted(batch["targets"][batch["weights"] > 0].tolist()) == sorted(rows.tokens[:, 1:][wanted[:, 1:]])
-        assert (batch["tokens"].numpy() == rows.tokens[:, :-1]).all()
+        assert batch.weight == wanted[:, 1:].sum()
+        assert sorted(batch.targets[batch.weights > 0].tolist()) == sorted(rows.tokens[:, 1:][wanted[:, 1:]])
+        assert (batch.tokens.numpy() == rows.tokens[:, :-1]).all()
         sums = stage.losses(stage.model, batch, 0)
         vocab = stage.rule.vocab.size
-        assert sums["loss"].item() / batch["weight"] == pytest.approx(math.log(vocab), abs=0.1)
+        assert sums.loss.item() / batch.weight == pytest.approx(math.log(vocab), abs=0.1)
 
 
 # Next state
@@ -80,14 +80,14 @@ def automaton(**more):
 def test_bits_of_a_state_follow_from_the_state_before():
     stage = make_warmup(config(objective="next_state", rule=automaton(), length=6), None)
     assert isinstance(stage, NextStateWarmup)
-    states = stage.batch("train", 0, 8)["states"]
+    states = stage.batch("train", 0, 8).states
     assert states.shape == (8, 6, 10) and set(states.unique().tolist()) == {0.0, 1.0}
     for t in range(5):
         now = states[:, t].long()
         number = 4 * now.roll(1, 1) + 2 * now + now.roll(-1, 1)
         assert torch.equal(states[:, t + 1].long(), 110 >> number & 1)
     sums, weight = stage.losses(stage.model, stage.batch("train", 0, 8), 0), 8 * 5 * 10
-    assert sums["loss"].item() / weight == pytest.approx(math.log(2), abs=0.05)
+    assert sums.loss.item() / weight == pytest.approx(math.log(2), abs=0.05)
     states = states.clone()
     before = stage.model(states)
     states[:, 4] = 1 - states[:, 4]
@@ -101,7 +101,7 @@ def test_an_automaton_learns_its_rule():
     optimizer = torch.optim.AdamW(stage.parameter_groups(), lr=1e-2)
     for batch in stage.batches(0, 0, 1, 64):
         optimizer.zero_grad()
-        (stage.losses(stage.model, batch, 0)["loss"] / batch["weight"]).backward()
+        (stage.losses(stage.model, batch, 0).loss / batch.weight).backward()
         optimizer.step()
     with torch.inference_mode():
         metrics = stage.metrics(stage.evaluate(stage.model.eval(), 0, 1, 10))
@@ -140,7 +140,7 @@ def test_both_measures_are_those_of_a_plain_count(task, loss_on):
     batch = stage.batch("train", 0, 8)
     train = stage.streams["train"].rows(0, 8)
     wanted = train.published if loss_on == "published" else train.published | train.answer
-    assert batch["weight"] == wanted.sum() == batch["weights"].sum()
+    assert batch.weight == wanted.sum() == batch.weights.sum()
 
 
 def test_more_processes_than_validation_rows():
@@ -158,7 +158,7 @@ def test_addition_is_learnt():
     optimizer = torch.optim.AdamW(stage.parameter_groups(), lr=1e-2)
     for batch in stage.batches(0, 0, 1, 64):
         optimizer.zero_grad()
-        (stage.losses(stage.model, batch, 0)["loss"] / batch["weight"]).backward()
+        (stage.losses(stage.model, batch, 0).loss / batch.weight).backward()
         optimizer.step()
     with torch.inference_mode():
         metrics = stage.metrics(stage.evaluate(stage.model.eval(), 0, 1, 64))

@@ -102,7 +102,7 @@ def test_answers_are_right_when_greedy_generation_writes_them(tmp_path):
     optimizer = torch.optim.AdamW(main.parameter_groups(), lr=1e-2)
     for batch in main.batches(0, 0, 1, 3):  # not to learn sums: so that some answers are right
         optimizer.zero_grad()
-        (main.losses(main.model, batch, 0)["loss"] / batch["weight"]).backward()
+        (main.losses(main.model, batch, 0).loss / batch.weight).backward()
         optimizer.step()
     decoder, tokenizer = main.model.eval(), read_tokenizer("chars")
     with torch.inference_mode():
@@ -174,7 +174,7 @@ def test_shipped_recipes_build_and_have_the_published_budgets(tmp_path, name):
     assert stages
     for s in stages:
         batch = s.batch("train", 0, 2)
-        assert torch.isfinite(s.losses(s.model, batch, 0)["loss"]) and batch["weight"] > 0
+        assert torch.isfinite(s.losses(s.model, batch, 0).loss) and batch.weight > 0
     if name in PUBLISHED:
         text, warmup = PUBLISHED[name]
         assert parts.main.samples * parts.main.tokens_per_sample == pytest.approx(text, rel=0.002)

@@ -33,7 +33,7 @@ def one_step(c):
     for group in optimizer.param_groups:
         group["lr"] = 1e-2 * group.get("lr_scale", 1.0)
     batch = next(stage.batches(0, 0, 1, 8))
-    stage.losses(stage.model, batch, 0)["loss"].backward()
+    stage.losses(stage.model, batch, 0).loss.backward()
     optimizer.step()
     return parts.fresh, before, groups
 

@@ -46,7 +46,7 @@ def _stage(task: str, batch: int, seed: int) -> AlgorithmicStage:
     model = ModelConfig(decoder=DecoderConfig(size="2_4_16", tied=False))
     config = Config(model=model, algorithmic=AlgorithmicConfig(task=task), train=TrainConfig(global_batch=batch))
     stage = AlgorithmicStage(replace(config, seed=seed))
-    stage.set_model(configured_decoder(model, stage.vocab_size, stage.positions, seed=seed), False)
+    stage.set_model(configured_decoder(model, stage.vocab_size, stage.n_positions, seed=seed), False)
     return stage
 
 
@@ -56,7 +56,7 @@ def _plain(stage: AlgorithmicStage) -> Callable[[], None]:
     batch = stage.batch("train", 0, optim.global_batch)
 
     def step() -> None:
-        (stage.losses(stage.model, batch, 0)["loss"] / batch["weight"]).backward()
+        (stage.losses(stage.model, batch, 0).loss / batch.weight).backward()
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
 

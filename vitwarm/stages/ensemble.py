@@ -7,6 +7,7 @@ seed sees its own batches and ends where it would have ended alone, but for the 
 import contextlib
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -16,7 +17,7 @@ from torch.func import functional_call, stack_module_state, vmap
 
 from vitwarm.errors import Interrupted, UserError
 from vitwarm.stages.tokens import TokenStage
-from vitwarm.training.protocol import Batch
+from vitwarm.training.batch import Batch
 from vitwarm.training.schedule import learning_rate
 from vitwarm.trunk import Decoder
 
@@ -74,13 +75,13 @@ class Ensemble:
         lr = learning_rate(step, stage.steps, optim, *stage.schedule_lengths)
         for group in self.optimizer.param_groups:
             group["lr"] = lr * group.get("lr_scale", 1.0)
-        weight = torch.tensor([max(b["weight"], 1.0) for b in batches], device=self.device)
+        weight = torch.tensor([max(b.weight, 1.0) for b in batches], device=self.device)
 
-        def loss_of(parameters: dict[str, Tensor], buffers: dict[str, Tensor], batch: Batch) -> Tensor:
+        def loss_of(parameters: dict[str, Tensor], buffers: dict[str, Tensor], tensors: dict[str, Any]) -> Tensor:
             def model(*args: Any, **more: Any) -> Any:
                 return functional_call(stage.model, (parameters, buffers), args, more)
 
-            return stage.losses(model, batch, step)["loss"]
+            return stage.losses(model, replace(batches[0], **tensors), step).loss
 
         losses = vmap(loss_of)(self.parameters, self.buffers, self._stacked(batches)) / weight
         losses.sum().backward()  # a seed's loss depends on its own weights alone
@@ -91,10 +92,10 @@ class Ensemble:
         return losses.detach()
 
     def _stacked(self, batches: list[Batch]) -> dict[str, Tensor]:
-        """Tensors of all seeds, one behind the other; those that ask for fewer places are filled up with weight 0."""
+        """Tensors of all seeds, one behind the other; where positions are fewer, weight 0 fills them up."""
         stacked = {}
-        for name in (n for n, value in batches[0].items() if isinstance(value, Tensor)):
-            parts = [b[name] for b in batches]
+        for name in batches[0].tensors():
+            parts = [b.tensors()[name] for b in batches]
             widest = max(p.shape[1] for p in parts)
             parts = [p if p.shape[1] == widest else F.pad(p, (0, widest - p.shape[1])) for p in parts]
             stacked[name] = torch.stack(parts).to(self.device)

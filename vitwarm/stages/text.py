@@ -2,6 +2,7 @@
 
 import math
 from abc import abstractmethod
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -13,18 +14,19 @@ from vitwarm.data.text import Corpus, TextSource, open_corpus
 from vitwarm.data.text.packing import Sentences, Stretches, WholeDocuments
 from vitwarm.data.tokenizers import read_tokenizer
 from vitwarm.errors import UserError
-from vitwarm.stages.tokens import Split, TokenStage, next_token_batch
-from vitwarm.training.protocol import Batch, means
+from vitwarm.stages.batches import TokenBatch
+from vitwarm.stages.tokens import B, Split, TokenStage, next_token_batch, next_token_losses
+from vitwarm.training.batch import Sums, Totals, means
 from vitwarm.trunk import Decoder
 
 
-class CorpusStage(TokenStage):
+class CorpusStage(TokenStage[B]):
     """What the tasks on cached text share: corpora, the order of rows, damage. `set_model` gives it the model to train.
 
     Position p of the training is row `perm_e[p % n]` of epoch e = p // n, one keyed permutation an epoch.
 
     Attributes:
-        vocab_size, positions: that the model must have.
+        vocab_size, n_positions: that the model must have.
         tokenizer: goes into the export.
         facts: what was read, and how often, for result and log.
 
@@ -44,7 +46,7 @@ class CorpusStage(TokenStage):
         self.config, self.seed = section, config.seed
         self.workers = workers
         self.tokenizer = read_tokenizer(section.tokenizer)
-        self.vocab_size, self.positions = self.tokenizer.vocab_size, section.length
+        self.vocab_size, self.n_positions = self.tokenizer.vocab_size, section.length
         self.corpora = self.open()
         self._events = [
             {"event": "damaged", "sample": f"{name} {where}", "reason": why}
@@ -97,12 +99,14 @@ class CorpusStage(TokenStage):
         return events
 
 
-class TextStage(CorpusStage):
+class TextStage(CorpusStage[TokenBatch]):
     """Next-token prediction. Perplexity is exp of the mean loss over the tokens of a fixed validation set.
 
     The validation set is cut into rows like the training set, its last row may be short: each of its tokens is
     predicted once, with up to `length` tokens before it, on any number of processes.
     """
+
+    rows: Stretches
 
     def open(self) -> dict[str, Corpus]:
         return {"train": self.corpus(self.config.train), "val": self.corpus(self.config.val)}
@@ -112,11 +116,14 @@ class TextStage(CorpusStage):
         self.val = Stretches(self.corpora["val"], self.config.length, partial=True)
         return min(self.config.val_rows or len(self.val), len(self.val))
 
-    def batch(self, split: Split, start: int, stop: int) -> Batch:
+    def batch(self, split: Split, start: int, stop: int) -> TokenBatch:
         if split == "train":
             return next_token_batch(*self.rows.read(self.train_rows(start, stop)))
         return next_token_batch(*self.val.read(np.arange(start, stop)))
 
-    def metrics(self, totals: dict[str, float]) -> dict[str, float]:
+    def losses(self, model: Callable[..., Any], batch: TokenBatch, step: int) -> Sums:
+        return next_token_losses(model, batch)
+
+    def metrics(self, totals: Totals) -> dict[str, float]:
         found = means(totals)
         return {"loss": found["loss"], "perplexity": math.exp(min(found["loss"], 700.0)), **found}  # 700: no overflow

@@ -1,6 +1,7 @@
 """Stage `warmup`: a trunk learns from sequences of a rule; here by masked-token prediction (arXiv 2511.13945)."""
 
 from abc import abstractmethod
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -14,8 +15,9 @@ from vitwarm.errors import UserError
 from vitwarm.keys import keyed_rng
 from vitwarm.procedural import Rule, RuleStream, make_rule
 from vitwarm.procedural.composite import Curriculum
-from vitwarm.stages.tokens import Split, TokenStage
-from vitwarm.training.protocol import Batch
+from vitwarm.stages.batches import MaskedBatch
+from vitwarm.stages.tokens import B, Split, TokenStage
+from vitwarm.training.batch import Sums, Totals
 from vitwarm.trunk import SymbolStem, Trunk, build_model, configured_decoder, initialise, is_drop_rate, token_grid
 
 
@@ -47,21 +49,21 @@ class WarmupModel(nn.Module):
         nn.init.trunc_normal_(self.head.weight, std=0.02, generator=generator)
         nn.init.zeros_(self.head.bias)
 
-    def forward(self, symbols: Tensor, positions: Tensor) -> Tensor:
-        """Logits where they are asked for.
+    def forward(self, tokens: Tensor, positions: Tensor) -> Tensor:
+        """Logits at some positions.
 
         Args:
-            symbols: (B, N) ids.
-            positions: (M,) indices into the flattened (B * N) symbols.
+            tokens: (B, N) ids.
+            positions: (M,) indices into the flattened (B * N) tokens.
 
         Returns:
             (M, K).
         """
-        features = self.trunk(self.stem(symbols))[:, self.stem.num_prefix_tokens :]  # prefix outputs are dropped
+        features = self.trunk(self.stem(tokens))[:, self.stem.num_prefix_tokens :]  # prefix outputs are dropped
         return self.head(features.flatten(0, 1)[positions])
 
 
-class RuleStage(TokenStage):
+class RuleStage(TokenStage[B]):
     """A warm-up: rows of a rule, whatever the objective. Subclasses set the model behind them.
 
     A curriculum moves on by what each evaluation finds: its level is a metric, `level`, the one that holds from there
@@ -133,7 +135,7 @@ class RuleStage(TokenStage):
     def blocks(self) -> list[nn.Module]:
         return list(self.model.trunk.blocks)
 
-    def metrics(self, totals: dict[str, float]) -> dict[str, float]:
+    def metrics(self, totals: Totals) -> dict[str, float]:
         metrics = super().metrics(totals)
         if isinstance(self.rule, Curriculum):
             metrics["level"] = self.rule.next_level(metrics["accuracy"], self.row_tokens())
@@ -141,10 +143,10 @@ class RuleStage(TokenStage):
 
     def follow(self, metrics: dict[str, float]) -> None:
         if isinstance(self.rule, Curriculum) and metrics["level"] != self.rule.level:
-            self._read(self.rule.at(metrics["level"]))
+            self._read(self.rule.at(int(metrics["level"])))
 
 
-class WarmupStage(RuleStage):
+class WarmupStage(RuleStage[MaskedBatch]):
     """The masked objective: closers, outputs, whatever the rule scores, hidden at random and to be named."""
 
     def build(self, config: Config) -> nn.Module:
@@ -153,25 +155,22 @@ class WarmupStage(RuleStage):
         self.tokens_per_sample = self.length + model.stem.num_prefix_tokens
         return model
 
-    def batch(self, split: Split, start: int, stop: int) -> Batch:
+    def batch(self, split: Split, start: int, stop: int) -> MaskedBatch:
         return self._batch(self.stream if split == "train" else self.val_stream, start, stop)
 
-    def _batch(self, stream: RuleStream, start: int, stop: int) -> Batch:
-        """Rows [start, stop) of a stream, with the indices of what is asked and the answers."""
+    def _batch(self, stream: RuleStream, start: int, stop: int) -> MaskedBatch:
+        """Rows [start, stop) of a stream."""
         rows = stream.masked_rows(start, stop, self.config.mask_prob)
         positions = np.flatnonzero(rows.masked)
-        return {
-            "symbols": torch.from_numpy(rows.inputs),
-            "positions": torch.from_numpy(positions),
-            "targets": torch.from_numpy(rows.targets.reshape(-1)[positions]),
-            "weight": float(len(positions)),
-        }
+        return MaskedBatch(
+            tokens=torch.from_numpy(rows.inputs),
+            positions=torch.from_numpy(positions),
+            targets=torch.from_numpy(rows.targets.reshape(-1)[positions]),
+            weight=float(len(positions)),
+        )
 
-    def losses(self, model: nn.Module, batch: dict[str, Any], step: int) -> dict[str, Tensor]:
+    def losses(self, model: Callable[..., Any], batch: MaskedBatch, step: int) -> Sums:
         """Summed cross-entropy over the masked tokens, in nats, and how many were right."""
-        logits = model(batch["symbols"], batch["positions"]).float()
-        targets = batch["targets"]
-        return {
-            "loss": F.cross_entropy(logits, targets, reduction="sum"),
-            "accuracy": (logits.detach().argmax(-1) == targets).sum(),
-        }
+        logits = model(batch.tokens, batch.positions).float()
+        loss = F.cross_entropy(logits, batch.targets, reduction="sum")
+        return Sums(loss, (logits.detach().argmax(-1) == batch.targets).sum())

@@ -1,23 +1,17 @@
 """What the loop knows of a stage."""
 
-from collections.abc import Generator
-from typing import Any, Protocol
+from collections.abc import Callable, Generator
+from typing import Any, Protocol, TypeVar
 
-from torch import Tensor, nn
+from torch import nn
 
 from vitwarm.config import OptimConfig
+from vitwarm.training.batch import Batch, Sums, Totals
 
-Batch = dict[str, Any]
-"""Tensors of one micro-batch on the CPU, and `weight`: a float, how many predictions its loss sums over."""
-
-
-def means(totals: dict[str, float]) -> dict[str, float]:
-    """Each sum divided by `weight`, which is handed on as `count`."""
-    count = totals["weight"]
-    return {n: v / max(count, 1.0) for n, v in totals.items() if n != "weight"} | {"count": count}
+B = TypeVar("B", bound=Batch)
 
 
-class Stage(Protocol):
+class Stage(Protocol[B]):
     """Stem + trunk + head + data + objective + evaluation. The loop asks for nothing else.
 
     Attributes:
@@ -52,20 +46,26 @@ class Stage(Protocol):
         """Modules to compile in place, and those of them with weights to shard one by one."""
         ...
 
-    def batches(self, start: int, rank: int, world: int, device_batch: int) -> Generator[Batch, None, None]:
-        """This rank's micro-batches from step `start` to the end, in order: a pure function of the recipe, and of what
-        `follow` was told last before each of them is asked for."""
+    def batches(self, start: int, rank: int, world: int, device_batch: int) -> Generator[B, None, None]:
+        """This rank's micro-batches from step `start` to the end, in order, on the CPU: a pure function of the recipe,
+        and of what `follow` was told last before each of them is asked for."""
         ...
 
-    def losses(self, model: nn.Module, batch: Batch, step: int) -> dict[str, Tensor]:
-        """Sums over the micro-batch's predictions; `loss` is differentiated, the others are logged beside it."""
+    def losses(self, model: Callable[..., Any], batch: B, step: int) -> Sums:
+        """Sums over the micro-batch's predictions; `loss` is differentiated, and the log shows their means.
+
+        Args:
+            model: `self.model`, perhaps wrapped, or a function that is called alike.
+            batch: on the device of the model.
+            step: number of the optimiser step.
+        """
         ...
 
-    def evaluate(self, model: nn.Module, rank: int, world: int, device_batch: int) -> dict[str, float]:
+    def evaluate(self, model: nn.Module, rank: int, world: int, device_batch: int) -> Totals:
         """This rank's sums over its share of the validation set, and their `weight`."""
         ...
 
-    def metrics(self, totals: dict[str, float]) -> dict[str, float]:
+    def metrics(self, totals: Totals) -> dict[str, float]:
         """What the sums of `evaluate`, added over all ranks, come to; `means` where each is a mean over predictions."""
         ...
 
@@ -73,7 +73,7 @@ class Stage(Protocol):
         """Learn what was last measured: after each evaluation, and when a run goes on from a checkpoint behind one."""
         ...
 
-    def example(self) -> tuple[Batch, int]:
+    def example(self) -> tuple[B, int]:
         """A micro-batch to count FLOPs on, and how many samples it holds."""
         ...
 

@@ -130,12 +130,12 @@ def estimate(config: Config, gpus: int, device: str, mfu: float = 0.4, train_ima
     for stage in experiment.stages:
         flops = 3 * _flops(stage)
         shown = stage.val_samples * math.ceil(stage.steps / stage.eval_every)
+        costs = [(stage.name, stage.steps, stage.samples, flops * stage.samples)]
+        if stage is experiment.main:  # those of a warm-up are too few to count
+            costs.append(("evaluation", 0, shown, flops / 3 * shown))
         lines += [
             StageCost(name, steps, count, count * stage.tokens_per_sample, work, seconds(work, stage.optim))
-            for name, steps, count, work in (
-                (stage.name, stage.steps, stage.samples, flops * stage.samples),
-                ("evaluation", 0, shown, flops / 3 * shown),
-            )
+            for name, steps, count, work in costs
         ]
     trained = {line.name: line for line in lines if line.name != "evaluation"}
     if experiment.main and (rate := trained[experiment.main.name].samples / trained[experiment.main.name].seconds):
@@ -191,7 +191,7 @@ def _memory(stage: Stage, config: Config, gpus: int) -> tuple[float, str]:
     gib = (state + batch * each) / 2**30
     return gib, (
         f"about {gib:.0f} GiB a GPU: {state / 2**30:.1f} for weights, gradients, optimiser, and {each / 2**20:.0f} MiB "
-        f"of activations for each of {batch} {stage.name} samples (eager; compiled keeps less). "
+        f"of activations for each of {batch} samples (eager; compiled keeps less). "
         "Too much? Lower run.device_batch: the global batch stays"
     )
 

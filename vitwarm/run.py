@@ -36,7 +36,7 @@ from vitwarm.run_folder import (
 )
 from vitwarm.stages.ensemble import EnsembleStage, seed_log
 from vitwarm.training.checkpoint import Checkpoints, State
-from vitwarm.training.loop import Context, train_stage
+from vitwarm.training.loop import Context, device_batch_size, train_stage
 from vitwarm.training.processes import Processes, start_accelerator
 from vitwarm.training.protocol import Stage
 from vitwarm.training.sharding import check_shardable, fsdp_requested
@@ -226,6 +226,9 @@ def _build(configs: list[Config], folders: list[Path], folder: Path, world: int,
         raise UserError("an ensemble of seeds trains in one process; launch one, or run the seeds alone")
     warmup = EnsembleStage([e.warmup for e in experiments], seeds) if first.warmup else None
     main = EnsembleStage([e.main for e in experiments], seeds) if first.main else None
+    for stage in (warmup, main):
+        if stage is not None:
+            stage.check_device_batch(device_batch_size(stage.optim.global_batch, world, configs[0].run.device_batch))
     return _Joint(members, warmup, main)
 
 

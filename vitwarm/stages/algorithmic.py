@@ -1,7 +1,9 @@
 """Stage `algorithmic`: a decoder answers questions, new ones at every step (arXiv 2505.22308, 2601.21725)."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from typing import Any, cast
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -9,15 +11,17 @@ from vitwarm.amounts import Amount
 from vitwarm.config import Config
 from vitwarm.errors import UserError
 from vitwarm.procedural.algorithmic import TaskStream, make_task
+from vitwarm.stages.batches import AnswerBatch, TokenBatch
 from vitwarm.stages.decoder import DecoderStage
 from vitwarm.stages.registry import Setup, main_stage
-from vitwarm.stages.tokens import Split, next_token_batch
-from vitwarm.training.protocol import Batch
+from vitwarm.stages.tokens import Split, next_token_batch, next_token_losses
+from vitwarm.training.batch import Sums, Totals
 from vitwarm.transfer import TransferReport, mean_embeddings
+from vitwarm.trunk import Decoder
 
 
 @main_stage("algorithmic")
-class AlgorithmicStage(DecoderStage):
+class AlgorithmicStage(DecoderStage[TokenBatch]):
     """Two measures side by side, with true earlier tokens in sight.
 
     | metric | over |
@@ -54,28 +58,41 @@ class AlgorithmicStage(DecoderStage):
         if self.config.embeddings == "mean":
             mean_embeddings(model, tensors, report)
 
-    def batch(self, split: Split, start: int, stop: int) -> Batch:
+    def batch(self, split: Split, start: int, stop: int) -> TokenBatch:
         rows = self.streams[split].rows(start, stop)
         both = rows.published | rows.answer
         trained = rows.published if self.config.loss_on == "published" else both
-        batch = next_token_batch(rows.tokens, trained if split == "train" else both)
-        if split == "validation":  # the same places, with what counts there for each measure
-            for name, mask in (("trained", trained), ("published", rows.published), ("answer", rows.answer)):
-                weights = torch.from_numpy(mask[:, 1:]).float()
-                batch[name] = weights.gather(1, batch["places"]) if "places" in batch else weights
-            batch["weight"] = float(trained[:, 1:].sum())
-        return batch
+        if split == "train":
+            return next_token_batch(rows.tokens, trained)
+        batch = next_token_batch(rows.tokens, both)
 
-    def measure(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
-        features = model.features(model.embed(batch["tokens"]))
-        if (places := batch.get("places")) is not None:
-            features = features.gather(1, places[..., None].expand(-1, -1, features.shape[-1]))
-        logits, targets = model.logits(features).float(), batch["targets"]
+        def weights(mask: np.ndarray) -> Tensor:
+            """What counts in one measure, at the positions that the measures share."""
+            every = torch.from_numpy(mask[:, 1:]).float()
+            return every if batch.positions is None else every.gather(1, batch.positions)
+
+        return AnswerBatch(
+            **vars(batch) | {"weight": float(trained[:, 1:].sum())},
+            trained=weights(trained),
+            published=weights(rows.published),
+            answer=weights(rows.answer),
+        )
+
+    def losses(self, model: Callable[..., Any], batch: TokenBatch, step: int) -> Sums:
+        return next_token_losses(model, batch)
+
+    def measure(self, model: nn.Module, batch: TokenBatch) -> dict[str, Tensor]:
+        assert isinstance(batch, AnswerBatch)  # as all of the validation are
+        decoder = cast(Decoder, model)
+        features = decoder.features(decoder.embed(batch.tokens))
+        if (positions := batch.positions) is not None:
+            features = features.gather(1, positions[..., None].expand(-1, -1, features.shape[-1]))
+        logits, targets = decoder.logits(features).float(), batch.targets
         loss = nn.functional.cross_entropy(logits.transpose(1, 2), targets, reduction="none")
         right = (logits.argmax(-1) == targets).float()
-        published, answer = batch["published"], batch["answer"]
+        published, answer = batch.published, batch.answer
         return {
-            "loss": (loss * batch["trained"]).sum(),
+            "loss": (loss * batch.trained).sum(),
             "published": (right * published).sum(),
             "published_weight": published.sum(),
             "answer": (right * answer).sum(),
@@ -84,7 +101,7 @@ class AlgorithmicStage(DecoderStage):
             "rows": torch.tensor(len(targets)),
         }
 
-    def metrics(self, totals: dict[str, float]) -> dict[str, float]:
+    def metrics(self, totals: Totals) -> dict[str, float]:
         return {
             "loss": totals["loss"] / totals["weight"],
             "accuracy": totals["published"] / totals["published_weight"],

@@ -14,6 +14,7 @@ from vitwarm.data.tokenizers import read_tokenizer
 from vitwarm.errors import UserError
 from vitwarm.stages.decoder import DecoderStage
 from vitwarm.stages.registry import Setup
+from vitwarm.stages.tokens import B
 
 Packed = Stretches | WholeDocuments | Sentences
 
@@ -35,7 +36,7 @@ def open_split(config: Config, setup: Setup, spec: str, split: str | None = None
     return open_corpus(source, text.tokenizer, setup.workers, text.max_damaged)
 
 
-class CorpusStage(DecoderStage):
+class CorpusStage(DecoderStage[B]):
     """A decoder on cached text.
 
     Position p of the training is sequence `perm_e[p % n]` of epoch e = p // n, one keyed permutation an epoch.

@@ -7,11 +7,11 @@ from torch import nn
 from vitwarm.config import Config
 from vitwarm.errors import UserError
 from vitwarm.stages.registry import MainStage
-from vitwarm.stages.tokens import TokenStage
+from vitwarm.stages.tokens import B, TokenStage
 from vitwarm.trunk import Decoder, configured_decoder
 
 
-class DecoderStage(TokenStage, MainStage):
+class DecoderStage(TokenStage[B], MainStage):
     """A main stage whose model is a decoder (or a decoder with another head).
 
     Args:

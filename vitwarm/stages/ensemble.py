@@ -24,10 +24,11 @@ from torch.func import functional_call, vmap
 from vitwarm.errors import UserError
 from vitwarm.stages.tokens import TokenStage
 from vitwarm.training.batch import Batch, Sums, Totals
+from vitwarm.training.protocol import Stage
 from vitwarm.trunk import Decoder
 
 
-class EnsembleStage:
+class EnsembleStage(Stage["EnsembleBatch"]):
     """The same stage under several seeds as one stage of the loop; see `vitwarm.training.protocol.Stage`.
 
     The loss is the mean over the seeds of each one's mean loss. Its gradient is that of their sum, so that each seed's
@@ -71,7 +72,12 @@ class EnsembleStage:
             decoder.max_logits = sys.maxsize  # a chunk's gradient is its own, which vmap cannot stack
         self.name, self.optim, self.steps = stage.name, optim, stage.steps
         self.schedule_lengths, self.eval_every = stage.schedule_lengths, stage.eval_every
-        self.tokens_per_sample = stage.tokens_per_sample
+        self.tokens_per_sample, self.val_samples = stage.tokens_per_sample, stage.val_samples
+
+    @property
+    def samples(self) -> int:
+        """Of each seed."""
+        return self.stage.samples
 
     @cached_property
     def model(self) -> nn.Module:
@@ -126,7 +132,7 @@ class EnsembleStage:
                 g.mul_(scale.view(-1, *[1] * (g.ndim - 1)))
         return norm.max()
 
-    def batches(self, start: int, rank: int, world: int, device_batch: int) -> Generator[Batch, None, None]:
+    def batches(self, start: int, rank: int, world: int, device_batch: int) -> Generator["EnsembleBatch", None, None]:
         with contextlib.ExitStack() as held:
             streams = [
                 held.enter_context(contextlib.closing(s.batches(start, 0, 1, device_batch))) for s in self.stages
@@ -171,9 +177,6 @@ class EnsembleStage:
         }
         means = {name: sum(found[name] for found in each.values()) / len(each) for name in each[self.seeds[0]]}
         return means | {f"seed{seed}/{name}": value for seed, found in each.items() for name, value in found.items()}
-
-    def follow(self, metrics: dict[str, float]) -> None:
-        """No sequence depends on what was measured."""
 
     def example(self) -> tuple["EnsembleBatch", int]:
         examples = [stage.example() for stage in self.stages]

@@ -1,13 +1,13 @@
 """Stage `images`: classification of images in WebDataset tars by a timm model."""
 
 import math
-from collections.abc import Generator, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from timm.optim import param_groups_layer_decay, param_groups_weight_decay
-from torch import Tensor, nn
+from torch import nn
 
 from vitwarm.amounts import Amount
 from vitwarm.config import Config
@@ -21,9 +21,10 @@ from vitwarm.data.shards import check_labels
 from vitwarm.data.streaming import Stream, is_url, stream_loader
 from vitwarm.data.subset import SUBSET, select_subset
 from vitwarm.errors import UserError
+from vitwarm.stages.batches import ImageBatch
 from vitwarm.stages.registry import MainStage, Setup, main_stage
+from vitwarm.training.batch import Sums, Totals
 from vitwarm.training.param_groups import with_rates
-from vitwarm.training.protocol import Batch, means
 from vitwarm.training.schedule import check_lengths
 from vitwarm.trunk import ImageModel, build_model
 from vitwarm.trunk.build import image_size
@@ -63,7 +64,7 @@ def evaluate_images(
     batch: int,
     workers: int,
     damage: list[tuple[int, str, str]] | None = None,
-) -> dict[str, float]:
+) -> Totals:
     """This rank's sums over its share of a validation set; every image counts once over all ranks.
 
     Args:
@@ -96,7 +97,7 @@ def evaluate_images(
 
 
 @main_stage("images")
-class ImagesStage(MainStage):
+class ImagesStage(MainStage[ImageBatch]):
     """Classification of images by a timm model.
 
     Args:
@@ -212,49 +213,58 @@ class ImagesStage(MainStage):
     def blocks(self) -> list[nn.Module]:
         return list(self.vit.blocks)
 
-    def batches(self, start: int, rank: int, world: int, device_batch: int) -> Generator[Batch, None, None]:
+    def batches(self, start: int, rank: int, world: int, device_batch: int) -> Generator[ImageBatch, None, None]:
         share = self.optim.global_batch // world
         what = (self.plan, start, self.steps, rank, world, device_batch, self.workers)
         if isinstance(self.shards, Stream):
             loader = stream_loader(self.shards, self.transform, *what)
         elif self.config.resident:
             device = next(self.model.parameters()).device
-            loaded = (self.shards, self.transform, self.seed, self.plan.ids, device, self.workers)
-            self.resident = ResidentImages(*loaded)
+            images = (self.shards, self.transform, self.seed, self.plan.ids, device, self.workers)
+            self.resident = ResidentImages(*images)
             loader = train_loader(self.resident, *what)
         else:
             loader = train_loader(ImageDataset(self.shards, self.transform, self.seed), *what)
         for i, loaded in enumerate(loader):
             offset = i * device_batch % share
-            self._note("train", loaded.pop("damage"))
-            loaded["position"] = rank * share + offset
-            yield loaded | {"weight": float(loaded["valid"].sum())}
+            self._note("train", loaded["damage"])
+            yield ImageBatch(
+                labels=loaded["label"],
+                valid=loaded["valid"],
+                sample=loaded["sample"],
+                offset=rank * share + offset,
+                images=loaded.get("image"),
+                box=loaded.get("box"),
+                flip=loaded.get("flip"),
+                weight=float(loaded["valid"].sum()),
+            )
 
-    def losses(self, model: nn.Module, batch: Batch, step: int) -> dict[str, Tensor]:
-        """Summed loss in nats; accuracy counts the larger label of a mixed pair.
+    def losses(self, model: Callable[..., Any], batch: ImageBatch, step: int) -> Sums:
+        """Summed loss in nats; right is what names the larger label of a mixed pair.
 
         `bce` is that of DeiT-III (arXiv 2204.07118): the mean over classes of binary cross-entropies, where every class
         that went into the mix counts fully.
         """
-        if "image" in batch:
-            pixels = batch["image"]
-        else:
-            pixels = self.resident.images(batch["sample"], batch["box"], batch["flip"])
+        pixels = batch.images
+        if pixels is None:
+            assert batch.box is not None and batch.flip is not None
+            pixels = self.resident.images(batch.sample, batch.box, batch.flip)
         images = to_float(pixels, self.config.mean, self.config.std)
-        images = self.erasing(images, step, batch["position"])  # before mixing, as in timm
-        images, targets, weight = self.mixer(images, batch["label"], batch["valid"], step)
+        images = self.erasing(images, step, batch.offset)  # before mixing, as in timm
+        images, targets, weight = self.mixer(images, batch.labels, batch.valid, step)
         logits = model(images).float()
         if self.config.loss == "bce":
             loss = F.binary_cross_entropy_with_logits(logits, (targets > 0).float(), reduction="none").mean(-1)
         else:
             loss = torch.sum(-targets * F.log_softmax(logits, dim=-1), dim=-1)
         right = logits.detach().argmax(-1) == targets.argmax(-1)
-        return {"loss": (loss * weight).sum(), "accuracy": (right * weight).sum()}
+        return Sums((loss * weight).sum(), (right * weight).sum())
 
-    def evaluate(self, model: nn.Module, rank: int, world: int, device_batch: int) -> dict[str, float]:
+    def evaluate(self, model: nn.Module, rank: int, world: int, device_batch: int) -> Totals:
         if self.val_shards is None:
             return {"weight": 0.0}
-        mean, std, damage = self.config.mean, self.config.std, []
+        mean, std = self.config.mean, self.config.std
+        damage: list[tuple[int, str, str]] = []
         sums = evaluate_images(
             model,
             ImageDataset(self.val_shards, self.eval_transform),
@@ -270,17 +280,10 @@ class ImagesStage(MainStage):
         self._note("val", damage)
         return sums
 
-    def metrics(self, totals: dict[str, float]) -> dict[str, float]:
-        return means(totals)
-
-    def follow(self, metrics: dict[str, float]) -> None:
-        """Images come in their order whatever was measured."""
-
-    def example(self) -> tuple[Batch, int]:
-        image = torch.zeros(2, 3, self.size, self.size, dtype=torch.uint8)
-        valid = torch.ones(2, dtype=torch.bool)
-        label = torch.zeros(2, dtype=torch.long)  # two, because mixup pairs images
-        return {"image": image, "label": label, "valid": valid, "position": 0, "weight": 2.0}, 2
+    def example(self) -> tuple[ImageBatch, int]:
+        images = torch.zeros(2, 3, self.size, self.size, dtype=torch.uint8)  # two, because mixup pairs images
+        numbers, valid = torch.zeros(2, dtype=torch.long), torch.ones(2, dtype=torch.bool)
+        return ImageBatch(labels=numbers, valid=valid, sample=numbers, offset=0, images=images, weight=2.0), 2
 
     def _note(self, split: str, damage: Iterable[tuple[int, str, str]]) -> None:
         for _, key, reason in damage:

@@ -10,6 +10,9 @@
 | outlives the stage | the decoder; `transfer.groups` and the main stage choose | the trunk |
 """
 
+from collections.abc import Callable
+from typing import Any
+
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -20,15 +23,16 @@ from vitwarm.config import Config
 from vitwarm.errors import UserError
 from vitwarm.keys import keyed_rng
 from vitwarm.procedural import Vocab
-from vitwarm.stages.tokens import Split, next_token_batch
+from vitwarm.stages.batches import StateBatch, TokenBatch
+from vitwarm.stages.tokens import Split, next_token_batch, next_token_losses
 from vitwarm.stages.warmup import RuleStage, RuleStreams, fresh_trunk, sequence_length
-from vitwarm.training.protocol import Batch
+from vitwarm.training.batch import Sums
 from vitwarm.trunk import Trunk, configured_decoder, initialise
 from vitwarm.trunk.decoder import INIT_STD
 
 
-class NextTokenWarmup(RuleStage):
-    """A decoder with the rule's vocabulary reads rows from left to right; PAD is never asked for."""
+class NextTokenWarmup(RuleStage[TokenBatch]):
+    """A decoder with the rule's vocabulary reads rows from left to right; PAD is never in the loss mask."""
 
     def __init__(self, config: Config, main_samples: int | None):
         length = sequence_length(config)
@@ -38,10 +42,13 @@ class NextTokenWarmup(RuleStage):
         initialise(model, config.model.init, seed=config.seed)
         super().__init__(config, main_samples, streams, model, length, length - 1)
 
-    def batch(self, split: Split, start: int, stop: int) -> Batch:
+    def batch(self, split: Split, start: int, stop: int) -> TokenBatch:
         rows = self.streams.of(split).rows(start, stop)
-        asked = rows.scored if self.config.loss_on == "outputs" else rows.tokens != Vocab.pad
-        return next_token_batch(rows.tokens, asked)
+        loss_mask = rows.scored if self.config.loss_on == "outputs" else rows.tokens != Vocab.pad
+        return next_token_batch(rows.tokens, loss_mask)
+
+    def losses(self, model: Callable[..., Any], batch: TokenBatch, step: int) -> Sums:
+        return next_token_losses(model, batch)
 
     def trained_tensors(self, model: nn.Module) -> dict[str, Tensor]:
         return {n: t.detach().cpu() for n, t in model.state_dict().items()}
@@ -87,7 +94,7 @@ class StateModel(nn.Module):
         return self.head(self.trunk(x, is_causal=True))
 
 
-class NextStateWarmup(RuleStage):
+class NextStateWarmup(RuleStage[StateBatch]):
     """All states of an elementary cellular automaton; a token is a state, so `length` counts states."""
 
     def __init__(self, config: Config, main_samples: int | None):
@@ -105,17 +112,15 @@ class NextStateWarmup(RuleStage):
         model = StateModel(trunk, self.cells, length, config.seed, *how)
         super().__init__(config, main_samples, streams, model, length, length - 1)
 
-    def batch(self, split: Split, start: int, stop: int) -> Batch:
+    def batch(self, split: Split, start: int, stop: int) -> StateBatch:
         rows = self.streams.of(split).rows(start, stop)
         bits = (rows.tokens - len(Vocab.of((), ()).names)).astype(np.float32)
         states = torch.from_numpy(bits).reshape(stop - start, self.length, self.cells)
-        return {"states": states, "weight": float(states[:, 1:].numel())}
+        return StateBatch(states=states, weight=float(states[:, 1:].numel()))
 
-    def losses(self, model: nn.Module, batch: Batch, step: int) -> dict[str, Tensor]:
+    def losses(self, model: Callable[..., Any], batch: StateBatch, step: int) -> Sums:
         """Summed binary cross-entropy over the cells of all states but the first, in nats; how many were right."""
-        states = batch["states"]
+        states = batch.states
         logits, targets = model(states[:, :-1]).float(), states[:, 1:]
-        return {
-            "loss": F.binary_cross_entropy_with_logits(logits, targets, reduction="sum"),
-            "accuracy": ((logits.detach() > 0) == (targets > 0.5)).sum(),
-        }
+        loss = F.binary_cross_entropy_with_logits(logits, targets, reduction="sum")
+        return Sums(loss, ((logits.detach() > 0) == (targets > 0.5)).sum())

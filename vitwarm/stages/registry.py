@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from vitwarm.config import Config
 from vitwarm.data.tokenizers import Tokenizer
-from vitwarm.training.protocol import Stage
+from vitwarm.training.protocol import B, Stage
 from vitwarm.transfer import TransferReport
 
 
@@ -29,7 +29,7 @@ class Setup:
     train_images: int | None = None
 
 
-class MainStage(Stage, Protocol):
+class MainStage(Stage[B], Protocol[B]):
     """A stage that a run is for: it has its data from its construction on, and gets its model once, by `bind`.
 
     Stages derive from this class. What is abstract must be said; the rest has the answer of most stages.

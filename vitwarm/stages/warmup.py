@@ -1,5 +1,6 @@
 """Stage `warmup`: a trunk learns from sequences of a rule; here by masked-token prediction (arXiv 2511.13945)."""
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -14,8 +15,9 @@ from vitwarm.errors import UserError
 from vitwarm.keys import keyed_rng
 from vitwarm.procedural import Rule, RuleStream
 from vitwarm.procedural.composite import Curriculum
-from vitwarm.stages.tokens import Split, TokenStage
-from vitwarm.training.protocol import Batch
+from vitwarm.stages.batches import MaskedBatch
+from vitwarm.stages.tokens import B, Split, TokenStage
+from vitwarm.training.batch import Sums, Totals
 from vitwarm.trunk import SymbolStem, Trunk, build_model, configured_decoder, initialise, is_drop_rate, token_grid
 
 
@@ -47,17 +49,17 @@ class WarmupModel(nn.Module):
         nn.init.trunc_normal_(self.head.weight, std=0.02, generator=generator)
         nn.init.zeros_(self.head.bias)
 
-    def forward(self, symbols: Tensor, positions: Tensor) -> Tensor:
-        """Logits where they are asked for.
+    def forward(self, tokens: Tensor, positions: Tensor) -> Tensor:
+        """Logits at some positions.
 
         Args:
-            symbols: (B, N) ids.
-            positions: (M,) indices into the flattened (B * N) symbols.
+            tokens: (B, N) ids.
+            positions: (M,) indices into the flattened (B * N) tokens.
 
         Returns:
             (M, K).
         """
-        features = self.trunk(self.stem(symbols))[:, self.stem.num_prefix_tokens :]  # prefix outputs are dropped
+        features = self.trunk(self.stem(tokens))[:, self.stem.num_prefix_tokens :]  # prefix outputs are dropped
         return self.head(features.flatten(0, 1)[positions])
 
 
@@ -135,7 +137,7 @@ def sequence_length(config: Config, model: nn.Module | None = None) -> int:
     return config.model.decoder.positions
 
 
-class RuleStage(TokenStage):
+class RuleStage(TokenStage[B]):
     """A warm-up: sequences of a rule, whatever the objective.
 
     A curriculum moves on by what each evaluation finds: its level is a metric, `level`, the one that holds from there
@@ -181,7 +183,7 @@ class RuleStage(TokenStage):
     def blocks(self) -> list[nn.Module]:
         return list(self.model.trunk.blocks)
 
-    def metrics(self, totals: dict[str, float]) -> dict[str, float]:
+    def metrics(self, totals: Totals) -> dict[str, float]:
         metrics = super().metrics(totals)
         if (level := self.streams.next_level(metrics["accuracy"])) is not None:
             metrics["level"] = level
@@ -192,7 +194,7 @@ class RuleStage(TokenStage):
             self.streams.set_level(int(metrics["level"]))
 
 
-class WarmupStage(RuleStage):
+class WarmupStage(RuleStage[MaskedBatch]):
     """The masked objective: closers, outputs, whatever the rule scores, hidden at random and to be named.
 
     Args:
@@ -212,25 +214,22 @@ class WarmupStage(RuleStage):
         super().__init__(config, main_samples, streams, model, length, length + model.stem.num_prefix_tokens)
         self.vit = vit
 
-    def batch(self, split: Split, start: int, stop: int) -> Batch:
+    def batch(self, split: Split, start: int, stop: int) -> MaskedBatch:
         return self._batch(self.streams.of(split), start, stop)
 
-    def _batch(self, stream: RuleStream, start: int, stop: int) -> Batch:
-        """Rows [start, stop) of a stream, with the indices of what is asked and the answers."""
+    def _batch(self, stream: RuleStream, start: int, stop: int) -> MaskedBatch:
+        """Rows [start, stop) of a stream."""
         rows = stream.masked_rows(start, stop, self.config.mask_prob)
         positions = np.flatnonzero(rows.masked)
-        return {
-            "symbols": torch.from_numpy(rows.inputs),
-            "positions": torch.from_numpy(positions),
-            "targets": torch.from_numpy(rows.targets.reshape(-1)[positions]),
-            "weight": float(len(positions)),
-        }
+        return MaskedBatch(
+            tokens=torch.from_numpy(rows.inputs),
+            positions=torch.from_numpy(positions),
+            targets=torch.from_numpy(rows.targets.reshape(-1)[positions]),
+            weight=float(len(positions)),
+        )
 
-    def losses(self, model: nn.Module, batch: dict[str, Any], step: int) -> dict[str, Tensor]:
+    def losses(self, model: Callable[..., Any], batch: MaskedBatch, step: int) -> Sums:
         """Summed cross-entropy over the masked tokens, in nats, and how many were right."""
-        logits = model(batch["symbols"], batch["positions"]).float()
-        targets = batch["targets"]
-        return {
-            "loss": F.cross_entropy(logits, targets, reduction="sum"),
-            "accuracy": (logits.detach().argmax(-1) == targets).sum(),
-        }
+        logits = model(batch.tokens, batch.positions).float()
+        loss = F.cross_entropy(logits, batch.targets, reduction="sum")
+        return Sums(loss, (logits.detach().argmax(-1) == batch.targets).sum())

@@ -41,7 +41,7 @@ class Ensemble:
         for what, found in (
             ("ema", optim.ema),
             ("compile", optim.compile),
-            ("a curriculum", self.stage.adapts),  # each seed would ask for a number of places of its own
+            ("a curriculum", self.stage.adapts),  # rows of the seeds would differ in their number of positions
             ("precision=bf16", optim.precision == "bf16"),
             ("grad_checkpointing", any(getattr(m, "grad_checkpointing", False) for m in models[0].modules())),
             ("dropout", any(isinstance(m, torch.nn.Dropout) and m.p for m in models[0].modules())),

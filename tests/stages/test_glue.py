@@ -144,7 +144,7 @@ def test_an_epoch_shows_each_row_once_and_batches_run_across_its_end(folder):
     rows = stage.train_rows(0, 72)
     for epoch in range(3):
         assert sorted(rows[23 * epoch : 23 * (epoch + 1)]) == list(range(23))
-    labels = np.concatenate([stage.batch("train", i, i + 8)["labels"] for i in range(0, 72, 8)])
+    labels = np.concatenate([stage.batch("train", i, i + 8).labels for i in range(0, 72, 8)])
     lines = (folder(count=23) / "train.tsv").read_text().splitlines()
     assert labels.tolist() == [int(lines[row].split("\t")[1]) for row in rows]
 

@@ -206,7 +206,7 @@ def test_repeats_show_an_image_several_times_augmented_anew(tmp_path):
         copies = batch.images[batch.sample == sample]
         assert len({copy.numpy().tobytes() for copy in copies}) == 3
     halves = [next(stage.batches(0, rank, 2, 6)) for rank in range(2)]
-    for name in ("image", "sample", "label"):
+    for name in ("images", "sample", "labels"):
         assert torch.equal(torch.cat([getattr(half, name) for half in halves]), getattr(batch, name))
 
 

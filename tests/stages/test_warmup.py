@@ -134,10 +134,10 @@ def test_a_curriculum_goes_on_with_the_same_rows():
     rows = first.batches(0, 0, 1, 8)
     next(rows), next(rows)
     first.follow({"level": 2})
-    second = [next(rows)["symbols"], next(rows)["symbols"]]
+    second = [next(rows).tokens, next(rows).tokens]
     again.follow({"level": 2})
-    assert torch.equal(next(again.batches(2, 0, 1, 8))["symbols"], second[0])
-    assert torch.equal(next(again.batches(3, 0, 1, 8))["symbols"], second[1])
+    assert torch.equal(next(again.batches(2, 0, 1, 8)).tokens, second[0])
+    assert torch.equal(next(again.batches(3, 0, 1, 8)).tokens, second[1])
 
 
 # The frozen tables
@@ -254,7 +254,7 @@ def test_any_grid(size):
 
 def test_length_may_differ_from_the_grid():
     s = stage(global_batch=2, length=30)
-    assert next(s.batches(0, 0, 1, 2))["symbols"].shape == (2, 30)
+    assert next(s.batches(0, 0, 1, 2)).tokens.shape == (2, 30)
 
 
 def test_odd_grid_is_refused_in_one_line_or_padded():

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
 from vitwarm.errors import UserError
+from vitwarm.stages.batches import TokenBatch
 from vitwarm.stages.tokens import TokenStage
 from vitwarm.training.batch import Batch, Sums, Totals
 from vitwarm.training.protocol import Stage
@@ -142,12 +143,14 @@ class EnsembleStage(Stage["EnsembleBatch"]):
 
     def _stacked(self, batches: Sequence[Batch]) -> "EnsembleBatch":
         """The seeds' batches as one; those with fewer positions are filled up with weight 0."""
+        weights = torch.tensor([max(b.weight, 1.0) for b in batches])
+        if any("positions" in batch.tensors() for batch in batches):
+            batches = [_with_positions(batch) for batch in batches]
         stacked = {}
         for name in batches[0].tensors():
             parts = [batch.tensors()[name] for batch in batches]
             widest = max(p.shape[1] for p in parts)
             stacked[name] = torch.stack([F.pad(p, (0, widest - p.shape[1])) for p in parts])
-        weights = torch.tensor([max(b.weight, 1.0) for b in batches])
         return EnsembleBatch(weight=1.0, template=batches[0], stacked=stacked, weights=weights)
 
     def losses(self, model: nn.Module, batch: "EnsembleBatch", step: int) -> Sums:
@@ -211,6 +214,13 @@ class EnsembleBatch(Batch):
     def map(self, change: Callable[[Tensor], Tensor]) -> "EnsembleBatch":
         stacked = {name: change(tensor) for name, tensor in self.stacked.items()}
         return replace(self, stacked=stacked, weights=change(self.weights))
+
+
+def _with_positions(batch: Batch) -> Batch:
+    """A next-token batch that names its positions, where all of them are asked for as well."""
+    if not isinstance(batch, TokenBatch) or batch.positions is not None:
+        return batch
+    return replace(batch, positions=torch.arange(batch.tokens.shape[1]).expand(batch.tokens.shape))
 
 
 def seed_log(log: Path, seed: int) -> str:

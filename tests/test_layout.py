@@ -25,8 +25,9 @@ FLOORS = [
     {"training"},
     {"stages"},
     {"analysis", "budget"},
-    {"validate", "cost"},
-    {"run", "run_folder", "run_ensemble", "study"},
+    {"assembly"},
+    {"validate", "cost", "result"},
+    {"run", "run_folder", "study"},
     {"cli"},
 ]
 

@@ -18,7 +18,7 @@ _SECTIONS: dict[str, type] = get_type_hints(Config)
 MAIN_STAGES = {n: s for n, s in _SECTIONS.items() if isinstance(s, type) and issubclass(s, MainStageConfig)}
 
 # The key that says how long a main stage is.
-LENGTHS = {name: f"{name}.{section.length}" for name, section in MAIN_STAGES.items()}
+LENGTHS = {name: f"{name}.{section.length_key}" for name, section in MAIN_STAGES.items()}
 
 # Keys of timm.create_model that a recipe sets elsewhere, and where.
 _MODEL_ARGS_ELSEWHERE = {

@@ -85,7 +85,8 @@ def _train(arguments: list[str]) -> None:
     from vitwarm.training.signals import stop_signals
 
     with stop_signals() as stop:
-        from vitwarm.run import run, run_folder, summary  # imports torch: only once the recipe is known to be good
+        from vitwarm.result import summary  # imports torch: only once the recipe is known to be good
+        from vitwarm.run import run, run_folder
 
         result = run(config, stop)
     _say(summary(result, run_folder(config)))

@@ -112,13 +112,13 @@ class MainStageConfig:
 
     Attributes:
         asks: key of the section that asks for the stage when it is set.
-        length: key of the section that says how long the stage is.
+        length_key: key of the section that says how long the stage is.
         decoder: whether the stage trains a decoder; else a timm model.
         headline: metric that comparisons show first.
     """
 
     asks: ClassVar[str]
-    length: ClassVar[str]
+    length_key: ClassVar[str]
     decoder: ClassVar[bool]
     headline: ClassVar[str]
 
@@ -131,7 +131,7 @@ class MainStageConfig:
 class ImagesConfig(MainStageConfig):
     """Stage `images`: classification of images in WebDataset tars."""
 
-    asks, length, decoder, headline = "train", "epochs", False, "top1"
+    asks, length_key, decoder, headline = "train", "epochs", False, "top1"
 
     def requested(self) -> bool:
         return bool(self.train) and self.epochs > 0
@@ -174,7 +174,7 @@ class ImagesConfig(MainStageConfig):
 class AlgorithmicConfig(MainStageConfig):
     """Stage `algorithmic`: a decoder learns to compute, on fresh sequences each step (arXiv 2505.22308, 2601.21725)."""
 
-    asks, length, decoder, headline = "task", "budget", True, "accuracy"
+    asks, length_key, decoder, headline = "task", "budget", True, "accuracy"
 
     task: AlgorithmicTask | None = key(None, "what to compute; null for no algorithmic stage")
     size: int | None = key(None, "pairs (haystack), digits, numbers (sorting); null is the papers'", "[1, inf)")
@@ -193,7 +193,7 @@ class AlgorithmicConfig(MainStageConfig):
 class TextConfig(MainStageConfig):
     """Stage `text`: a decoder on text, code, mathematics, or a task of GLUE (arXiv 2601.21725)."""
 
-    asks, length, decoder, headline = "train", "budget", True, "loss"
+    asks, length_key, decoder, headline = "train", "budget", True, "loss"
 
     task: TextTask = key(
         "language", "language: next token of documents; mathematics: answers to DeepMind's problems; else GLUE's"

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from vitwarm.budget.cells import DONE, Folders, progress
 from vitwarm.budget.efficiency import analyse, plan_warnings
-from vitwarm.budget.grid import Grid, Work, main_stage, make_grid
+from vitwarm.budget.grid import Grid, Work, make_grid, required_stage
 from vitwarm.budget.launch import Launch, carry_out, train_command
 from vitwarm.budget.plan import Plan
 from vitwarm.budget.report import write_report
@@ -81,7 +81,7 @@ class StudyFolder:
         self.grid = self._grid()
 
     def _probe(self, arm: str, config: Config) -> dict[str, float]:
-        stage = main_stage(config)
+        stage = required_stage(config)
         length = f"{PROBE} steps"
         if stage == "images":
             full = estimate(config, gpus=1, device="h100", train_images=self.plan.train_images).lines

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from vitwarm.budget.grid import Work, main_stage, make_grid
+from vitwarm.budget.grid import Work, make_grid, required_stage
 from vitwarm.budget.launch import Launch
 from vitwarm.budget.plan import find_plan, list_plans, read_plan
 from vitwarm.errors import UserError
@@ -202,5 +202,5 @@ def test_a_measured_rate_belongs_to_a_recipe(tmp_path):
 
 
 def measure_any(config):
-    sizes = {main_stage(config): 10_000} | ({"warmup": 100} if config.warmup.budget != "0" else {})
+    sizes = {required_stage(config): 10_000} | ({"warmup": 100} if config.warmup.budget != "0" else {})
     return {s: Work(n, n, n, n) for s, n in sizes.items()}

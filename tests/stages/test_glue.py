@@ -17,7 +17,8 @@ from vitwarm.data.tokenizers import ByteTokenizer
 from vitwarm.errors import Interrupted, UserError
 from vitwarm.export import export_gpt2, read_gpt2
 from vitwarm.recipe import load_recipe
-from vitwarm.run import run, run_ensemble, summary
+from vitwarm.result import summary
+from vitwarm.run import run, run_ensemble
 from vitwarm.stages.glue import GlueStage, scores
 from vitwarm.trunk import Classifier, build_decoder
 

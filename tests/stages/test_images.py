@@ -194,7 +194,7 @@ def test_a_run_writes_its_images_down_and_refuses_others(tmp_path):
     assert result["stages"]["images"]["samples"] == 24
     (folder / "result.json").unlink()
     listed.write_text("".join(first.text.splitlines(keepends=True)[1:]))
-    with pytest.raises(UserError, match="another set of images"):
+    with pytest.raises(UserError, match="no longer those of"):
         run(config)
 
 

@@ -61,7 +61,7 @@ def test_what_the_rule_scores_or_all_but_pad():
     for loss_on in ("outputs", "all"):
         stage = make_warmup(config(warmup={"loss_on": loss_on}), None)
         assert isinstance(stage, NextTokenWarmup)
-        rows = stage.stream.rows(0, 8)
+        rows = stage.streams.train.rows(0, 8)
         wanted = rows.scored if loss_on == "outputs" else rows.tokens != 0
         batch = stage.batch("train", 0, 8)
         assert batch.weight == wanted[:, 1:].sum()
@@ -229,7 +229,7 @@ def test_a_warm_up_alone_is_a_language_model_of_its_rule(tmp_path):
     assert result["metrics"] == result["stages"]["warmup"]["metrics"]
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "run" / "export").eval()
     stage = make_warmup(c, None)
-    rows = stage.val_stream.rows(0, 10)
+    rows = stage.streams.validation.rows(0, 10)
     with torch.inference_mode():
         log_p = model(torch.from_numpy(rows.tokens[:, :-1])).logits.log_softmax(-1)
     nats = -log_p.gather(2, torch.from_numpy(rows.tokens[:, 1:])[..., None])[..., 0].numpy()

@@ -41,7 +41,7 @@ def batch(faithful):
 def test_ids_and_rows(faithful):
     """K = 130: PAD, MASK, 64 openers, 64 closers at +64; 196 tokens, balanced, no padding."""
     assert faithful.rule.vocab.size == 130 and faithful.length == 196
-    rows = faithful.stream.rows(0, 256).tokens
+    rows = faithful.streams.train.rows(0, 256).tokens
     assert rows.min() == 2 and rows.max() == 129
     assert ((rows < 66).sum(1) == 98).all()
     for row in rows[:32]:
@@ -56,7 +56,7 @@ def test_ids_and_rows(faithful):
 
 def test_only_closers_are_masked_about_half_of_them(faithful, batch):
     """Compared with the unmasked stream, place by place."""
-    rows = faithful.stream.rows(0, 256).tokens
+    rows = faithful.streams.train.rows(0, 256).tokens
     symbols = batch.tokens.numpy()
     hidden = symbols != rows
     assert (symbols[hidden] == 1).all() and (rows[hidden] >= 66).all()
@@ -67,7 +67,7 @@ def test_only_closers_are_masked_about_half_of_them(faithful, batch):
 
 def test_positions_and_targets_are_the_masked_tokens(faithful, batch):
     """In row-major order, found here by walking over rows and columns."""
-    rows = faithful.stream.rows(0, 256).tokens
+    rows = faithful.streams.train.rows(0, 256).tokens
     symbols = batch.tokens.tolist()
     expected = [(b, n, rows[b, n]) for b in range(256) for n in range(196) if symbols[b][n] == 1]
     assert batch.positions.tolist() == [b * 196 + n for b, n, _ in expected]
@@ -263,7 +263,7 @@ def test_odd_grid_is_refused_in_one_line_or_padded():
         stage(arguments=odd)
     assert "\n" not in str(caught.value)
     s = stage(arguments=odd, rule={"odd": "pad"}, global_batch=2)
-    assert (s.stream.rows(0, 2).tokens[:, -1] == 0).all()
+    assert (s.streams.train.rows(0, 2).tokens[:, -1] == 0).all()
 
 
 def test_dropouts_of_the_recipe_are_off():
@@ -302,7 +302,7 @@ def test_losses_are_sums_over_masked_tokens():
 
 def test_a_batch_without_a_masked_token_costs_nothing():
     s = stage(global_batch=2)
-    tokens = s._batch(s.stream, 0, 2).tokens
+    tokens = s._batch(s.streams.train, 0, 2).tokens
     none = torch.empty(0, dtype=torch.long)
     loss = s.losses(s.model, MaskedBatch(tokens=tokens, positions=none, targets=none, weight=0.0), 0).loss
     loss.backward()
@@ -331,10 +331,10 @@ def test_evaluation_shares_add_up_over_ranks():
         shares = [s.evaluate(s.model, rank, 3, 4) for rank in range(3)]
     for name, value in whole.items():
         assert sum(part[name] for part in shares) == pytest.approx(value, rel=1e-5)
-    rows = s.val_stream.masked_rows(0, 10, 0.5)
+    rows = s.streams.validation.masked_rows(0, 10, 0.5)
     assert whole["weight"] == rows.masked.sum() > 0
-    train = s.stream.rows(0, 256).tokens
-    assert not (s.val_stream.rows(0, 10).tokens[:, None] == train).all(-1).any()
+    train = s.streams.train.rows(0, 256).tokens
+    assert not (s.streams.validation.rows(0, 10).tokens[:, None] == train).all(-1).any()
 
 
 def test_learns_a_small_dyck():

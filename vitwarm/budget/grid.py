@@ -8,7 +8,7 @@ from pathlib import Path
 from vitwarm.amounts import Amount
 from vitwarm.budget.compare import ARM_KEYS
 from vitwarm.budget.plan import UNITS, Plan
-from vitwarm.checks import LENGTHS, differences, starts_from_given, value_of, warms_up
+from vitwarm.checks import LENGTHS, MAIN_STAGES, differences, main_stage, starts_from_given, value_of, warms_up
 from vitwarm.config import Config
 from vitwarm.errors import UserError
 from vitwarm.recipe import load_recipe, recipe_hash
@@ -96,20 +96,16 @@ class Grid:
         return warmup_share(self.plan.unit, self.work[arm], self.stage)
 
 
-def main_stage(config: Config) -> str:
-    """The stage that the budgets are about.
+def required_stage(config: Config) -> str:
+    """The main stage, which the budgets are about.
 
     Raises:
         UserError: the recipe has none.
     """
-    for stage, asked in (
-        ("images", config.images.train and config.images.epochs),
-        ("algorithmic", config.algorithmic.task),
-        ("text", config.text.train),
-    ):
-        if asked:
-            return stage
-    raise UserError(f"{config.name} has no main stage: set images.train, algorithmic.task or text.train")
+    if (stage := main_stage(config)) is None:
+        asked = ", ".join(f"{name}.{section.asks}" for name, section in MAIN_STAGES.items())
+        raise UserError(f"{config.name} has no main stage: set one of {asked}")
+    return stage
 
 
 def make_grid(plan: Plan, runs: Path, measure: Callable[[Config], dict[str, Work]]) -> Grid:
@@ -125,7 +121,7 @@ def make_grid(plan: Plan, runs: Path, measure: Callable[[Config], dict[str, Work
     """
     full = {name: plan.recipe_of(name) for name in plan.arms}
     baseline = full[plan.baseline]
-    stage = main_stage(baseline)
+    stage = required_stage(baseline)
     if (stage == "images") != (plan.metric in ("top1", "top5")) and plan.metric != "loss":
         raise UserError(f"plan {plan.name}: a run on {stage} gives no {plan.metric}; set metric")
     for name in plan.others:

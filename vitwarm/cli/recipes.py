@@ -67,8 +67,7 @@ def _copy(name: str, file: Path) -> None:
     base = read_yaml(source).get("base") or []
     if file.stem in ([base] if isinstance(base, str) else base):
         raise UserError(f"{name} inherits from the recipe {file.stem}; choose another name for the copy")
-    if not file.parent.is_dir():
-        raise UserError(f"there is no folder {file.parent}; make it first")
+    file.parent.mkdir(parents=True, exist_ok=True)
     write_text(file, source.read_text(encoding="utf-8"))
 
 

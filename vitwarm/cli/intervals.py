@@ -18,6 +18,7 @@ class Options:
 def run(options: Options) -> None:
     """Print the table as it grows, write the numbers."""
     from vitwarm.budget.coverage import BUDGETS, CURVES, HEAD, SEEDS, SHARE, line, measure
+    from vitwarm.files import write_text
 
     print(HEAD)
     rows = []
@@ -27,4 +28,4 @@ def run(options: Options) -> None:
             print(line(rows[-1]), flush=True)
     if options.out is not None:
         content = {"share": SHARE, "budgets": BUDGETS, "confidence": 0.95, "repeats": options.repeats, "rows": rows}
-        options.out.write_text(json.dumps(content, indent=1) + "\n")
+        write_text(options.out, json.dumps(content, indent=1) + "\n")

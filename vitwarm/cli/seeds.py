@@ -24,10 +24,11 @@ def run(options: Options) -> None:
     """Print the table, write the numbers, draw the figure."""
     from vitwarm.budget.runs import read_arm
     from vitwarm.budget.seeds import markdown, plot, seed_rows
+    from vitwarm.files import write_text
 
     rows = seed_rows({arm: read_arm(pattern) for arm, pattern in options.arms.items()}, list(options.metrics))
     print(markdown(rows))
     if options.out is not None:
-        options.out.write_text(json.dumps([asdict(r) for r in rows], indent=1) + "\n")
+        write_text(options.out, json.dumps([asdict(r) for r in rows], indent=1) + "\n")
     if options.png is not None:
         plot([r for r in rows if r.metric == rows[0].metric], options.png)

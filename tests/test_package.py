@@ -1,6 +1,7 @@
 """What is built for the package index holds what a run needs, wherever it is started."""
 
 import os
+import re
 import subprocess
 import sys
 import tarfile
@@ -9,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+import vitwarm
+from vitwarm.cli import SUBCOMMANDS
 from vitwarm.recipe import list_recipes
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -35,15 +38,25 @@ def test_an_installed_wheel_lists_and_finds_the_recipes(built, tmp_path):
     }
     assert (tmp_path / "site/vitwarm/transfer/core_vit/model.safetensors").is_file()
 
-    def said(argument):
-        code = "import vitwarm.cli; assert 'site' in vitwarm.cli.__file__.split('/')[-3:]; vitwarm.cli.train()"
-        command = [sys.executable, "-c", code, argument]
+    metadata = next((tmp_path / "site").glob("*.dist-info/entry_points.txt")).read_text()
+    module, function = re.fullmatch(r"\[console_scripts\]\nvitwarm = ([\w.]+):(\w+)\n*", metadata).groups()
+
+    def said(*words):
+        code = f"import sys, {module} as cli; assert cli.__file__.startswith({str(tmp_path / 'site')!r})"
+        code += f"; sys.argv = ['/usr/bin/vitwarm', *sys.argv[1:]]; cli.{function}()"
         environment = os.environ | {"PYTHONPATH": str(tmp_path / "site")}
+        command = [sys.executable, "-c", code, *words]
         return subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
 
-    listed = said("recipe=list")
+    listed = said("recipes", "list")
     assert [line.split()[0] for line in listed.stdout.splitlines()] == [name for name, _, _ in list_recipes()]
-    assert "images.train: imagenet/train-*.tar" in said("recipe=vit_b_proc1pct").stderr  # found; no images
+    assert said("train", "recipe=list").stdout == listed.stdout
+    assert "images.train: imagenet/train-*.tar" in said("train", "recipe=vit_b_proc1pct").stderr  # found; no images
+    assert said("--version").stdout == f"vitwarm {vitwarm.__version__}\n"
+    overview = said("--help").stdout
+    for name in SUBCOMMANDS:
+        assert re.search(rf"^  {name} ", overview, re.MULTILINE)
+        assert said(name, "--help").stdout.startswith(f"usage: vitwarm {name} ")
 
 
 def test_the_source_archive_holds_recipes_tools_tests_and_core(built):

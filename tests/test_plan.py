@@ -137,9 +137,9 @@ def test_the_command():
     good = plan("recipe=vit_b_proc1pct", "gpus=8", "device=h100", "mfu=0.5")
     assert good.returncode == 0 and "MFU 0.5 of" in good.stdout and "1.00 % of its samples" in good.stdout
     for arguments, why in [
-        (["recipe=vit_b_proc1pct"], "say on what: gpus=8 device=h100"),
-        (["recipe=vit_b_proc1pct", "gpus=8", "gpus=1", "device=h100"], "gpus= stands twice"),
-        (["recipe=vit_b_proc1pct", "gpus=eight", "device=h100"], "gpus is a number"),
+        (["recipe=vit_b_proc1pct"], "no gpus=N and no device=h100; see python "),
+        (["recipe=vit_b_proc1pct", "gpus=8", "gpus=1", "device=h100"], "gpus is given twice, '8' and '1'"),
+        (["recipe=vit_b_proc1pct", "gpus=eight", "device=h100"], "gpus is a whole number, not 'eight'"),
     ]:
         bad = plan(*arguments)
         assert bad.returncode == 2 and why in bad.stderr and len(bad.stderr.splitlines()) == 1

@@ -1,6 +1,6 @@
-"""python tools/compare.py BASELINE=RUNS_GLOB ARM=RUNS_GLOB ... out=FOLDER: table, paired intervals, learning curves."""
+"""python tools/compare.py BASELINE=RUNS_GLOB ARM=RUNS_GLOB ... out=FOLDER: `vitwarm compare` from a checkout."""
 
-from vitwarm.cli import compare
+from vitwarm.cli import tool
 
 if __name__ == "__main__":
-    compare()
+    tool("compare")

@@ -1,7 +1,6 @@
-"""python tools/intervals.py [out=FILE.json] [repeats=N]: how often the intervals of a budget study hold the truth."""
+"""python tools/intervals.py [out=FILE.json] [repeats=N]: `vitwarm intervals` from a checkout."""
 
-from vitwarm.budget.coverage import main
-from vitwarm.cli import guarded
+from vitwarm.cli import tool
 
 if __name__ == "__main__":
-    guarded(main)()
+    tool("intervals")

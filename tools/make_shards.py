@@ -1,6 +1,6 @@
-"""python tools/make_shards.py source=PATH out=FOLDER: tars, offset indices and a manifest; see docs/shards.md."""
+"""python tools/make_shards.py source=PATH out=FOLDER: `vitwarm make-shards` from a checkout."""
 
-from vitwarm.cli import make_shards
+from vitwarm.cli import tool
 
 if __name__ == "__main__":
-    make_shards()
+    tool("make-shards")

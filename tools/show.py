@@ -1,8 +1,6 @@
-"""Rows of a rule on the terminal and as a picture: python tools/show.py rule=dyck k=4 length=48 --png FILE"""
+"""python tools/show.py rule=dyck k=4 length=48 --png FILE.png: `vitwarm show` from a checkout."""
 
-import sys
-
-from vitwarm.procedural.show import main
+from vitwarm.cli import tool
 
 if __name__ == "__main__":
-    sys.exit(main())
+    tool("show")

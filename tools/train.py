@@ -1,6 +1,6 @@
-"""accelerate launch tools/train.py recipe=NAME [key=value ...]; --help lists every key, recipe=list the recipes."""
+"""accelerate launch tools/train.py recipe=NAME [key=value ...]: `vitwarm train` from a checkout."""
 
-from vitwarm.cli import train
+from vitwarm.cli import tool
 
 if __name__ == "__main__":
-    train()
+    tool("train")

@@ -1,6 +1,6 @@
-"""python tools/validate.py export=RUN/export shards=SHARDS: exact top-1, top-5, loss, images per second."""
+"""python tools/validate.py export=RUN/export shards=SHARDS: `vitwarm validate` from a checkout."""
 
-from vitwarm.cli import validate
+from vitwarm.cli import tool
 
 if __name__ == "__main__":
-    validate()
+    tool("validate")

@@ -300,11 +300,12 @@ def _check_bounds(key: Key, value: Any) -> None:
     if within is None:
         return
     for number in value if isinstance(value, list) else [value]:
-        if number is not None and not _inside(number, within):
+        if number is not None and not inside(number, within):
             raise UserError(f"{key.name} must lie in {within}, not be {number}")
 
 
-def _inside(number: float, within: str) -> bool:
+def inside(number: float, within: str) -> bool:
+    """Whether a finite number lies in an interval such as `[0, 1)`."""
     opening, low, high, closing = re.fullmatch(r"([\[(])(.+), (.+)([\])])", within).groups()
     above = number >= float(low) if opening == "[" else number > float(low)
     below = number <= float(high) if closing == "]" else number < float(high)

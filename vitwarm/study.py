@@ -93,7 +93,7 @@ class StudyFolder:
             short.append(f"warmup.budget={PROBE} steps")
         with tempfile.TemporaryDirectory() as scratch:
             folder = Path(scratch) / "probe"
-            words = [*self.plan.arguments(arm, self.plan.seeds[0], *short), f"run.log_every={PROBE // 2}"]
+            words = self.plan.arguments(arm, self.plan.seeds[0], *short, f"run.log_every={PROBE // 2}")
             done = subprocess.run(train_command(words, folder, self.launch), capture_output=True, text=True)
             if not (folder / "result.json").is_file():
                 last = (done.stderr.strip() or done.stdout.strip() or "it said nothing").splitlines()

@@ -1,8 +1,5 @@
 """Inspection of a trunk, against attention by hand, NumPy's SVD, and trunks whose entropy is known."""
 
-import runpy
-from pathlib import Path
-
 import numpy as np
 import pytest
 import timm
@@ -10,6 +7,7 @@ import torch
 from test_warm_start import FACTS, NAME, SMALL, model, trunk_file
 
 from vitwarm.analysis.inspection import inspect_trunk
+from vitwarm.cli import call
 from vitwarm.config import Config, ModelConfig
 from vitwarm.errors import UserError
 from vitwarm.export import export_gpt2, export_model
@@ -18,7 +16,6 @@ from vitwarm.transfer import compose
 from vitwarm.trunk import SymbolStem, build_decoder
 
 DYCK = make_rule(name="dyck", k=4)
-main = runpy.run_path(str(Path(__file__).resolve().parents[2] / "tools/inspect_trunk.py"))["main"]
 
 
 def test_entropy_is_that_of_attention_by_hand():
@@ -86,7 +83,7 @@ def test_the_tool_looks_through_the_stem_of_the_runs_own_seed(tmp_path, capsys):
     vit, config = model(0), Config(model=ModelConfig(name=NAME, num_classes=5, args=dict(SMALL)))
     torch.nn.init.normal_(vit.blocks[0].attn.qkv.weight, std=0.5)  # so that entropies tell the positions apart
     export_model(vit, tmp_path / "e", config, FACTS | {"seed": 3})
-    main([f"export={tmp_path / 'e'}", "k=4"])
+    call("inspect", [f"export={tmp_path / 'e'}", "k=4"])
     first = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("| 0 |"))
     entropies = {seed: np.sort(inspect_trunk(vit, make_rule("dyck", k=4), seed=seed).entropy[0]) for seed in (0, 3)}
     shown = {seed: " ".join(f"{h:.2f}" for h in heads) for seed, heads in entropies.items()}
@@ -98,7 +95,7 @@ def test_the_tool(tmp_path, capsys):
     for seed in range(2):
         export_model(model(seed), tmp_path / f"e{seed}", config, FACTS)
     page = tmp_path / "pages/page.png"
-    main([f"export={tmp_path / 'e0'}", f"vs={tmp_path / 'e1'}", "k=4", "lowest=3", "--png", str(page)])
+    call("inspect", [f"export={tmp_path / 'e0'}", f"vs={tmp_path / 'e1'}", "k=4", "lowest=3", "--png", str(page)])
     said = capsys.readouterr().out
     assert said.count("lowest entropy: heads=") == 2 and page.read_bytes()[:4] == b"\x89PNG"
     export_gpt2(build_decoder("2_4_16", 11, 8, "x", seed=0), tmp_path / "gpt2")
@@ -107,9 +104,9 @@ def test_the_tool(tmp_path, capsys):
         ([f"export={tmp_path / 'e0'}", "rule=dick"], "dick"),
         ([f"export={tmp_path / 'e0'}", "k=4", "length=7"], "length"),
         ([f"export={tmp_path}"], "no model at"),
-        (["vs=x"], "write export="),
-        ([f"export={tmp_path / 'e0'}", "k=["], "no YAML"),
-        ([f"export={tmp_path / 'e0'}", "--png", "page.jpg"], "writes a .png"),
+        (["vs=x"], "no export=RUN; see"),
+        ([f"export={tmp_path / 'e0'}", "k=["], "neither JSON nor YAML"),
+        ([f"export={tmp_path / 'e0'}", "--png", "page.jpg"], "--png is a file whose name ends in .png"),
     ]:
         with pytest.raises(UserError, match=says):
-            main(arguments)
+            call("inspect", arguments)

@@ -52,6 +52,21 @@ def test_a_cell_is_the_recipe_that_its_command_line_gives(tmp_path):
         assert recipe_hash(load_recipe(list(one.arguments))) == one.hash
 
 
+def test_a_cells_command_line_sets_each_key_once(tmp_path):
+    """The command refuses a key with two values; the cell's own setting must be the one that stands."""
+    own = {"train.lr_warmup": "10 epochs", "images.epochs": 40}
+    found = grid(
+        tmp_path, set={"train.lr_warmup": "5 epochs"}, arms={n: a | {"set": own} for n, a in PLAN["arms"].items()}
+    )
+    for one in found.cells:
+        keys = [word.partition("=")[0] for word in one.arguments]
+        assert len(set(keys)) == len(keys)
+        assert (
+            one.config.images.epochs == pytest.approx(40 * one.budget)
+            and "train.lr_warmup=5 epochs" not in one.arguments
+        )
+
+
 def test_additive_budgets_shorten_the_main_stage_alone(tmp_path):
     found = grid(tmp_path)
     for arm, warmup in (("default", "0"), ("warmed", "1000 steps")):

@@ -59,10 +59,9 @@ def test_what_cannot_be_paired_or_drawn(runs):
 
 
 def test_the_tool_writes_table_numbers_and_picture(runs):
-    command = [sys.executable, "tools/seeds.py", f"none={runs}/none-*", f"set={runs}/set-*", "metrics=top1,loss"]
-    done = subprocess.run(
-        [*command, f"out={runs}/o.json", f"png={runs}/o.png"], capture_output=True, text=True, check=True
-    )
+    words = [f"none={runs}/none-*", f"set={runs}/set-*", "metrics=top1,loss", f"out={runs}/o.json", f"png={runs}/o.png"]
+    command = [sys.executable, "-m", "vitwarm", "seeds", *words]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert done.stdout.startswith("| top1 | mean")
     written = json.loads((runs / "o.json").read_text())
     assert [r["arm"] for r in written] == ["none", "set"] * 2 and written[0]["values"]["2"] == pytest.approx(90)

@@ -15,7 +15,7 @@ from PIL import Image
 from sourcemaking import contents, files_of, jpeg, pixels, quiet, tree
 from tarmaking import encode, samples, write_tar
 
-from vitwarm.cli import _make_shards
+from vitwarm.cli import call
 from vitwarm.data.decoding import MAX_PIXELS, decode
 from vitwarm.data.making import Options, make_shards
 from vitwarm.data.making.encode import checked
@@ -263,10 +263,10 @@ REFUSED = {
     "useless labels": ({"source": "tree", "out": "out", "labels": "file.zip"}, "neither a list"),
     "a path for a split": ({"source": "tree", "out": "out", "split": "../x"}, "split=../x: a name of letters"),
     "no images": ({"source": "hollow", "out": "out"}, "no images there"),
-    "unknown word": ({"source": "tree", "out": "out", "sed": "1"}, "unknown sed; usage"),
+    "unknown word": ({"source": "tree", "out": "out", "sed": "1"}, "no option sed=; did you mean seed"),
     "no number": ({"source": "tree", "out": "out", "workers": "many"}, "workers is a whole number"),
-    "no share": ({"source": "tree", "out": "out", "max_damaged": "2"}, "max_damaged is a share"),
-    "no size": ({"source": "tree", "out": "out", "shard_mb": "0"}, "shard_mb must be above 0"),
+    "no share": ({"source": "tree", "out": "out", "max_damaged": "2"}, r"max_damaged must lie in \[0, 1\)"),
+    "no size": ({"source": "tree", "out": "out", "shard_mb": "0"}, r"shard_mb must lie in \(0, inf\)"),
     "no truth": ({"source": "tree", "out": "out", "shuffle": "maybe"}, "shuffle is true or false"),
     "no source": ({"out": "out"}, "no source=PATH"),
 }
@@ -284,7 +284,7 @@ def test_mistakes_end_in_one_line(tmp_path, monkeypatch, name):
     before = sorted(map(str, tmp_path.rglob("*")))
     arguments, message = REFUSED[name]
     with pytest.raises(UserError, match=message) as caught:
-        _make_shards([f"{key}={value}" for key, value in arguments.items()])
+        call("make-shards", [f"{key}={value}" for key, value in arguments.items()])
     assert "\n" not in str(caught.value)
     assert sorted(map(str, tmp_path.rglob("*"))) == before
 
@@ -293,14 +293,14 @@ def test_a_class_without_images_is_no_class(tmp_path):
     tree(tmp_path / "in")
     (tmp_path / "in" / "logs").mkdir()
     with pytest.raises(UserError, match="in/logs: a class without an image"):
-        _make_shards([f"source={tmp_path}/in", f"out={tmp_path}/out"])
+        call("make-shards", [f"source={tmp_path}/in", f"out={tmp_path}/out"])
 
 
 def test_a_label_that_is_no_class_number(tmp_path):
     image, (key, _) = samples(1)
     write_tar(tmp_path / "a.tar", [image, (key, b"50000000")])
     with pytest.raises(UserError, match="a.tar: label 50000000 is above"):
-        _make_shards([f"source={tmp_path}"])
+        call("make-shards", [f"source={tmp_path}"])
 
 
 def test_the_command(tmp_path):

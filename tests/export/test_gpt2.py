@@ -1,6 +1,5 @@
 """GPT-2 folders in and out: logits, losses and texts equal those of transformers; trunks cross to ViTs and back."""
 
-import importlib.util
 import json
 import os
 import shutil
@@ -14,6 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import vitwarm
+from vitwarm.cli import call
 from vitwarm.data.tokenizers import BPETokenizer, ByteTokenizer, CharTokenizer
 from vitwarm.errors import UserError
 from vitwarm.export import export_gpt2, read_gpt2
@@ -281,58 +281,51 @@ def test_gpt2_names_are_read_as_ours(tmp_path):
     assert all(torch.equal(t, state[n]) for n, t in tensors.items())
 
 
-# tools/generate.py
+# vitwarm generate
 
 
-@pytest.fixture
-def tool():
-    spec = importlib.util.spec_from_file_location("generate_tool", ROOT / "tools" / "generate.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.main
-
-
-def test_the_tool_writes_what_the_model_says(tmp_path, tool, capsys):
+def test_the_tool_writes_what_the_model_says(tmp_path, capsys):
     decoder, tokenizer = ours(tied=False), ByteTokenizer()
     export_gpt2(decoder, tmp_path / "export", tokenizer=tokenizer)
-    tool([f"export={tmp_path / 'export'}", "prompt=one = 1", "tokens=9"])
+    call("generate", [f"export={tmp_path / 'export'}", "prompt=one = 1", "tokens=9"])
     ids = generate(decoder, torch.tensor([tokenizer.encode("one = 1")]), 9, stop=256)[0].tolist()
     assert capsys.readouterr().out == tokenizer.decode(ids) + "\n" and 256 not in ids
     said = []
     for seed in (0, 0, 1):
-        tool([f"export={tmp_path / 'export'}", "prompt=", "tokens=9", "temperature=1.5", f"seed={seed}"])
+        call("generate", [f"export={tmp_path / 'export'}", "prompt=", "tokens=9", "temperature=1.5", f"seed={seed}"])
         said.append(capsys.readouterr().out)
     assert said[0] == said[1] != said[2]
 
 
-def test_the_tool_ends_mistakes_in_one_line(tmp_path, tool, capsys):
+def test_the_tool_ends_mistakes_in_one_line(tmp_path, capsys):
     export_gpt2(ours(), tmp_path / "export", tokenizer=ByteTokenizer())
     export_gpt2(ours(), tmp_path / "mute")
     export = f"export={tmp_path / 'export'}"
     for arguments, reason in (
-        (["prompt=a"], "no export"),
-        ([export], "no prompt"),
-        ([export, "prompt=a", "tokens=many"], "cannot use 'many' for tokens"),
-        ([export, "prompt=a", "tokens=0"], "at least 1"),
-        ([export, "prompt=a", "temperature=-1"], "at least 0"),
-        ([export, "prompt=a", "temperature=nan"], "at least 0"),
-        ([export, "prompt=a", "heat=1"], "cannot use 'heat=1'; known: export="),
+        (["prompt=a"], "no export=RUN/export; see"),
+        ([export], "no prompt="),
+        ([export, "prompt=a", "tokens=many"], "tokens is a whole number, not 'many'"),
+        ([export, "prompt=a", "tokens=0"], r"tokens must lie in \[1, inf\)"),
+        ([export, "prompt=a", "temperature=-1"], "temperature must lie in"),
+        ([export, "prompt=a", "temperature=nan"], "temperature must lie in"),
+        ([export, "prompt=a", "heat=1"], "no option heat=; known: export="),
         ([export, "prompt=a", "tokens=40"], "do not fit the decoder's 32 positions"),
         ([f"export={tmp_path / 'none'}", "prompt=a"], "no readable config.json"),
         ([f"export={tmp_path / 'mute'}", "prompt=a"], "no tokenizer at"),
         ([f"export={tmp_path / 'mute'}", "tokenizer=chars", "prompt="], "needs a tokenizer with an end-of-text id"),
     ):
         with pytest.raises(UserError, match=reason) as caught:
-            tool(arguments)
+            call("generate", arguments)
         assert "\n" not in str(caught.value)
-    tool(["--help"])
+    call("generate", ["--help"])
     assert "temperature" in capsys.readouterr().out
 
 
 def test_the_tool_exits_with_2(tmp_path):
     command = [sys.executable, ROOT / "tools" / "generate.py", "prompt=a"]
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)})
-    assert done.returncode == 2 and done.stderr == "vitwarm: error: no export; see --help\n" and not done.stdout
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == f"vitwarm: error: no export=RUN/export; see python {command[1]} --help\n"
 
 
 def test_an_export_keeps_the_tokenizer_that_it_was_read_with(tmp_path):

@@ -71,7 +71,7 @@ def _enter(
     sys.argv = [f"{command}.py", *arguments]
     from vitwarm import cli
 
-    getattr(cli, command)()
+    cli.tool(command)
 
 
 def _die_when_flushing(pattern: str) -> None:
@@ -87,7 +87,7 @@ def _die_when_flushing(pattern: str) -> None:
 
 
 class Command:
-    """`vitwarm-NAME ARGUMENTS` as `world` processes.
+    """`vitwarm NAME ARGUMENTS` as `world` processes.
 
     Args:
         arguments: of the command.
@@ -96,7 +96,7 @@ class Command:
         die: see `_die_when_flushing`.
         before: Python source that each process runs first, to break something around it.
         environment: further variables.
-        name: of the command.
+        name: of the subcommand.
     """
 
     count = 0

@@ -1,4 +1,4 @@
-"""vitwarm-train that also writes down what each process was given: argument 1 is the folder for it."""
+"""`vitwarm train` that also writes down what each process was given: argument 1 is the folder for it."""
 
 import hashlib
 import json
@@ -37,8 +37,8 @@ def record(folder):
 
 
 if __name__ == "__main__":
-    from vitwarm.cli import train
+    from vitwarm.cli import tool
 
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     record(Path(sys.argv.pop(1)))
-    train()
+    tool("train")

@@ -17,18 +17,19 @@ ROOT = Path(__file__).resolve().parents[2]
 
 @pytest.fixture
 def study(tmp_path):
-    """A plan of a full and a half run of each of two arms; returns what starts tools/budget.py on it."""
+    """A plan of a full and a half run of each of two arms; returns what starts `vitwarm budget` on it."""
     recipe = write_recipe(tmp_path, images={"epochs": 0.18}, train={"lr_warmup": "10%"})
     arms = {"default": {"recipe": str(recipe), "set": {"warmup.budget": "0"}}, "warmed": {"recipe": str(recipe)}}
     plan = {"arms": arms, "budgets": ["50%", "100%"], "seeds": [0]}
     (tmp_path / "small.yaml").write_text(yaml.safe_dump(plan))
 
     def start(*more: str, **variables: str) -> subprocess.Popen:
-        words = [sys.executable, "tools/budget.py", f"plan={tmp_path / 'small.yaml'}", f"out={tmp_path / 'out'}", *more]
+        words = [f"plan={tmp_path / 'small.yaml'}", f"out={tmp_path / 'out'}", *more]
         environment = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", "PYTHONUNBUFFERED": "1"}
         environment |= variables
+        command = [sys.executable, "-m", "vitwarm", "budget", *words]
         return subprocess.Popen(
-            words, cwd=ROOT, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+            command, cwd=ROOT, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
         )
 
     return start

@@ -60,10 +60,10 @@ def test_figures_are_plain_timms_over_any_number_of_processes(tmp_path, undistur
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (["shards=digits"], "usage: "),
-        (["export=EXPORT", "shards=digits", "bacth=8"], "unknown ['bacth']"),
+        (["shards=digits"], "no export=RUN/export; see "),
+        (["export=EXPORT", "shards=digits", "bacth=8"], "no option bacth=; did you mean batch?"),
         (["export=EXPORT", "shards=digits", "batch=some"], "batch is a whole number"),
-        (["export=EXPORT", "shards=digits", "batch=0"], "batch is a whole number of at least 1"),
+        (["export=EXPORT", "shards=digits", "batch=0"], "batch must lie in [1, inf), not be 0"),
         (["export=/nowhere", "shards=digits"], "/nowhere holds no timm model"),
         (["export=EXPORT", "shards=/nowhere"], "shards: /nowhere: no such tar"),
         (["export=EXPORT", "shards=MANY"], "is not below model.num_classes=10"),

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from bench.rules import markdown
 
+from vitwarm.cli import call
 from vitwarm.procedural import keyed_rng, list_rules, make_rule, registry, rule_class
-from vitwarm.procedural.show import main
 
 DOCS = Path(__file__).parents[2] / "docs"
 GALLERY = (DOCS / "rules.md").read_text()
@@ -48,14 +48,15 @@ def test_the_gallery_has_every_rule_and_all_its_parameters(name):
     assert images and all((DOCS / image).is_file() for image in images)
 
 
-@pytest.mark.parametrize("command", re.findall(r"^    (python tools/show\.py .*)$", GALLERY, re.M))
+@pytest.mark.parametrize("command", re.findall(r"^    (vitwarm show .*)$", GALLERY, re.M))
 def test_the_gallery_commands_work(command, capsys):
     arguments = shlex.split(command)[2:]
     if "--png" in arguments:
         at = arguments.index("--png")
         assert (DOCS.parent / arguments[at + 1]).is_file()
         del arguments[at : at + 2]
-    assert main(arguments) == 0
+    call("show", arguments)
+    assert "hidden of" in capsys.readouterr().out
 
 
 def test_the_python_of_the_gallery_runs():

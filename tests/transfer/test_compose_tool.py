@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +12,7 @@ import torch
 from test_warm_start import FACTS, NAME, SMALL, model, state
 from transformers import AutoModelForCausalLM
 
+from vitwarm.cli import call
 from vitwarm.config import Config, ModelConfig
 from vitwarm.data.tokenizers import ByteTokenizer, read_tokenizer
 from vitwarm.errors import UserError
@@ -21,7 +21,6 @@ from vitwarm.export.opening import open_model
 from vitwarm.trunk import build_decoder
 
 TOOL = Path(__file__).resolve().parents[2] / "tools/compose.py"
-main = runpy.run_path(str(TOOL))["main"]
 
 
 def compose_tool(*arguments):
@@ -66,7 +65,7 @@ def test_a_composed_decoder_loads_in_transformers(tmp_path):
     for name, decoder in decoders.items():
         export_gpt2(decoder, tmp_path / name, tokenizer=ByteTokenizer() if name == "a" else None)
     places = [f"target={tmp_path / 'a'}", f"out={tmp_path / 'out'}", f"mlp={tmp_path / 'b'}"]
-    main(places)
+    call("compose", places)
     theirs = AutoModelForCausalLM.from_pretrained(tmp_path / "out").eval()
     expected = decoders["a"].eval()
     for own, other in zip(expected.blocks, decoders["b"].blocks, strict=True):
@@ -89,15 +88,15 @@ def test_mistakes_end_in_one_line_and_write_nothing(exports, tmp_path):
     export_model(model(0, num_heads=1), tmp_path / "one", Config(model=ModelConfig(name=NAME, num_classes=5)), FACTS)
     t, out = f"target={tmp_path / 't'}", f"out={tmp_path / 'out'}"
     for arguments, says in [
-        ([t, f"attention={tmp_path / 'a'}"], "no out"),
-        ([t, out], "no sources"),
+        ([t, f"attention={tmp_path / 'a'}"], "no out=FOLDER; see"),
+        ([t, out], "no GROUPS=SOURCE; see"),
         ([t, out, f"attention={tmp_path / 'one'}"], "heads 1, the model's 3"),
         ([t, out, f"atention={tmp_path / 'a'}"], "unknown tensor group 'atention'"),
         ([f"target={tmp_path}", out, f"mlp={tmp_path / 'a'}"], "no model at"),
         ([t, f"out={tmp_path / 'a'}", f"mlp={tmp_path / 'a'}"], "exists"),
     ]:
         with pytest.raises(UserError, match=says) as caught:
-            main(arguments)
+            call("compose", arguments)
         assert "\n" not in str(caught.value) and not (tmp_path / "out").exists()
     code, said = compose_tool(t, out, "mlp=/nowhere")
     assert code == 2 and said.count("\n") == 1 and said.startswith("vitwarm: error: no weights at /nowhere")

@@ -1,17 +1,13 @@
 """How often the intervals of a share hold the true one, by simulated studies with a known answer.
 
 Accuracies of a baseline and an arm at 25, 50, 75 and 100 % of the data; a part of the noise is common to both arms of a
-seed. `tools/intervals.py` is its command line.
+seed. `vitwarm intervals` is its command line.
 """
-
-import json
-from pathlib import Path
 
 import numpy as np
 
 from vitwarm.budget.equivalence import Interval, equivalence
 from vitwarm.budget.statistics import Array, bootstrap_ceiling
-from vitwarm.errors import UserError
 
 BUDGETS = (0.25, 0.5, 0.75, 1.0)
 SHARE = 0.6  # the true answer
@@ -57,18 +53,12 @@ def measure(name: str, seeds: int, repeats: int) -> dict[str, float | str]:
     }
 
 
-def main(arguments: list[str]) -> None:
-    """Read the command line (out=FILE.json, repeats=N), print the table, write the numbers."""
-    own = dict(argument.partition("=")[::2] for argument in arguments)
-    if own.keys() - {"out", "repeats"} or not own.get("repeats", "1").isdecimal():
-        raise UserError("write out=FILE.json and repeats=N, or nothing")
-    repeats = int(own.get("repeats", "2000"))
-    rows = [measure(name, seeds, repeats) for name in CURVES for seeds in SEEDS]
-    print("| curve | seeds | t inversion | bootstrap | its ceiling | open | median width | bias |")
-    print("|---|---|---|---|---|---|---|---|")
-    for r in rows:
-        parts = [f"{100 * r[k]:.1f} %" for k in ("t_inversion", "bootstrap", "ceiling", "open", "width", "bias")]
-        print(f"| {r['curve']} | {r['seeds']} | {' | '.join(parts)} |", flush=True)
-    if "out" in own:
-        content = {"share": SHARE, "budgets": BUDGETS, "confidence": 0.95, "repeats": repeats, "rows": rows}
-        Path(own["out"]).write_text(json.dumps(content, indent=1) + "\n")
+HEAD = """\
+| curve | seeds | t inversion | bootstrap | its ceiling | open | median width | bias |
+|---|---|---|---|---|---|---|---|"""
+
+
+def line(row: dict[str, float | str]) -> str:
+    """A case as a line of the table below `HEAD`."""
+    shares = ("t_inversion", "bootstrap", "ceiling", "open", "width", "bias")
+    return f"| {row['curve']} | {row['seeds']} | {' | '.join(f'{100 * row[k]:.1f} %' for k in shares)} |"

@@ -134,11 +134,16 @@ class Plan:
         return [name for name in self.arms if name != self.baseline]
 
     def arguments(self, arm: str, seed: int, *more: str) -> tuple[str, ...]:
-        """The command line that gives an arm's recipe, with further overrides."""
+        """The words that give an arm's recipe, each key once: of the plan, the arm and `more` the last one counts."""
         chosen = self.arms[arm]
         settings = self.set | chosen.set
         written = (f"{k}={v if isinstance(v, str) else json.dumps(v)}" for k, v in settings.items())
-        return (f"recipe={chosen.recipe}", *written, f"seed={seed}", *more)
+        words: dict[str, str] = {}
+        for word in (f"recipe={chosen.recipe}", *written, f"seed={seed}", *more):
+            key = word.partition("=")[0]
+            words.pop(key, None)  # so that the order is that of the words that count
+            words[key] = word
+        return tuple(words.values())
 
     def recipe_of(self, arm: str) -> Config:
         """The recipe of an arm at the full budget and the first seed."""

@@ -303,7 +303,7 @@ def _provenance(study: Study) -> list[Any]:
     blocks.append(
         Folded(f"Recipe hashes and folders of {len(rows)} runs", [Table(heads, rows, names=8), Text(_RESUMED, "small")])
     )
-    lines = [f"vitwarm-train {shlex.join(c.arguments)}" for c in study.cells if c.seed == study.seeds[0]]
+    lines = [f"vitwarm train {shlex.join(c.arguments)}" for c in study.cells if c.seed == study.seeds[0]]
     return [*blocks, Folded(f"The recipe of each cell, seed {study.seeds[0]}", [Code("\n".join(lines))])]
 
 

@@ -103,5 +103,5 @@ def load(text: str | bytes, where: object) -> Manifest:
                     raise ValueError(f"{shard.name!r} is no file name, or its count is no number")
             return manifest
     except (ValueError, KeyError, TypeError, AttributeError):
-        raise UserError(f"{where}: is no manifest of shards; make it again with tools/make_shards.py") from None
+        raise UserError(f"{where}: is no manifest of shards; make it again with vitwarm make-shards") from None
     raise UserError(f"{where}: has format version {version!r}, known is {VERSION}; make it again or update vitwarm")

@@ -1,8 +1,6 @@
 """Small agreements between the processes of a run, on the CPU, so that they never synchronise a GPU."""
 
-import errno
 import os
-import re
 from collections.abc import Callable
 from typing import Any
 
@@ -11,25 +9,9 @@ import torch.distributed as dist
 from accelerate import Accelerator
 from safetensors import SafetensorError
 
-from vitwarm.errors import UserError
+from vitwarm.errors import UserError, disk_trouble
 
-# What a user can mend; any other OSError is a fault of ours.
-_DISK = ("ENOSPC", "EDQUOT", "EFBIG", "EACCES", "EPERM", "EROFS", "ENOTDIR", "EISDIR", "ENAMETOOLONG", "EIO", "ESTALE")
-_DISK_CODES = {getattr(errno, name) for name in _DISK if hasattr(errno, name)}
 DISK_ERRORS = (OSError, SafetensorError)
-
-
-def disk_trouble(error: OSError | SafetensorError) -> str | None:
-    """What to tell a user whose disk is full or closed to us; None for other faults."""
-    code, reason, where = getattr(error, "errno", None), getattr(error, "strerror", None), ""
-    if isinstance(error, SafetensorError):  # it hides the system's error in its text
-        found = re.search(r"([^:]+) \(os error (\d+)\)", str(error))
-        code, reason = (int(found[2]), found[1].strip()) if found else (None, None)
-    elif error.filename:
-        where = f" {error.filename}"
-    if code not in _DISK_CODES:
-        return None
-    return f"cannot write{where}: {reason}; free space or mend the path, then run the same command again"
 
 
 def start_accelerator() -> Accelerator:

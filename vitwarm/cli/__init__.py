@@ -1,0 +1,93 @@
+"""The `vitwarm` command. Each subcommand is a module of this package with its `Options` and `run(options)`.
+
+The modules import what they need once their options are known to be good: help, lists and mistakes answer at once.
+"""
+
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+from pathlib import Path
+from typing import Any, NoReturn
+
+import vitwarm
+from vitwarm.cli.guard import MISTAKE, guarded, say
+from vitwarm.cli.words import listing, parse, purpose, usage
+from vitwarm.errors import UserError
+
+SUBCOMMANDS = (
+    "train",
+    "validate",
+    "make-shards",
+    "show",
+    "recipes",
+    "plan",
+    "budget",
+    "compare",
+    "seeds",
+    "intervals",
+    "ensemble",
+    "generate",
+    "compose",
+    "inspect",
+)
+
+
+def main() -> NoReturn:
+    """The console script, and `python -m vitwarm`: the first word names the subcommand."""
+    called = Path(sys.argv[0]).name
+    program, words = "python -m vitwarm" if called == "__main__.py" else "vitwarm", sys.argv[1:]
+    if not words:
+        say(overview(program), sys.stderr)
+        sys.exit(MISTAKE)
+    sys.exit(guarded(lambda: _dispatch(program, words)))
+
+
+def tool(name: str) -> NoReturn:
+    """A file of tools/ that stands for one subcommand."""
+    sys.exit(guarded(lambda: call(name, sys.argv[1:], f"python {sys.argv[0]}")))
+
+
+def call(name: str, words: Sequence[str], program: str | None = None) -> None:
+    """Carry out a subcommand.
+
+    Args:
+        name: of the subcommand.
+        words: that follow it on the command line.
+        program: how the user calls it, for the help.
+
+    Raises:
+        UserError: a mistake in the words, or whatever the subcommand refuses.
+        Interrupted: a signal; the same call resumes.
+    """
+    program, module = program or f"vitwarm {name}", _module(name)
+    if {"-h", "--help"} & set(words):
+        say(usage(module.Options, program))
+    elif "--version" in words:
+        say(f"vitwarm {vitwarm.__version__}")
+    else:
+        module.run(parse(module.Options, words, program))
+
+
+def overview(program: str) -> str:
+    """The help of the whole command."""
+    rows = [(name, purpose(_module(name).Options)) for name in SUBCOMMANDS]
+    head = f"usage: {program} SUBCOMMAND [NAME=VALUE ...]\n\nWarm up transformers on procedural data."
+    return f"{head}\n\n{listing(rows, indent=2)}\n\n{program} SUBCOMMAND --help says more; --version says which."
+
+
+def _dispatch(program: str, words: Sequence[str]) -> None:
+    name, *rest = words
+    if name in ("-h", "--help"):
+        say(overview(program))
+    elif name == "--version":
+        say(f"vitwarm {vitwarm.__version__}")
+    elif name not in SUBCOMMANDS:
+        from vitwarm.checks import nearest
+
+        raise UserError(f"no subcommand {name!r}{nearest(name, SUBCOMMANDS)}; see {program} --help")
+    else:
+        call(name, rest, f"{program} {name}")
+
+
+def _module(name: str) -> Any:
+    return import_module(f"{__name__}.{name.replace('-', '_')}")

@@ -1,0 +1,65 @@
+"""`vitwarm budget`."""
+
+import shlex
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from vitwarm.cli.words import flag, listing, option, rest, typed
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """Carry out a plan of a data-efficiency study, or resume it, and write its report.
+
+    docs/budgets.md explains plans.
+    """
+
+    plan: str = option("a shipped plan (plan=list lists them) or a YAML file", form="NAME")
+    out: Path | None = option("folder of the study; runs/budget/NAME if not given", None, form="FOLDER")
+    runs: Path | None = option(
+        "folder of the run folders; OUT/cells if not given. Plans that share it share their common cells",
+        None,
+        form="FOLDER",
+    )
+    executor: Literal["local", "slurm"] = option("where cells run", "local")
+    jobs: int = option("cells at once on this machine", 1, within="[1, inf)")
+    accelerate: str = option('further arguments of `accelerate launch`: "--multi_gpu --num_processes 8"', "")
+    submit: dict[str, str] = rest(
+        "submit.KEY=value",
+        "a parameter of submitit: submit.slurm_partition=gpu submit.gpus_per_node=8",
+        prefix="submit.",
+    )
+    overrides: dict[str, str] = rest(
+        "key=value",
+        "a key of the plan (seeds=0,1,2) or of every cell's recipe (images.train=/data/train)",
+        empty=True,
+    )
+    dry_run: bool = flag("only print the cells, what they take at a measured speed, and how far they are")
+    report: bool = flag("only write the report of what is finished")
+    words: tuple[str, ...] = typed()
+
+
+def run(options: Options) -> None:
+    """Carry out, report; or only one of them."""
+    from vitwarm.budget.launch import Launch
+    from vitwarm.budget.plan import find_plan, list_plans, read_plan
+
+    if options.plan == "list":
+        print(listing(list_plans()))
+        return
+    plan = read_plan(find_plan(options.plan), options.overrides)
+    submit = {key: int(value) if value.isdecimal() else value for key, value in options.submit.items()}
+    launch = Launch(options.executor, options.jobs, options.accelerate, submit)
+    from vitwarm.study import StudyFolder  # imports torch: only once the plan is known to be good
+    from vitwarm.training.signals import stop_signals
+
+    study = StudyFolder(plan, options.out or Path(f"runs/budget/{plan.name}"), launch, options.runs)
+    if options.dry_run:
+        study.measure_rates()
+        print(study.summary())
+        return
+    if not options.report:
+        with stop_signals() as stop:
+            study.run(stop)
+    print(study.report(shlex.join(["vitwarm", "budget", *options.words])))

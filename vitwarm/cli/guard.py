@@ -1,0 +1,59 @@
+"""Exit codes: 2 and one line for a user's mistake, 75 for a run to resume, a traceback for a fault of ours."""
+
+import os
+import signal
+import sys
+from collections.abc import Callable
+from typing import TextIO
+
+from vitwarm.errors import Interrupted, UserError, disk_trouble
+
+MISTAKE, RESUME = 2, 75  # 75 is EX_TEMPFAIL of sysexits.h: try the same command again
+
+
+def guarded(action: Callable[[], None]) -> int:
+    """Carry out an action; returns the exit code of the process."""
+    code = 0
+    try:
+        action()
+    except UserError as error:
+        code = MISTAKE
+        _complain(f"error: {error}")
+    except Interrupted as error:
+        code = RESUME
+        _complain(f"{error}; run the same command to go on")
+    except KeyboardInterrupt:
+        code = 128 + signal.SIGINT
+        _complain("stopped at once; run the same command to go on from the newest checkpoint")
+    except BrokenPipeError:  # as in `... | head`
+        code = 128 + signal.SIGPIPE
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or closing it would complain again
+    except MemoryError as error:
+        code = MISTAKE
+        _complain(f"error: out of memory: {error}; lower the batch, the rows' length or the model's size")
+    except OSError as error:
+        trouble = disk_trouble(error)
+        if trouble is None:
+            raise
+        code = MISTAKE
+        _complain(f"error: {trouble}")
+    _leave_group()
+    return code
+
+
+def say(text: str, file: TextIO | None = None) -> None:
+    """Print; of several processes that come here, one speaks."""
+    if os.environ.get("RANK", "0") == "0":
+        print(text, file=file, flush=True)
+
+
+def _complain(text: str) -> None:
+    say(f"vitwarm: {text}", sys.stderr)
+
+
+def _leave_group() -> None:
+    if "torch.distributed" in sys.modules:
+        import torch.distributed as dist
+
+        if dist.is_available() and dist.is_initialized():
+            dist.destroy_process_group()

@@ -1,0 +1,45 @@
+"""`vitwarm make-shards`."""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from vitwarm.cli.words import option
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """Make shards of images: tars, their offset indices and a manifest.
+
+    From ImageNet's archives, class folders and torchvision's sets; of existing tars, index and manifest only. See
+    docs/shards.md.
+    """
+
+    source: Path = option("archives, folders or tars to read")
+    out: Path | None = option("folder to make; not for existing tars", None, form="FOLDER")
+    workers: int | None = option("processes; one for each CPU if not given", None, within="[0, inf)")
+    kind: str | None = option("kind of the source; found out if not given", None, form="KIND")
+    labels: Path | None = option("labels of validation images that lie unsorted", None, form="FILE")
+    split: str | None = option("name of the one split that a tree of class folders is; train if not given", None)
+    seed: int = option("of the order of `train`", 0, within="[0, inf)")
+    shuffle: bool = option("put `train` in a random order", True)
+    images_per_shard: int | None = option("most images in a tar; by shard_mb if not given", None, within="[1, inf)")
+    shard_mb: float = option("megabytes of images in a tar", 256.0, within="(0, inf)")
+    max_damaged: float = option("largest share of images left out as damaged", 0.001, within="[0, 1)")
+
+
+def run(options: Options) -> None:
+    """Make them; prints what each split holds."""
+    from vitwarm.data.making import Options as Cut
+    from vitwarm.data.making import make_shards
+
+    cut = Cut(options.seed, options.shuffle, options.images_per_shard, options.shard_mb, options.max_damaged)
+    workers = _cpus() if options.workers is None else options.workers
+    made = make_shards(options.source, options.out, options.kind, options.labels, options.split, workers, cut)
+    for name, split in made.splits.items():
+        odd = "".join(f", {count} {note}" for note, count in split.notes.items())
+        print(f"{name:6} {split.samples:,} images in {len(split.shards)} tars, {split.bytes / 1e6:,.1f} MB{odd}")
+
+
+def _cpus() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -1,0 +1,83 @@
+"""`vitwarm recipes`."""
+
+import itertools
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from vitwarm.cli.guard import say
+from vitwarm.cli.words import listing, place
+from vitwarm.errors import UserError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """List the shipped recipes, show one resolved, copy one's file to edit it.
+
+    list            names and purposes
+    show NAME       what the recipe reproduces, then every key with its value, as YAML
+    copy NAME FILE  the recipe's own file, to be edited and run: recipe=FILE
+    """
+
+    action: Literal["list", "show", "copy"] = place("what to do")
+    name: str | None = place("a shipped recipe; `show` also takes a YAML file", None, form="NAME")
+    file: Path | None = place("what to write", None, form="FILE.yaml", suffix=".yaml")
+
+
+def run(options: Options) -> None:
+    """List, show or copy."""
+    if options.action == "list":
+        _check(options.name is None, "recipes list takes nothing more")
+        say(recipe_list())
+    elif options.action == "show":
+        _check(options.name is not None and options.file is None, "write: recipes show NAME")
+        print(_shown(str(options.name)), end="")
+    else:
+        _check(options.file is not None, "write: recipes copy NAME FILE.yaml")
+        assert options.file is not None
+        _copy(str(options.name), options.file)
+        print(f"written: {options.file}; run it with: vitwarm train recipe={options.file}")
+
+
+def recipe_list() -> str:
+    """The shipped recipes and their purposes, one a line."""
+    from vitwarm.recipe import list_recipes
+
+    return listing((name, what) for name, _path, what in list_recipes())
+
+
+def _shown(name: str) -> str:
+    """The header of a recipe's file, then the resolved recipe."""
+    from vitwarm.recipe import freeze, load_recipe
+
+    resolved = freeze(load_recipe([f"recipe={name}"]))
+    lines = _path(name).read_text(encoding="utf-8").splitlines(keepends=True)
+    header = "".join(itertools.takewhile(lambda line: line.startswith("#"), lines))
+    return header + ("#\n" if header else "") + resolved
+
+
+def _copy(name: str, file: Path) -> None:
+    from vitwarm.files import write_text
+    from vitwarm.recipe import load_recipe, read_yaml
+
+    load_recipe([f"recipe={name}"])
+    source = _path(name)
+    if file.exists():
+        raise UserError(f"{file} exists; choose another name, it is not overwritten")
+    base = read_yaml(source).get("base") or []
+    if file.stem in ([base] if isinstance(base, str) else base):
+        raise UserError(f"{name} inherits from the recipe {file.stem}; choose another name for the copy")
+    file.parent.mkdir(parents=True, exist_ok=True)
+    write_text(file, source.read_text(encoding="utf-8"))
+
+
+def _path(name: str) -> Path:
+    """The file of a recipe that is known to be there."""
+    from vitwarm.recipe import list_recipes
+
+    return {shipped: path for shipped, path, _ in list_recipes()}.get(name, Path(name))
+
+
+def _check(holds: bool, why: str) -> None:
+    if not holds:
+        raise UserError(f"{why}; see vitwarm recipes --help")

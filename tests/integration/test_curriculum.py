@@ -55,7 +55,7 @@ def test_killed_it_goes_on_at_its_level_with_the_same_rows(tmp_path, recipe, who
     assert not (tmp_path / "run" / "result.json").exists()
     command = start(recipe, tmp_path)
     assert command.wait() == 0, command.err
-    assert "going on from" in command.out
+    assert "resuming from" in command.out
     assert levels(tmp_path / "run") == levels(whole)
     assert [e["loss"] for e in log(tmp_path / "run")] == [e["loss"] for e in log(whole)]
     assert weights(tmp_path / "run") == weights(whole)

@@ -98,7 +98,7 @@ def test_a_damaged_checkpoint_is_passed_over(tmp_path, recipe, undisturbed):
         file.write(bytes([last[0] ^ 1]))
     command = finish(recipe, tmp_path, undisturbed)
     assert f"{newest} is damaged (model.safetensors differs from its checksum); using the one before" in command.err
-    assert f"going on from {older}" in command.out
+    assert f"resuming from {older}" in command.out
 
 
 SIGNALS = [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT]

@@ -91,7 +91,7 @@ def test_a_run_of_another_version_goes_on(tmp_path, recipe, undisturbed):
     frozen.write_text(frozen.read_text().replace(bears, other))
     code, command = run(recipe, tmp_path)
     assert code == 0, command.err
-    assert "going on from" in command.out
+    assert "resuming from" in command.out
     assert weights(tmp_path / "run") == weights(undisturbed)
 
 

@@ -132,17 +132,14 @@ class _Joint:
         """Train a stage; the model of each member."""
         if resume and resume[0].stage != stage.name:
             resume = None
-        trained = train_stage(stage, context, resume)
-        return stage.unstack() if isinstance(stage, EnsembleStage) else [trained]
+        return stage.members(train_stage(stage, context, resume))
 
     def outcomes(self, results: dict[str, Any]) -> list[dict[str, Any]]:
         """Stage -> outcome, of each member."""
         outcomes: list[dict[str, Any]] = [{} for _ in self.members]
         for stage in (self.warmup, self.main):
             if stage is not None and stage.name in results:
-                result = results[stage.name]
-                each = stage.outcomes(result) if isinstance(stage, EnsembleStage) else [result]
-                for outcome, own in zip(outcomes, each, strict=True):
+                for outcome, own in zip(outcomes, stage.outcomes(results[stage.name]), strict=True):
                     outcome[stage.name] = own
         return outcomes
 
@@ -162,16 +159,21 @@ def _carry_out(
     processes = Processes(accelerator.process_index, accelerator.num_processes, accelerator.device)
     folder, folders = run_folder(together), [run_folder(config) for config in configs]
     owners = {folder: together} | dict(zip(folders, configs, strict=True))
-    for own, config in owners.items():
-        processes.main_does(lambda own=own, config=config: check_folder(own, config))
+    processes.main_does(lambda: [check_folder(own, config) for own, config in owners.items()])
     if (folder / RESULT).exists():
         processes.main_does(lambda: _push(together, folder))
         return [json.loads((own / RESULT).read_text(encoding="utf-8")) for own in folders]
     joint = processes.all_do(lambda: _build(configs, folders, folder, processes.world, has_checkpoint(folder)))
-    for own, config in owners.items():
-        processes.main_does(lambda own=own, config=config: open_folder(own, config, held, _steady_steps(joint.main)))
-    for member in joint.members:
-        processes.main_does(lambda member=member: _record_fixed(member))
+
+    def open_folders() -> None:
+        for own, config in owners.items():
+            open_folder(own, config, held, _steady_steps(joint.main))
+        for member in joint.members:
+            main = member.experiment.main
+            for name, text in (main.fixed_files() if main else {}).items():
+                record_fixed(member.folder, name, text)
+
+    processes.main_does(open_folders)
     resume = processes.main_does(lambda: newest_checkpoint(folder, together, warn))
     if resume is None and starts_from_given(together) and not joint.members[0].experiment.given:
         joint = processes.all_do(lambda: _build(configs, folders, folder, processes.world, False))  # all were damaged
@@ -230,12 +232,6 @@ def _build(configs: list[Config], folders: list[Path], folder: Path, world: int,
         if stage is not None:
             stage.check_device_batch(device_batch_size(stage.optim.global_batch, world, configs[0].run.device_batch))
     return _Joint(members, warmup, main)
-
-
-def _record_fixed(member: _Member) -> None:
-    main = member.experiment.main
-    for name, text in (main.fixed_files() if main else {}).items():
-        record_fixed(member.folder, name, text)
 
 
 def _context(

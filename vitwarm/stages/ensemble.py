@@ -98,9 +98,9 @@ class EnsembleStage(Stage["EnsembleBatch"]):
                     module._buffers[own] = torch.stack([getattr(other, own) for other in others])
         return stacked
 
-    def unstack(self) -> list[nn.Module]:
-        """The seeds' own models, with their present weights."""
-        tensors = dict(self.model.named_parameters()) | dict(self.model.named_buffers())
+    def members(self, trained: nn.Module) -> list[nn.Module]:
+        """The seeds' own models, with the weights of `trained`."""
+        tensors = dict(trained.named_parameters()) | dict(trained.named_buffers())
         for i, stage in enumerate(self.stages):
             stage.model.to(next(iter(tensors.values())).device)
             own = dict(stage.model.named_parameters()) | dict(stage.model.named_buffers())
@@ -169,7 +169,7 @@ class EnsembleStage(Stage["EnsembleBatch"]):
     def evaluate(self, model: nn.Module, rank: int, world: int, device_batch: int) -> Totals:
         """`seedN/SUM` for each sum of seed N, over its own validation sequences."""
         found: Totals = {}
-        for seed, stage, own in zip(self.seeds, self.stages, self.unstack(), strict=True):
+        for seed, stage, own in zip(self.seeds, self.stages, self.members(model), strict=True):
             sums = stage.evaluate(own.eval(), rank, world, device_batch)
             found |= {f"seed{seed}/{name}": value for name, value in sums.items()}
         return found

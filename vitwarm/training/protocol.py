@@ -98,3 +98,11 @@ class Stage(Protocol[B]):
 
     def check_events(self, damaged: list[str]) -> None:
         """Raise UserError when too many samples are damaged; gets the names of all that any rank met so far."""
+
+    def members(self, trained: nn.Module) -> list[nn.Module]:
+        """The models within what was trained: one, or one a seed of an ensemble."""
+        return [trained]
+
+    def outcomes(self, result: dict[str, Any]) -> list[dict[str, Any]]:
+        """What the loop says of the stage, for each of `members`."""
+        return [result]

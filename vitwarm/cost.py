@@ -23,8 +23,7 @@ from vitwarm.stages import AlgorithmicStage, TokenStage, make_text, make_warmup
 from vitwarm.stages.images import default_workers, image_lengths, open_shards
 from vitwarm.training.loop import device_batch_size
 from vitwarm.training.meters import PEAK_FLOPS, forward_flops
-from vitwarm.trunk import Decoder, ImageModel, build_model, configured_decoder
-from vitwarm.trunk.build import image_size
+from vitwarm.trunk import Decoder, ImageModel, build_model, configured_decoder, family_of
 
 IMAGENET = {"train": 1_281_167, "val": 50_000}
 IMAGENET_BYTES = {"train": 147_897_477_120, "val": 6_744_924_160}  # ILSVRC2012's archives; shards keep their JPEGs
@@ -275,7 +274,7 @@ def _flops(forward: Callable[[], object], model: nn.Module) -> float:
 def _image_costs(config: Config, vit: nn.Module, gpus: int) -> tuple[int, float, str]:
     """(tokens, forward FLOPs) of an image, and what a device must hold."""
     model = ImageModel(vit, config.model.grad_checkpointing)
-    size = config.images.size or image_size(vit)
+    size = config.images.size or family_of(vit).image_size
     flops = _flops(lambda: model(torch.zeros(1, 3, size, size)), model)
     bf16 = config.train.precision == "bf16"
     one, two = (_kept(model, torch.Size((n, 3, size, size)), bf16) for n in (1, 2))
@@ -288,7 +287,7 @@ def _image_costs(config: Config, vit: nn.Module, gpus: int) -> tuple[int, float,
         f"and {each / 2**20:.0f} MiB of activations for each of {batch} images (eager; compiled keeps less). "
         "Too much? Lower run.device_batch: the global batch stays"
     )
-    return vit.patch_embed.num_patches + vit.num_prefix_tokens, flops, text
+    return family_of(vit).tokens(size), flops, text
 
 
 def _kept(model: nn.Module, shape: torch.Size, bf16: bool) -> int:

@@ -25,8 +25,7 @@ from vitwarm.errors import UserError
 from vitwarm.training.param_groups import with_rates
 from vitwarm.training.protocol import Batch, means
 from vitwarm.training.schedule import check_lengths
-from vitwarm.trunk import ImageModel
-from vitwarm.trunk.build import image_size
+from vitwarm.trunk import ImageModel, family_of
 
 
 def open_shards(spec: str, split: str, key: str) -> ShardSet:
@@ -190,11 +189,11 @@ class ImagesStage:
         images = self.config
         self.vit = vit
         self.model = ImageModel(vit, grad_checkpointing)
-        self.size = images.size or image_size(vit)
-        takes = image_size(vit)
-        if self.size != takes and not getattr(vit, "dynamic_img_size", False):
+        self.size = images.size or family_of(vit).image_size
+        takes = family_of(vit).image_size
+        if self.size != takes and not family_of(vit).any_size:
             raise UserError(f"images.size={self.size}, but the model takes {takes} pixels; set model.args.img_size too")
-        self.tokens_per_sample = vit.patch_embed.num_patches + vit.num_prefix_tokens
+        self.tokens_per_sample = family_of(vit).tokens(self.size)
         self.transform = TrainTransform(
             self.size,
             images.crop,

@@ -16,7 +16,7 @@ from vitwarm.procedural import Rule, RuleStream, make_rule
 from vitwarm.procedural.composite import Curriculum
 from vitwarm.stages.tokens import Split, TokenStage
 from vitwarm.training.protocol import Batch
-from vitwarm.trunk import SymbolStem, Trunk, build_model, configured_decoder, initialise, is_drop_rate, token_grid
+from vitwarm.trunk import SymbolStem, Trunk, build_model, configured_decoder, family_of, initialise, is_drop_rate
 
 
 class WarmupModel(nn.Module):
@@ -115,7 +115,7 @@ class RuleStage(TokenStage):
             if config.model.decoder.positions is None:
                 raise UserError("how long are the rows? set warmup.length (or model.decoder.positions)")
             return config.model.decoder.positions
-        rows, columns = token_grid(self.vit)
+        rows, columns = family_of(self.vit).grid
         return rows * columns
 
     def row_tokens(self) -> int:

@@ -9,6 +9,7 @@ from torch import nn
 
 from vitwarm.config import ModelConfig
 from vitwarm.errors import UserError
+from vitwarm.transfer import canonical, select
 from vitwarm.trunk import Family, Trunk, build_model, family, family_of, merge_causal
 
 MASKED = sorted(set(FAMILIES) - {"dynamic size"})
@@ -156,6 +157,22 @@ def test_symbols_meet_no_bias_of_the_image_grid(label):
     torch.testing.assert_close(found, trunk.norm(expected))
     assert not torch.allclose(model(image), before, atol=1e-4)
     assert trunk(x[:, :7]).shape[1] == 7  # whatever the length
+
+
+@pytest.mark.parametrize("label", FAMILIES)
+def test_groups_hold_every_tensor_once(label):
+    """The trunk's group is what a trunk holds; in front of it is the embedding, behind it the head."""
+    model = tiny(label)
+    names = canonical(model.state_dict()).values()
+    groups = {g: set(select(names, [g])) for g in ("trunk", "embedding", "head", "attention", "mlp", "norm")}
+    assert groups["trunk"] == set(Trunk(model).state_dict())
+    assert sorted([*groups["trunk"], *groups["embedding"], *groups["head"]]) == sorted(names)
+    parts = [n for g in ("attention", "mlp", "norm") for n in groups[g]]
+    assert len(parts) == len(set(parts)) and set(parts) <= groups["trunk"]
+    model.eval().forward_head(model.norm(torch.randn(2, family_of(model).tokens(), model.embed_dim))).sum().backward()
+    behind = canonical(model.state_dict())
+    behind = {behind[n] for n, p in model.named_parameters() if p.grad is not None}
+    assert behind - groups["trunk"] <= groups["head"] and behind & groups["head"]
 
 
 def test_families_do_not_contradict_each_other():

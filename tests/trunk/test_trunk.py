@@ -233,13 +233,14 @@ def test_image_size_is_square_or_refused():
         _ = family_of(timm.create_model("test_vit", img_size=(32, 64))).image_size
 
 
-def test_compiled_blocks_keep_their_names_and_values():
-    model = tiny("DeiT-III")
+@pytest.mark.parametrize("label", ["DeiT-III", "BEiT"])
+def test_compiled_blocks_keep_their_names_and_values(label):
+    model = tiny(label)
     trunk = Trunk(model, grad_checkpointing=True).train()
     names = list(model.state_dict())
     x = tokens(trunk)
     expected = trunk(x, is_causal=True)
-    for block in model.blocks:
+    for block in trunk.blocks:
         block.compile(backend="aot_eager")
     compiled = trunk(x, is_causal=True)
     compiled.square().sum().backward()

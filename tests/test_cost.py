@@ -20,4 +20,4 @@ def test_samples_tokens_and_flops_are_those_of_the_run(tmp_path, recipe):
     for name, stage in stages.items():
         line = lines[name]
         assert (line.steps, line.samples, line.tokens) == (stage["steps"], stage["samples"], stage["tokens"])
-        assert line.flops == pytest.approx(stage["flops"], rel=0.1)  # how many places are asked differs by row
+        assert line.flops == pytest.approx(stage["flops"], rel=0.1)  # how many positions are predicted differs by row

@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from vitwarm.cost import PEAK_FP32, _flops, _kept, estimate
+from vitwarm.assembly import assemble
+from vitwarm.cost import PEAK_FP32, _kept, estimate
 from vitwarm.errors import UserError
 from vitwarm.recipe import load_recipe
 from vitwarm.run import run
 from vitwarm.training.meters import PEAK_FLOPS
-from vitwarm.trunk import ImageModel, build_model
 
 TINY = ["recipe=digits_proc", "model.name=test_vit", "model.args={img_size: 8, patch_size: 4}", "run.workers=0"]
 
@@ -69,13 +69,12 @@ def test_a_run_counts_the_same(tmp_path):
 
 
 def test_activations_are_what_autograd_keeps():
-    """The saved tensors of a real pass, counted at their storages, for one image more."""
-    with torch.device("meta"):
-        model = ImageModel(build_model(load_recipe(TINY).model, "images", seed=0))
-    sizes = [_kept(model, torch.Size((n, 3, 8, 8)), bf16=False) for n in (1, 2, 3)]
-    real, kept = ImageModel(build_model(load_recipe(TINY).model, "images", seed=0)), []
-    own = {p.untyped_storage().data_ptr() for p in real.parameters()}
-    for n in (1, 2):
+    """The saved tensors of a real pass, counted at their storages, for two images more."""
+    config = load_recipe(TINY)
+    sizes = [_kept(assemble(config, 1, estimate=True).main, times) for times in (1, 2, 3)]
+    stage, kept = assemble(config, 1).main, []
+    own = {p.untyped_storage().data_ptr() for p in stage.model.parameters()}
+    for times in (1, 2):
         seen = {}
 
         def pack(t, seen=seen):
@@ -83,10 +82,12 @@ def test_activations_are_what_autograd_keeps():
                 seen[t.untyped_storage().data_ptr()] = t
             return t
 
+        batch = stage.example()[0].map(lambda t, times=times: torch.cat([t] * times))
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
-            real(torch.zeros(n, 3, 8, 8))
+            stage.losses(stage.model, batch, 0)
         kept.append(sum(t.untyped_storage().nbytes() for t in seen.values()))
-    assert sizes[1] - sizes[0] == sizes[2] - sizes[1] == kept[1] - kept[0]
+    assert [samples for _, samples in sizes] == [2, 4, 6]
+    assert sizes[1][0] - sizes[0][0] == sizes[2][0] - sizes[1][0] == kept[1] - kept[0]
 
 
 def test_checkpointing_keeps_less_and_takes_a_third_more():
@@ -98,12 +99,6 @@ def test_checkpointing_keeps_less_and_takes_a_third_more():
     assert saved.lines[1].seconds == pytest.approx(plain.lines[1].seconds * 4 / 3)
     each = [int(re.search(r"(\d+) MiB of activations", str(e))[1]) for e in (plain, saved)]
     assert each[1] < each[0] / 4
-
-
-def test_flops_do_not_depend_on_the_weights_being_there():
-    with torch.device("meta"):
-        model = ImageModel(build_model(load_recipe(["recipe=vit_t_proc1pct"]).model, "images", seed=0))
-    assert _flops(lambda: model(torch.zeros(1, 3, 224, 224)), model) == vit_flops(192, 12, 196, 16, 1000)
 
 
 @pytest.mark.parametrize(

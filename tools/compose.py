@@ -45,13 +45,15 @@ def main(arguments: list[str]) -> None:
     out = Path(own["out"]).expanduser()
     if out.exists():
         raise UserError(f"{out} exists; choose another out")
-    from vitwarm.export.opening import open_model, write_model
+    from vitwarm.export import write_model
+    from vitwarm.export.opening import open_model
     from vitwarm.transfer.compose import compose, record_of
 
     opened = open_model(own["target"], fresh=own["fresh"] == "true", seed=int(own["seed"]))
     report = compose(opened.model, sources, controls, seed=int(own["seed"]))
     facts = {"target": own["target"], "fresh": own["fresh"] == "true", "seed": int(own["seed"]), "controls": controls}
-    write_model(opened, out, record_of(sources, report, **facts))
+    record = {"recipe_hash": "none", "metrics": {}} | record_of(sources, report, **facts)
+    write_model(opened.model, out, opened.config, opened.tokenizer, record)
     print(f"{report}\nwritten: {out}")
 
 

@@ -24,7 +24,7 @@ def main(arguments: list[str]) -> None:
     from vitwarm.recipe import load_recipe
 
     config = load_recipe([a for a in arguments if not a.startswith("seeds=")])
-    from vitwarm.run_ensemble import run_ensemble  # imports torch: only once the recipe is known to be good
+    from vitwarm.run import run_ensemble  # imports torch: only once the recipe is known to be good
 
     for result in run_ensemble(config, range(int(span[1]), int(span[2]) + 1)):
         shown = ", ".join(f"{k} {v:.4f}" for k, v in result["metrics"].items() if k != "count")

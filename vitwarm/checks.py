@@ -9,13 +9,16 @@ from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from vitwarm.amounts import Amount
-from vitwarm.config import Config, OptimConfig
+from vitwarm.config import Config, MainStageConfig, OptimConfig
 from vitwarm.errors import UserError
 from vitwarm.procedural import Rule, list_rules, make_rule
 from vitwarm.selection import Selection, parse_control
 
+_SECTIONS: dict[str, type] = get_type_hints(Config)
+MAIN_STAGES = {n: s for n, s in _SECTIONS.items() if isinstance(s, type) and issubclass(s, MainStageConfig)}
+
 # The key that says how long a main stage is.
-LENGTHS = {"images": "images.epochs", "algorithmic": "algorithmic.budget", "text": "text.budget"}
+LENGTHS = {name: f"{name}.{section.length}" for name, section in MAIN_STAGES.items()}
 
 # Keys of timm.create_model that a recipe sets elsewhere, and where.
 _MODEL_ARGS_ELSEWHERE = {
@@ -195,22 +198,23 @@ def check(config: Config) -> None:
             raise UserError(f"warmup.length: {error}") from error
     budget = Amount.parse(config.warmup.budget, "warmup.budget")
     _refuse_epochs(budget)
-    _check_language(config)
-    if not config.images.train and not config.algorithmic.task and not config.text.train:
+    _check_model(config)
+    if main_stage(config) is None:
         if budget.value == 0:
-            raise UserError("nothing to train: set images.train, algorithmic.task, text.train or warmup.budget")
+            asked = ", ".join(f"{name}.{section.asks}" for name, section in MAIN_STAGES.items())
+            raise UserError(f"nothing to train: set {asked} or warmup.budget")
         if budget.unit == "%":
             raise UserError("warmup.budget is a share of the main stage, but there is none; write samples")
 
 
-def _check_language(config: Config) -> None:
+def _check_model(config: Config) -> None:
     """Refuse what a decoder and a ViT cannot do for each other."""
-    decoder, warmup, task = config.model.decoder, config.warmup, config.algorithmic.task
+    decoder, warmup = config.model.decoder, config.warmup
+    asked = {name: section for name, section in MAIN_STAGES.items() if getattr(getattr(config, name), section.asks)}
     if not decoder.size:
-        if task:
-            raise UserError(f"algorithmic.task={task} needs a decoder; set model.decoder.size, such as 2_4_16")
-        if config.text.train:
-            raise UserError("text.train needs a decoder; set model.decoder.size, such as 12_12_768")
+        if name := next((name for name, section in asked.items() if section.decoder), None):
+            key = f"{name}.{asked[name].asks}"
+            raise UserError(f"{key} needs a decoder; set model.decoder.size, such as 2_4_16 or 12_12_768")
         if warmup.objective == "next_token":
             raise UserError("warmup.objective=next_token needs a decoder; set model.decoder.size, such as 12_12_768")
         return
@@ -219,13 +223,13 @@ def _check_language(config: Config) -> None:
             f"model.decoder.size: {decoder.size!r} is not DEPTH_HEADS_WIDTH; in a recipe file put it in quotes, "
             '"12_12_768", or YAML reads one number'
         )
-    if config.images.train:
-        raise UserError("a decoder reads no images; leave out images.train or model.decoder.size")
+    if name := next((name for name, section in asked.items() if not section.decoder), None):
+        raise UserError(f"a decoder reads no images; leave out {name}.{asked[name].asks} or model.decoder.size")
     if warms_up(config) and warmup.length is None and decoder.positions is None:
         raise UserError("how long are the warm-up's rows? set warmup.length (or model.decoder.positions)")
-    if task:
+    if config.algorithmic.requested():
         _refuse_epochs(Amount.parse(config.algorithmic.budget, "algorithmic.budget"))
-    if config.text.train:
+    if config.text.requested():
         _check_text(config)
     if config.train.layer_decay is not None:
         raise UserError("train.layer_decay is for images; a decoder has none")
@@ -233,8 +237,6 @@ def _check_language(config: Config) -> None:
 
 def _check_text(config: Config) -> None:
     text = config.text
-    if config.algorithmic.task:
-        raise UserError("a run has one main stage; leave out text.train or algorithmic.task")
     if text.task == "language" and not text.val:
         raise UserError("what is perplexity measured on? set text.val")
     if text.task != "language":
@@ -252,6 +254,19 @@ def _check_text(config: Config) -> None:
             re.compile(text.heading)
         except re.error as error:
             raise UserError(f"text.heading: {text.heading!r} is no regular expression ({error})") from error
+
+
+def main_stage(config: Config) -> str | None:
+    """Name of the main stage that a recipe asks for; None for a warm-up alone.
+
+    Raises:
+        UserError: it asks for several.
+    """
+    names = [name for name in MAIN_STAGES if getattr(config, name).requested()]
+    if len(names) > 1:
+        asked = " or ".join(f"{name}.{MAIN_STAGES[name].asks}" for name in names)
+        raise UserError(f"a run has one main stage; leave out {asked}")
+    return names[0] if names else None
 
 
 def warms_up(config: Config) -> bool:

@@ -6,7 +6,7 @@ and enters its hash.
 """
 
 from dataclasses import dataclass, field
-from typing import Any, Literal, get_args
+from typing import Any, ClassVar, Literal, get_args
 
 
 def key(default: Any, help: str, within: str | None = None, count: int | None = None) -> Any:
@@ -107,8 +107,34 @@ class TransferConfig:
 
 
 @dataclass
-class ImagesConfig:
+class MainStageConfig:
+    """Section of a main stage, which a run is for; `Config` has a field of the stage's name for each.
+
+    Attributes:
+        asks: key of the section that asks for the stage when it is set.
+        length: key of the section that says how long the stage is.
+        decoder: whether the stage trains a decoder; else a timm model.
+        headline: metric that comparisons show first.
+    """
+
+    asks: ClassVar[str]
+    length: ClassVar[str]
+    decoder: ClassVar[bool]
+    headline: ClassVar[str]
+
+    def requested(self) -> bool:
+        """Whether the recipe asks for this stage."""
+        return bool(getattr(self, self.asks))
+
+
+@dataclass
+class ImagesConfig(MainStageConfig):
     """Stage `images`: classification of images in WebDataset tars."""
+
+    asks, length, decoder, headline = "train", "epochs", False, "top1"
+
+    def requested(self) -> bool:
+        return bool(self.train) and self.epochs > 0
 
     train: str = key("", "training tars: folder, glob, brace pattern, URL or 'digits'; empty for no image stage")
     train_samples: int | None = key(None, "images in streamed tars; null reads manifest.json beside them", "[1, inf)")
@@ -145,8 +171,10 @@ class ImagesConfig:
 
 
 @dataclass
-class AlgorithmicConfig:
-    """Stage `algorithmic`: a decoder learns to compute, on fresh rows at every step (arXiv 2505.22308, 2601.21725)."""
+class AlgorithmicConfig(MainStageConfig):
+    """Stage `algorithmic`: a decoder learns to compute, on fresh sequences each step (arXiv 2505.22308, 2601.21725)."""
+
+    asks, length, decoder, headline = "task", "budget", True, "accuracy"
 
     task: AlgorithmicTask | None = key(None, "what to compute; null for no algorithmic stage")
     size: int | None = key(None, "pairs (haystack), digits, numbers (sorting); null is the papers'", "[1, inf)")
@@ -162,8 +190,10 @@ class AlgorithmicConfig:
 
 
 @dataclass
-class TextConfig:
+class TextConfig(MainStageConfig):
     """Stage `text`: a decoder on text, code, mathematics, or a task of GLUE (arXiv 2601.21725)."""
+
+    asks, length, decoder, headline = "train", "budget", True, "loss"
 
     task: TextTask = key(
         "language", "language: next token of documents; mathematics: answers to DeepMind's problems; else GLUE's"

@@ -6,27 +6,20 @@ assumption, the model FLOP utilisation (MFU), that stands beside them.
 
 import contextlib
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from vitwarm.checks import starts_from_given, warms_up
+from vitwarm.assembly import assemble
 from vitwarm.config import Config, OptimConfig
-from vitwarm.data.subset import is_list, read_names, subset_size
 from vitwarm.errors import UserError
 from vitwarm.recipe import recipe_hash
-from vitwarm.stages import AlgorithmicStage, TokenStage, make_text, make_warmup
-from vitwarm.stages.images import default_workers, image_lengths, open_shards
 from vitwarm.training.loop import device_batch_size
 from vitwarm.training.meters import PEAK_FLOPS, forward_flops
-from vitwarm.trunk import Decoder, ImageModel, build_model, configured_decoder, family_of
-
-IMAGENET = {"train": 1_281_167, "val": 50_000}
-IMAGENET_BYTES = {"train": 147_897_477_120, "val": 6_744_924_160}  # ILSVRC2012's archives; shards keep their JPEGs
+from vitwarm.training.protocol import Stage
 
 _FAKE = FakeTensorMode(allow_non_fake_inputs=True)  # one for all: fake tensors of two modes do not mix
 
@@ -131,84 +124,31 @@ def estimate(config: Config, gpus: int, device: str, mfu: float = 0.4, train_ima
         recomputed = 4 / 3 if config.model.grad_checkpointing else 1  # the blocks' forward pass once more
         return flops * recomputed / (gpus * mfu * peak)
 
-    lines, facts, samples = [], {}, None
-    main = None
-    with torch.device("meta"):
-        if not config.model.decoder.size:
-            model = vit = build_model(config.model, "images", seed=config.seed)
-        elif config.algorithmic.task:
-            model, main = _algorithmic(config)
-        elif not config.text.train:
-            model = make_warmup(config, None).model
-    images = bool(config.images.train) and config.images.epochs > 0
-    if config.text.train and config.model.decoder.size:
-        model, main = _text(config)
-    weights = sum(p.numel() for p in model.parameters())
-    if images:
-        full, val, facts["images"] = _count_images(config, train_images or config.images.train_samples)
-        steps, eval_every, _ = image_lengths(config, full, used := _used(config, full))
-        if used < full:
-            facts["subset"] = f"{used:,} of them (images.subset={config.images.subset})"
-        samples = steps * config.train.global_batch
-        tokens, flops, memory = _image_costs(config, vit, gpus)
-        work = 3 * flops * samples
-        lines.append(StageCost("images", steps, samples, tokens * samples, work, seconds(work, config.train)))
-        shown = val * math.ceil(steps / eval_every)
-        lines.append(
-            StageCost("evaluation", 0, shown, tokens * shown, flops * shown, seconds(flops * shown, config.train))
-        )
-        rate = samples / lines[0].seconds
-        facts["data rate"] = f"{rate:,.0f} images/s decoded and augmented, {rate / gpus:,.0f} for each GPU"
-    if main is not None:
-        lines, samples = _token_lines(main, seconds), main.samples
-    if not starts_from_given(config) and warms_up(config):
-        with torch.device("meta"):
-            warmup = make_warmup(config, samples)
-        lines.insert(0, _token_lines(warmup, seconds)[0])
-    if not lines:
-        raise UserError("nothing to estimate: no images, algorithmic task or warm-up (warmup.budget)")
+    experiment = assemble(config, gpus, estimate=True, train_images=train_images)
+    weights = sum(p.numel() for p in experiment.model.parameters())
+    lines, facts = [], dict(experiment.main.estimate_facts()) if experiment.main else {}
+    for stage in experiment.stages:
+        flops = 3 * _flops(stage)
+        shown = stage.val_samples * math.ceil(stage.steps / stage.eval_every)
+        costs = [(stage.name, stage.steps, stage.samples, flops * stage.samples)]
+        if stage is experiment.main:  # those of a warm-up are too few to count
+            costs.append(("evaluation", 0, shown, flops / 3 * shown))
+        lines += [
+            StageCost(name, steps, count, count * stage.tokens_per_sample, work, seconds(work, stage.optim))
+            for name, steps, count, work in costs
+        ]
+    trained = {line.name: line for line in lines if line.name != "evaluation"}
+    if experiment.main and (rate := trained[experiment.main.name].samples / trained[experiment.main.name].seconds):
+        unit = experiment.main.sample_unit
+        facts["data rate"] = f"{rate:,.0f} {unit}, {rate / gpus:,.0f} for each GPU"
     facts |= _storage(config, weights)
-    if images:
-        facts["memory"] = memory
+    facts["memory"] = max((_memory(stage, config, gpus) for stage in experiment.stages), key=lambda m: m[0])[1]
     facts["assumed"] = f"MFU {mfu:g} of {_peaks(config, lines, name)}, the data sheet's peak; no waiting for data"
     found = Estimate(_title(config, gpus, name, weights), lines, facts)
     if found.share("samples") is not None:
         parts = ", ".join(f"{100 * found.share(what):.2f} % of its {label}" for what, label in _SHARES.items())
         facts["the warm-up"] = f"on top of the main stage: {parts}"
     return found
-
-
-def _algorithmic(config: Config) -> tuple[Decoder, AlgorithmicStage]:
-    stage = AlgorithmicStage(config)
-    positions = config.model.decoder.positions or stage.positions
-    model = configured_decoder(config.model, stage.vocab_size, positions, seed=config.seed)
-    stage.set_model(model, False)
-    return model, stage
-
-
-def _text(config: Config) -> tuple[nn.Module, TokenStage]:
-    """The stage counts its tokens, so the data must be here; they are cached for the run."""
-    stage = make_text(config, default_workers(1) if config.run.workers is None else config.run.workers)
-    positions = config.model.decoder.positions or stage.positions
-    more = getattr(stage, "decoder_args", {})
-    with torch.device("meta"):
-        model = configured_decoder(config.model, stage.vocab_size, positions, seed=config.seed, **more)
-    stage.set_model(model, False)
-    return model, stage
-
-
-def _token_lines(stage: TokenStage, seconds: Callable[[float, OptimConfig], float]) -> list[StageCost]:
-    """A stage over rows of tokens, and its evaluations."""
-    batch, rows = stage.example()
-    flops = _flops(lambda: stage.losses(stage.model, batch, 0), stage.model) / rows
-    shown = stage.val_rows * math.ceil(stage.steps / stage.eval_every)
-    return [
-        StageCost(name, steps, count, count * stage.tokens_per_sample, work, seconds(work, stage.optim))
-        for name, steps, count, work in (
-            (stage.name, stage.steps, stage.samples, 3 * flops * stage.samples),
-            ("evaluation", 0, shown, flops * shown),
-        )
-    ]
 
 
 _SHARES = {"samples": "samples", "flops": "FLOPs", "seconds": "hours"}
@@ -225,37 +165,6 @@ def _peaks(config: Config, lines: list[StageCost], device: str) -> str:
     return " and ".join(f"{peaks[kind] / 1e12:g} TFLOP/s ({kind})" for kind in sorted(kinds))
 
 
-def _count_images(config: Config, given: int | None) -> tuple[int, int, str]:
-    """(training images, validation images, where the numbers are from)."""
-    counts, sources = {}, []
-    for split, spec in (("train", config.images.train), ("val", config.images.val)):
-        imagenet = config.model.num_classes == 1000
-        if split == "train" and given:
-            counts[split], source = given, "as told"
-        elif not spec:
-            counts[split], source = 0, "none"
-        else:
-            try:
-                shards = open_shards(spec, "train" if split == "train" else "test", f"images.{split}")
-                size = sum(path.stat().st_size for path in shards.paths) / 1e9
-                counts[split], source = len(shards), f"in {len(shards.paths)} shards of {size:.1f} GB"
-            except UserError as error:
-                if split == "train" and not imagenet:
-                    raise UserError(f"{error}; or say train_images=N") from error
-                counts[split] = IMAGENET[split] if imagenet else 0
-                size = IMAGENET_BYTES[split] / 1e9
-                source = f"ImageNet-1k, {size:.1f} GB; its shards are not here" if imagenet else "not here: not counted"
-        sources.append(f"{counts[split]:,} {split} ({source})")
-    return counts["train"], counts["val"], ", ".join(sources)
-
-
-def _used(config: Config, full: int) -> int:
-    spec = config.images.subset
-    if not spec:
-        return full
-    return len(read_names(Path(spec).expanduser())) if is_list(spec) else subset_size(spec, full)
-
-
 @contextlib.contextmanager
 def _fake(model: nn.Module) -> Iterator[None]:
     """Tensors made inside have a shape and no numbers, and so have those of `model` from here on."""
@@ -265,33 +174,32 @@ def _fake(model: nn.Module) -> Iterator[None]:
         yield
 
 
-def _flops(forward: Callable[[], object], model: nn.Module) -> float:
-    """FLOPs of matrix products in `forward`, which runs `model`."""
-    with _fake(model):
-        return forward_flops(forward)
+def _flops(stage: Stage) -> float:
+    """FLOPs of matrix products in the forward pass of a sample."""
+    batch, samples = stage.example()
+    with _fake(stage.model):
+        return forward_flops(lambda: stage.losses(stage.model, batch, 0)) / samples
 
 
-def _image_costs(config: Config, vit: nn.Module, gpus: int) -> tuple[int, float, str]:
-    """(tokens, forward FLOPs) of an image, and what a device must hold."""
-    model = ImageModel(vit, config.model.grad_checkpointing)
-    size = config.images.size or family_of(vit).image_size
-    flops = _flops(lambda: model(torch.zeros(1, 3, size, size)), model)
-    bf16 = config.train.precision == "bf16"
-    one, two = (_kept(model, torch.Size((n, 3, size, size)), bf16) for n in (1, 2))
-    batch = device_batch_size(config.train.global_batch, gpus, config.run.device_batch)
-    per_weight = 16 + (4 if config.train.ema else 0)  # fp32 weights, gradients, two moments, average
-    state = per_weight * sum(p.numel() for p in vit.parameters()) + 2 * one - two  # and autocast's copies
-    each = two - one
-    text = (
-        f"about {(state + batch * each) / 2**30:.0f} GiB a GPU: {state / 2**30:.1f} for weights, gradients, optimiser, "
-        f"and {each / 2**20:.0f} MiB of activations for each of {batch} images (eager; compiled keeps less). "
+def _memory(stage: Stage, config: Config, gpus: int) -> tuple[float, str]:
+    """(GiB that a device must hold, the same in words)."""
+    (one, samples), (two, _) = _kept(stage, 1), _kept(stage, 2)
+    batch = device_batch_size(stage.optim.global_batch, gpus, config.run.device_batch)
+    per_weight = 16 + (4 if stage.optim.ema else 0)  # fp32 weights, gradients, two moments, average
+    state = per_weight * sum(p.numel() for p in stage.model.parameters()) + 2 * one - two  # and autocast's copies
+    each = (two - one) / samples
+    gib = (state + batch * each) / 2**30
+    return gib, (
+        f"about {gib:.0f} GiB a GPU: {state / 2**30:.1f} for weights, gradients, optimiser, and {each / 2**20:.0f} MiB "
+        f"of activations for each of {batch} samples (eager; compiled keeps less). "
         "Too much? Lower run.device_batch: the global batch stays"
     )
-    return family_of(vit).tokens(size), flops, text
 
 
-def _kept(model: nn.Module, shape: torch.Size, bf16: bool) -> int:
-    """Bytes that autograd keeps for the backward pass, the model's own tensors left out."""
+def _kept(stage: Stage, times: int) -> tuple[int, int]:
+    """(bytes that autograd keeps for the backward pass, the model's own tensors left out; of how many samples)."""
+    example, samples = stage.example()
+    batch = example.map(lambda t: torch.cat([t] * times))
     own: set[int] = set()
     kept: dict[int, Tensor] = {}
 
@@ -301,13 +209,14 @@ def _kept(model: nn.Module, shape: torch.Size, bf16: bool) -> int:
         return t
 
     with (
-        _fake(model),
+        _fake(stage.model),
         torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t),
-        torch.autocast("cpu", dtype=torch.bfloat16, enabled=bf16),
+        torch.autocast("cpu", dtype=torch.bfloat16, enabled=stage.optim.precision == "bf16"),
     ):
-        own.update(t.untyped_storage()._cdata for t in (*model.parameters(), *model.buffers()))
-        model.train()(torch.zeros(shape))
-    return sum(t.untyped_storage().nbytes() for t in kept.values())
+        own.update(t.untyped_storage()._cdata for t in (*stage.model.parameters(), *stage.model.buffers()))
+        stage.model.train()
+        stage.losses(stage.model, batch, 0)
+    return sum(t.untyped_storage().nbytes() for t in kept.values()), times * samples
 
 
 def _storage(config: Config, weights: int) -> dict[str, str]:

@@ -18,6 +18,12 @@ from tqdm import tqdm
 from vitwarm.errors import UserError
 
 
+def default_workers(world: int) -> int:
+    """Worker processes a rank: the CPUs it can count on for itself, less one for the loop, at most 8."""
+    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(0, min(8, cpus // world - 1))
+
+
 def spread(function: Callable[[Any], Any], tasks: Sequence[Any], workers: int) -> Iterator[tuple[int, Any]]:
     """(number of the task, result) as the results come; with one worker in this process, in order.
 

@@ -1,11 +1,9 @@
-"""A recipe becomes a run folder: stages in order, start order, final export."""
+"""An experiment becomes a run folder: start order, stages in order, final export."""
 
 import contextlib
-import importlib.metadata
 import json
-import math
 import os
-import platform
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,62 +13,41 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedType
 from torch import nn
 
-from vitwarm.checks import rule_of, starts_from_given, warms_up
+from vitwarm.assembly import Experiment, assemble, start_record
+from vitwarm.checks import starts_from_given
 from vitwarm.config import Config
 from vitwarm.errors import UserError
-from vitwarm.export import export_gpt2, export_model, push_to_hub
-from vitwarm.export.layout import CONFIG, EXPORT, WARMUP
+from vitwarm.export import push_to_hub, write_model
+from vitwarm.export.layout import EXPORT, PROVENANCE, WARMUP
 from vitwarm.files import write_text
 from vitwarm.recipe import recipe_hash
+from vitwarm.result import provenance, result_of
 from vitwarm.run_folder import (
     CHECKPOINTS,
+    LOG,
     RESULT,
     check_folder,
     has_checkpoint,
     newest_checkpoint,
     open_folder,
-    record_subset,
+    record_fixed,
     run_folder,
     warn,
 )
-from vitwarm.stages import AlgorithmicStage, CorpusStage, ImagesStage, RuleStage, make_text, make_warmup
-from vitwarm.stages.images import default_workers
+from vitwarm.stages.ensemble import EnsembleStage, seed_log
 from vitwarm.training.checkpoint import Checkpoints, State
 from vitwarm.training.loop import Context, device_batch_size, train_stage
-from vitwarm.training.param_groups import freeze
 from vitwarm.training.processes import Processes, start_accelerator
+from vitwarm.training.protocol import Stage
 from vitwarm.training.sharding import check_shardable, fsdp_requested
 from vitwarm.training.signals import stop_signals
 from vitwarm.training.tracking import Tracker, check_trackers
-from vitwarm.transfer import Part, TransferReport, canonical, mean_embeddings, merge, read_source
-from vitwarm.transfer.perturb import describe
-from vitwarm.transfer.warm_start import fitted
-from vitwarm.trunk import Decoder, build_model, configured_decoder, initialise
 
 _DISTRIBUTED = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU, DistributedType.FSDP)
 
-MainStage = ImagesStage | AlgorithmicStage | CorpusStage
-
-
-@dataclass
-class Parts:
-    """What a run is made of, built before anything is written.
-
-    Attributes:
-        main: the stage that the run is for; None when it is a warm-up alone.
-        fresh: timm model or decoder that the main stage starts from; holds the weights that were given already.
-        warmup: None when the budget is nothing, or given weights take its place.
-        given: what `init_from` or `transfer.sources` brought in; None without them.
-    """
-
-    main: MainStage | None
-    fresh: nn.Module
-    warmup: RuleStage | None
-    given: TransferReport | None
-
 
 def run(config: Config, stop: list[int] | None = None) -> dict[str, Any]:
-    """Carry out a recipe, or go on with it, and return what stands in its result.json.
+    """Carry out a recipe, or resume it, and return what stands in its result.json.
 
     Start order, the first that applies: the run folder's newest whole checkpoint; `resume_from`; `init_from`; the
     warm-up; fresh weights. A finished run is left as it is.
@@ -80,30 +57,197 @@ def run(config: Config, stop: list[int] | None = None) -> dict[str, Any]:
         stop: list that a signal handler fills, as `stop_signals` gives it; None listens for signals itself.
 
     Raises:
-        UserError: something of the recipe, the data, the folder or the disk that the user can mend.
-        Interrupted: a signal; the same command goes on.
+        UserError: something of the recipe, the data, the folder or the disk that the user can fix.
+        Interrupted: a signal; the same command resumes.
     """
     with contextlib.ExitStack() as held:
-        return _run(config, held.enter_context(stop_signals()) if stop is None else stop, held)
+        stop = held.enter_context(stop_signals()) if stop is None else stop
+        return _carry_out([config], config, stop, held)[0]
 
 
-def _run(config: Config, stop: list[int], held: contextlib.ExitStack) -> dict[str, Any]:
-    accelerator = _accelerator(config)
+def run_ensemble(config: Config, seeds: Sequence[int], stop: list[int] | None = None) -> list[dict[str, Any]]:
+    """Carry out a recipe of token stages under several seeds as one (`stages.ensemble` says how).
+
+    Each seed gets the run folder that it would have alone: recipe, evaluations, exports, result. Checkpoints and the
+    log are those of all together, in `DIR/RECIPE-ensembleSEEDS`, from which the same command resumes. `{seed}` in
+    `init_from` and `transfer.sources` stands for the seed. Seconds and FLOPs of a seed are its share.
+
+    Args:
+        config: the recipe; `run.dir` is the folder that holds all these folders, `runs` by default.
+        seeds: two or more.
+        stop: see `run`.
+
+    Returns:
+        What stands in each seed's result.json.
+
+    Raises:
+        UserError, Interrupted: as `run`; a recipe that cannot be trained as one.
+    """
+    for name, value in (("resume_from", config.resume_from), ("run.push", config.run.push)):
+        if value:
+            raise UserError(f"an ensemble of seeds works without {name}; leave it out, or run the seeds alone")
+    members = [_of_seed(config, seed) for seed in seeds]
+    folder = Path(config.run.dir or "runs") / f"{config.name}-ensemble{','.join(map(str, seeds))}"
+    together = replace(members[0], run=replace(config.run, dir=str(folder)))
+    with contextlib.ExitStack() as held:
+        stop = held.enter_context(stop_signals()) if stop is None else stop
+        return _carry_out(members, together, stop, held)
+
+
+def _of_seed(config: Config, seed: int) -> Config:
+    def named(source: str) -> str:
+        return source.replace("{seed}", str(seed))
+
+    return replace(
+        config,
+        seed=seed,
+        run=replace(config.run, dir=str(Path(config.run.dir or "runs") / f"{config.name}-seed{seed}")),
+        init_from=config.init_from and named(config.init_from),
+        transfer=replace(config.transfer, sources={k: named(v) for k, v in config.transfer.sources.items()}),
+    )
+
+
+@dataclass(frozen=True)
+class _Member:
+    """One seed of a run and its folder; a plain run has one member, an ensemble several."""
+
+    experiment: Experiment
+    folder: Path
+
+
+@dataclass(frozen=True)
+class _Joint:
+    """The members of a run, and what the loop trains of them: their stages, or ensembles of these.
+
+    Attributes:
+        members: in the order of the seeds.
+        warmup, main: None where the members have none.
+    """
+
+    members: list[_Member]
+    warmup: Stage | None
+    main: Stage | None
+
+    def train(self, stage: Stage, context: Context, resume: tuple[State, Path] | None) -> list[nn.Module]:
+        """Train a stage; the model of each member."""
+        if resume and resume[0].stage != stage.name:
+            resume = None
+        trained = train_stage(stage, context, resume)
+        return stage.unstack() if isinstance(stage, EnsembleStage) else [trained]
+
+    def outcomes(self, results: dict[str, Any]) -> list[dict[str, Any]]:
+        """Stage -> outcome, of each member."""
+        outcomes: list[dict[str, Any]] = [{} for _ in self.members]
+        for stage in (self.warmup, self.main):
+            if stage is not None and stage.name in results:
+                result = results[stage.name]
+                each = stage.outcomes(result) if isinstance(stage, EnsembleStage) else [result]
+                for outcome, own in zip(outcomes, each, strict=True):
+                    outcome[stage.name] = own
+        return outcomes
+
+
+def _carry_out(
+    configs: list[Config], together: Config, stop: list[int], held: contextlib.ExitStack
+) -> list[dict[str, Any]]:
+    """Train the members of a run as one, and finish each in its own folder.
+
+    Args:
+        configs: the recipe of each member.
+        together: the recipe whose folder has log and checkpoints: that of the one member, or of the ensemble.
+        stop: signals that came so far.
+        held: what is to be closed when the run ends.
+    """
+    accelerator = _accelerator(together)
     processes = Processes(accelerator.process_index, accelerator.num_processes, accelerator.device)
-    folder = run_folder(config)
-    processes.main_does(lambda: check_folder(folder, config))
+    folder, folders = run_folder(together), [run_folder(config) for config in configs]
+    owners = {folder: together} | dict(zip(folders, configs, strict=True))
+    for own, config in owners.items():
+        processes.main_does(lambda own=own, config=config: check_folder(own, config))
     if (folder / RESULT).exists():
-        processes.main_does(lambda: _push(config, folder))
-        return json.loads((folder / RESULT).read_text())
+        processes.main_does(lambda: _push(together, folder))
+        return [json.loads((own / RESULT).read_text(encoding="utf-8")) for own in folders]
+    joint = processes.all_do(lambda: _build(configs, folders, folder, processes.world, has_checkpoint(folder)))
+    for own, config in owners.items():
+        processes.main_does(lambda own=own, config=config: open_folder(own, config, held, _steady_steps(joint.main)))
+    for member in joint.members:
+        processes.main_does(lambda member=member: _record_fixed(member))
+    resume = processes.main_does(lambda: newest_checkpoint(folder, together, warn))
+    if resume is None and starts_from_given(together) and not joint.members[0].experiment.given:
+        joint = processes.all_do(lambda: _build(configs, folders, folder, processes.world, False))  # all were damaged
+    context = _context(together, folder, accelerator, processes, resume[0] if resume else None, stop, held)
+    first = joint.members[0].experiment.main
+    if resume:
+        context.tracker.say(f"resuming from {resume[1]} ({resume[0].stage} step {resume[0].step})")
+    elif first and (line := first.data_line()):
+        entry = {"event": "data", "stage": first.name, **first.facts().get("data", {})}
+        processes.main_does(lambda: context.tracker.record(entry, line))
+    starts = _first_weights(joint, context, resume)
+    models = [member.experiment.model for member in joint.members]
+    if joint.main is not None and first is not None:
+        models = [first.exported(trained) for trained in joint.train(joint.main, context, resume)]
+    outcomes = joint.outcomes(context.results)
+    results = [
+        result_of(member.experiment, outcome, start, processes.world, processes.device)
+        for member, outcome, start in zip(joint.members, outcomes, starts, strict=True)
+    ]
 
-    parts = processes.all_do(lambda: build(config, processes.world, starts=not has_checkpoint(folder)))
-    processes.main_does(lambda: open_folder(folder, config, held, _steady_steps(parts.main)))
-    if subset := getattr(parts.main, "subset", None):
-        processes.main_does(lambda: record_subset(folder, subset.text))
-    resume = processes.main_does(lambda: newest_checkpoint(folder, config, warn))
-    if resume is None and parts.given is None and starts_from_given(config):  # all checkpoints turned out to be damaged
-        parts = processes.all_do(lambda: build(config, processes.world, starts=True))
-    state = resume[0] if resume else None
+    def finish() -> None:
+        for member, model, start, result in zip(joint.members, models, starts, results, strict=True):
+            config, main = member.experiment.config, member.experiment.main
+            record = provenance(config, start, result["metrics"])
+            write_model(model.cpu(), member.folder / EXPORT, config, main.tokenizer if main else None, record)
+            if member.folder != folder:
+                write_text(member.folder / LOG, seed_log(folder / LOG, config.seed))
+            write_text(member.folder / RESULT, json.dumps(result, indent=2) + "\n")
+        if folder not in folders:
+            write_text(folder / RESULT, json.dumps({"seeds": [c.seed for c in configs]} | context.results) + "\n")
+
+    processes.main_does(finish)
+    processes.main_does(lambda: _push(together, folder))
+    return results
+
+
+def _build(configs: list[Config], folders: list[Path], folder: Path, world: int, resumes: bool) -> _Joint:
+    """Everything that can be refused is refused here, before a file is written."""
+    check_trackers(configs[0].run)
+    if fsdp_requested():
+        check_shardable(configs[0])
+    members = [
+        _Member(assemble(config, world, resumes=resumes), own) for config, own in zip(configs, folders, strict=True)
+    ]
+    first = members[0].experiment
+    if folder in folders:
+        return _Joint(members, first.warmup, first.main)
+    if taken := [own for own in folders if not resumes and (own / RESULT).exists()]:
+        raise UserError(f"{taken[0]} holds a finished run; choose another run.dir, or leave its seed out")
+    seeds, experiments = [config.seed for config in configs], [member.experiment for member in members]
+    if world > 1:
+        raise UserError("an ensemble of seeds trains in one process; launch one, or run the seeds alone")
+    warmup = EnsembleStage([e.warmup for e in experiments], seeds) if first.warmup else None
+    main = EnsembleStage([e.main for e in experiments], seeds) if first.main else None
+    for stage in (warmup, main):
+        if stage is not None:
+            stage.check_device_batch(device_batch_size(stage.optim.global_batch, world, configs[0].run.device_batch))
+    return _Joint(members, warmup, main)
+
+
+def _record_fixed(member: _Member) -> None:
+    main = member.experiment.main
+    for name, text in (main.fixed_files() if main else {}).items():
+        record_fixed(member.folder, name, text)
+
+
+def _context(
+    config: Config,
+    folder: Path,
+    accelerator: Accelerator,
+    processes: Processes,
+    state: State | None,
+    stop: list[int],
+    held: contextlib.ExitStack,
+) -> Context:
+    """What the stages share; `state` is that of the checkpoint that the run resumes from."""
     tracker = processes.all_do(
         lambda: Tracker(
             folder,
@@ -116,12 +260,7 @@ def _run(config: Config, stop: list[int], held: contextlib.ExitStack) -> dict[st
         )
     )
     held.callback(tracker.close)
-    if resume:
-        tracker.say(f"going on from {resume[1]} ({state.stage} step {state.step})")
-    elif facts := getattr(parts.main, "facts", None):
-        entry = {"event": "data", "stage": parts.main.name, **facts}
-        processes.main_does(lambda: tracker.record(entry, _data_text(facts)))
-    context = Context(
+    return Context(
         accelerator=accelerator,
         processes=processes,
         folder=folder,
@@ -135,30 +274,11 @@ def _run(config: Config, stop: list[int], held: contextlib.ExitStack) -> dict[st
         results=state.results if state else {},
         sharded=fsdp_requested(),
     )
-    start = _first_weights(config, context, parts, resume)
-    model, main = parts.fresh, parts.main
-    if main is not None:
-        main.set_model(parts.fresh, config.model.grad_checkpointing)
-        trained = train_stage(main, context, resume if state and state.stage == main.name else None)
-        model = trained.vit if isinstance(main, ImagesStage) else trained
-    result = result_of(config, context.results, start, main, processes)
-    processes.main_does(lambda: finish(config, folder, main, model, result, start))
-    processes.main_does(lambda: _push(config, folder))
-    return result
 
 
-def _steady_steps(main: MainStage | None) -> int:
+def _steady_steps(main: Stage | None) -> int:
     """How many steps of the main stage come before its learning rate falls; 0 unless its schedule is wsd."""
     return main.steps - main.schedule_lengths[1] if main and main.optim.schedule == "wsd" else 0
-
-
-def _data_text(facts: dict[str, Any]) -> str:
-    train, epochs = facts["train"], facts["epochs"]
-    repeated = f": each token is repeated up to {math.ceil(epochs) - 1} times" if epochs > 1 else ""
-    return (
-        f"text: {train['documents']:,} documents, {train['tokens']:,} tokens in {facts['rows']:,} rows, "
-        f"{epochs:.3g} epochs{repeated}"
-    )
 
 
 def _accelerator(config: Config) -> Accelerator:
@@ -174,258 +294,37 @@ def _accelerator(config: Config) -> Accelerator:
     return accelerator
 
 
-def build(config: Config, world: int, starts: bool) -> Parts:
-    """Everything that can be refused is built here, before a file is written.
-
-    Args:
-        config: the recipe.
-        world: number of processes.
-        starts: False when a checkpoint will bring the weights, so that `init_from` need not be there any more.
-    """
-    check_trackers(config.run)
-    if fsdp_requested():
-        check_shardable(config)
-    main = _main_stage(config, world)
-    fresh = _fresh_model(config, main)
-    if main is not None:
-        main.set_model(fresh, config.model.grad_checkpointing)
-        freeze(fresh, config.train)
-    warming = warms_up(config) and not starts_from_given(config)
-    warmup = make_warmup(config, main.samples if main else None) if warming else None
-    if main is None and warmup is None:
-        raise UserError(
-            "the recipe has nothing to do: no main stage (images.train, algorithmic.task, text.train), no warm-up"
-        )
-    for stage in (main, warmup):
-        if stage is not None:
-            stage.check_device_batch(device_batch_size(stage.optim.global_batch, world, config.run.device_batch))
-    given = None
-    if starts_from_given(config) and starts:
-        given = hand_over(config, main, fresh, _given_parts(config, fresh))
-    return Parts(main, fresh, warmup, given)
-
-
-def _main_stage(config: Config, world: int) -> MainStage | None:
-    if config.algorithmic.task:
-        return AlgorithmicStage(config)
-    workers = default_workers(world) if config.run.workers is None else config.run.workers
-    if config.text.train:
-        return make_text(config, workers)
-    if config.images.train and config.images.epochs > 0:
-        return ImagesStage(config, workers)
-    return None
-
-
-def _fresh_model(config: Config, main: MainStage | None) -> nn.Module:
-    """What the main stage trains; after a warm-up alone, a model that can take all of the warm-up's."""
-    decoder = config.model.decoder
-    if not decoder.size:
-        model = build_model(config.model, "images", seed=config.seed)
-    else:
-        vocab_size = main.vocab_size if main else rule_of(config.warmup.rule).vocab.size
-        positions = decoder.positions or (main.positions if main else config.warmup.length)
-        if main is None and config.warmup.objective == "next_token":
-            positions = config.warmup.length or positions  # as many as the warm-up trains
-        if main and positions < main.positions:
-            raise UserError(f"model.decoder.positions={positions} is too short for rows of {main.positions} tokens")
-        name = main.name if main else "text"
-        more = getattr(main, "decoder_args", {})
-        model = configured_decoder(config.model, vocab_size, positions, name, seed=config.seed, **more)
-    return initialise(model, config.model.init, seed=config.seed)
-
-
-def hand_over(config: Config, main: MainStage | None, fresh: nn.Module, parts: list[Part]) -> TransferReport:
-    """Bring what the sources give, and what the main stage takes of embeddings, into the fresh model.
-
-    Raises:
-        UserError: they do not fit.
-    """
-    if main is None and isinstance(fresh, Decoder):  # a warm-up alone makes a language model of its rule
-        whole = ["trunk", "embedding", "head"]
-        parts = [replace(p, groups=whole) if "token_embed.weight" in p.tensors else p for p in parts]
-    report = merge(fresh, parts, config.transfer.controls, seed=config.seed)
-    alone = len(parts) == 1 and not config.transfer.sources  # which give their groups, and nothing else
-    if isinstance(main, AlgorithmicStage) and config.algorithmic.embeddings == "mean" and alone:
-        mean_embeddings(fresh, parts[0].tensors, report)
-    return report
-
-
-def warmed_part(config: Config, tensors: dict[str, torch.Tensor]) -> Part:
-    """What a warm-up hands on, as the recipe's groups take it."""
-    return Part(config.transfer.groups, tensors, "the warm-up")
-
-
-def _first_weights(config: Config, context: Context, parts: Parts, resume: tuple[State, Path] | None) -> dict[str, Any]:
-    """Bring the fresh model to where the main stage starts; what happened, for the export's provenance."""
-    folder = context.folder / WARMUP
-    fresh = start_of(config, "fresh weights", None)
+def _first_weights(joint: _Joint, context: Context, resume: tuple[State, Path] | None) -> list[dict[str, Any]]:
+    """Bring each member's model to where its main stage starts; how it got there, for the export's provenance."""
     if resume and resume[0].stage != WARMUP:
         # The weights come from the checkpoint; only the record of how the run started is still needed.
-        record = folder / "vitwarm.json"
-        return json.loads(record.read_text()) if record.is_file() else fresh
-    if parts.given is not None:
-        report, start = parts.given, given_text(config)
-    elif parts.warmup is not None:
-        trained = train_stage(parts.warmup, context, resume)
-        tensors = parts.warmup.hand_on(trained)
-        report = hand_over(config, parts.main, parts.fresh, [warmed_part(config, tensors)])
-        start = warmup_text(config, parts.warmup)
+        return [_read_start(member) for member in joint.members]
+    if joint.warmup is not None:
+        trained = joint.train(joint.warmup, context, resume)
+        starts = [m.experiment.transfer_warmup(model) for m, model in zip(joint.members, trained, strict=True)]
     else:
-        return fresh
-    record = start_of(config, start, report)
+        starts = [(member.experiment.given_record(), member.experiment.given) for member in joint.members]
 
     def write() -> None:
-        context.tracker.record({"event": "transfer", **report.to_dict()}, str(report))
-        _export(parts.main, parts.fresh, folder, config, _provenance(config, record, {}))
+        for member, (start, report) in zip(joint.members, starts, strict=True):
+            if report is not None:
+                config, main = member.experiment.config, member.experiment.main
+                context.tracker.record({"event": "transfer", **report.to_dict()}, str(report))
+                record, tokenizer = provenance(config, start, {}), main.tokenizer if main else None
+                write_model(member.experiment.model, member.folder / WARMUP, config, tokenizer, record)
 
     context.processes.main_does(write)
-    return record
+    return [start for start, _ in starts]
 
 
-def _given_parts(config: Config, fresh: nn.Module) -> list[Part]:
-    """The sources of `init_from` or `transfer.sources`, which must compute what the fresh model computes."""
-    several = [(groups.split(), source) for groups, source in config.transfer.sources.items()]
-    parts = []
-    for groups, source in several or [(config.transfer.groups, config.init_from)]:
-        tensors, found = _tensors_of(config, source)
-        tensors = fitted(fresh, tensors, found, config.transfer.fit, groups, seed=config.seed)
-        parts.append(Part(groups, tensors, found))
-    return parts
-
-
-def _tensors_of(config: Config, source: str) -> tuple[dict[str, torch.Tensor], str]:
-    if not source.startswith("timm:"):
-        return read_source(source)
-    named = replace(config.model, name=source.removeprefix("timm:"))
-    if config.transfer.fit != "exact":
-        named = replace(named, args={})  # the source has a shape of its own
-    tensors = build_model(named, "images", seed=config.seed, pretrained=True).state_dict()
-    names = canonical(tensors)
-    return {names[n]: t for n, t in tensors.items()}, source
-
-
-def given_text(config: Config) -> str:
-    """How a run started from weights that were there already."""
-    several = ", ".join(f"{groups} of {source}" for groups, source in config.transfer.sources.items())
-    return f"weights of {config.init_from}" if config.init_from else several or "fresh weights"
-
-
-def warmup_text(config: Config, warmup: RuleStage) -> str:
-    """How a run started from its warm-up."""
-    return f"warm-up of {warmup.steps} steps on {config.warmup.rule['name']}"
-
-
-def start_of(config: Config, text: str, report: TransferReport | None) -> dict[str, Any]:
-    """How the weights of the main stage came about, for result and provenance."""
-    notes = [f"attention: {config.model.init}"] if config.model.init != "default" else []
-    if report and config.transfer.controls:
-        notes.append(f"controls: {describe(config.transfer.controls)}")
-    return {
-        "start": f"{text} ({'; '.join(notes)})" if notes else text,
-        "warmed_keys": report.copied if report else [],
-        "fresh_keys": report.fresh if report else [],
-    }
-
-
-def _provenance(config: Config, start: dict[str, Any], metrics: dict[str, float]) -> dict[str, Any]:
-    return {
-        "recipe": config.name,
-        "recipe_hash": recipe_hash(config),
-        "seed": config.seed,
-        "start": start["start"],
-        "warmed_keys": start["warmed_keys"],
-        "fresh_keys": start["fresh_keys"],
-        "metrics": metrics,
-        "versions": versions(),
-    }
-
-
-def _export(main: Any, model: nn.Module, folder: Path, config: Config, provenance: dict[str, Any]) -> None:
-    if isinstance(model, Decoder):
-        export_gpt2(model, folder, tokenizer=getattr(main, "tokenizer", None), provenance=provenance)
-    else:
-        export_model(model, folder, config, provenance)
-
-
-def result_of(
-    config: Config,
-    stages: dict[str, Any],
-    start: dict[str, Any],
-    main: MainStage | None,
-    processes: Processes,
-) -> dict[str, Any]:
-    """What stands in result.json; `stages` maps each to its outcome."""
-    result = {
-        "recipe": config.name,
-        "recipe_hash": recipe_hash(config),
-        "seed": config.seed,
-        "start": start["start"],
-        "metrics": stages[main.name if main else WARMUP]["metrics"],
-        "stages": stages,
-        "processes": processes.world,
-        "device": device_name(processes.device),
-        "versions": versions(),
-    }
-    if subset := getattr(main, "subset", None):
-        result["subset"] = {"images": len(subset.names), "sha256": subset.sha256}
-    if facts := getattr(main, "facts", None):
-        result["data"] = facts
-    if main and WARMUP in stages:
-        result["warmup_share_of_samples"] = stages[WARMUP]["samples"] / stages[main.name]["samples"]
-    return result
-
-
-def finish(
-    config: Config, folder: Path, main: Any, model: nn.Module, result: dict[str, Any], start: dict[str, Any]
-) -> None:
-    """Export the model, and write the result, which makes the run a finished one."""
-    _export(main, model.cpu(), folder / EXPORT, config, _provenance(config, start, result["metrics"]))
-    write_text(folder / RESULT, json.dumps(result, indent=2) + "\n")
+def _read_start(member: _Member) -> dict[str, Any]:
+    file = member.folder / WARMUP / PROVENANCE
+    if not file.is_file():
+        return start_record(member.experiment.config, "fresh weights", None)
+    record = json.loads(file.read_text(encoding="utf-8"))
+    return {key: record[key] for key in ("start", "warmed_keys", "fresh_keys")}
 
 
 def _push(config: Config, folder: Path) -> None:
     if config.run.push:
         print(f"pushed to {push_to_hub(folder / EXPORT, config.run.push)}", flush=True)
-
-
-def versions() -> dict[str, str]:
-    """Versions that a number may depend on."""
-    names = ("vitwarm", "torch", "torchvision", "timm", "accelerate", "numpy", "safetensors")
-    found = {"python": platform.python_version()}
-    for name in names:
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            found[name] = "not installed as a package"
-    return found
-
-
-def device_name(device: torch.device) -> str:
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    return f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads"
-
-
-def summary(result: dict[str, Any], folder: Path) -> str:
-    """What a person wants to know at the end: accuracy, cost of each stage, how to load the model."""
-    lines = [f"recipe {result['recipe']} (hash {result['recipe_hash']}), seed {result['seed']}, {result['start']}"]
-    for name, stage in result["stages"].items():
-        shown = ", ".join(f"{k} {v:.4f}" for k, v in stage["metrics"].items() if k not in ("count", "damaged"))
-        lines.append(
-            f"  {name}: {stage['steps']} steps, {stage['samples']:,.0f} samples, {stage['tokens']:,.0f} tokens, "
-            f"{stage['flops']:.3g} FLOPs, {stage['seconds']:.0f} s; {shown}"
-        )
-    if share := result.get("warmup_share_of_samples"):
-        lines.append(f"  the warm-up took {100 * share:.3g} % of the samples that the main stage took")
-    if "top1" in result["metrics"] and not math.isnan(result["metrics"]["top1"]):
-        metrics = result["metrics"]
-        lines.append(f"top-1 accuracy {100 * metrics['top1']:.2f} % on {metrics['count']:.0f} images")
-    export = folder.resolve() / EXPORT
-    described = json.loads((export / CONFIG).read_text()) if (export / CONFIG).is_file() else {}
-    if "architectures" in described:
-        architecture = described["architectures"][0]
-        load = "import transformers", f'model = transformers.{architecture}.from_pretrained("{export}")'
-    else:
-        load = "import timm", f'model = timm.create_model("local-dir:{export}", pretrained=True)'
-    lines += [f"load it in {load[0].split()[1]}:", *(f"  {line}" for line in load)]
-    return "\n".join(lines)

@@ -11,6 +11,7 @@ from pathlib import Path
 from vitwarm.amounts import Amount
 from vitwarm.checks import LENGTHS, differences, value_of
 from vitwarm.config import Config
+from vitwarm.data.subset import SUBSET
 from vitwarm.errors import UserError
 from vitwarm.files import write_text
 from vitwarm.recipe import NOT_IDENTITY, freeze, frozen_hash, read_frozen, recipe_hash
@@ -18,7 +19,6 @@ from vitwarm.training.checkpoint import Checkpoints, State, read_state, relabel
 from vitwarm.transfer.warm_start import WARMUP
 
 RECIPE, LOG, RESULT, CHECKPOINTS, LOCK = "recipe.yaml", "log.jsonl", "result.json", "checkpoints", ".lock"
-SUBSET = "subset.txt"
 
 
 def run_folder(config: Config) -> Path:
@@ -89,19 +89,19 @@ def newest_checkpoint(folder: Path, config: Config, warn: Callable[[str], None])
     return found
 
 
-def record_subset(folder: Path, names: str) -> None:
-    """Write down which images a run trains on.
+def record_fixed(folder: Path, name: str, text: str) -> None:
+    """Write down what a run reads, which must not change until it ends.
 
     Raises:
-        UserError: it began with others, because the shards or a list of names have changed since.
+        UserError: it began with something else, because the data or a list of names have changed since.
     """
-    file = folder / SUBSET
-    if file.exists() and file.read_text() != names:
+    file = folder / name
+    if file.exists() and file.read_text(encoding="utf-8") != text:
         raise UserError(
-            f"images.subset makes another set of images than {file}, with which this run began; "
-            "restore the shards and the list, or choose another run.dir"
+            f"the data make another {name} than {file}, with which this run began; restore the shards and the list, "
+            "or choose another run.dir"
         )
-    write_text(file, names)
+    write_text(file, text)
 
 
 def warn(text: str) -> None:

@@ -10,9 +10,11 @@ from safetensors import SafetensorError
 
 from vitwarm.data.images import EvalTransform
 from vitwarm.data.loading import ImageDataset
+from vitwarm.data.opening import open_shards
 from vitwarm.data.shards import check_labels
 from vitwarm.errors import UserError
-from vitwarm.stages.images import default_workers, evaluate_images, open_shards
+from vitwarm.parallel import default_workers
+from vitwarm.stages.images import evaluate_images
 from vitwarm.training.processes import Processes, start_accelerator
 
 

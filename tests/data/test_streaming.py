@@ -24,6 +24,7 @@ from vitwarm.data.web import open_url
 from vitwarm.errors import UserError
 from vitwarm.recipe import load_recipe
 from vitwarm.stages.images import ImagesStage
+from vitwarm.stages.registry import Setup
 
 SIDE, COUNTS = 12, (7, 3, 12, 1, 9)
 AS_IS = TrainTransform(SIDE, crop="none", hflip=0)
@@ -291,18 +292,18 @@ def test_what_cannot_be_streamed_is_refused(tars, served):
 def test_the_image_stage_trains_from_a_stream(tars, tmp_path):
     def stage(*more):
         overrides = ["recipe=digits_default", f"images.train={tars[0]}", "images.val=", "images.epochs=2"]
-        return ImagesStage(load_recipe([*overrides, "train.global_batch=8", "model.num_classes=10", *more]), workers=0)
+        return ImagesStage(load_recipe([*overrides, "train.global_batch=8", "model.num_classes=10", *more]), Setup())
 
     import timm
 
     images = stage()
     assert images.steps == 8 and images.samples == 64
-    images.set_model(timm.create_model("test_vit", img_size=16, patch_size=4, num_classes=10), False)
+    images.bind(timm.create_model("test_vit", img_size=16, patch_size=4, num_classes=10))
     batches = list(images.batches(0, 1, 2, 2))
-    assert len(batches) == 16 and [b["position"] for b in batches[:4]] == [4, 6, 4, 6]
-    assert all(b["image"].shape[0] == 2 and b["weight"] == 2.0 for b in batches)
+    assert len(batches) == 16 and [b.offset for b in batches[:4]] == [4, 6, 4, 6]
+    assert all(b.images.shape[0] == 2 and b.weight == 2.0 for b in batches)
     late = list(images.batches(5, 1, 2, 2))
-    assert all(torch.equal(a["image"], b["image"]) for a, b in zip(batches[10:], late, strict=True))
+    assert all(torch.equal(a.images, b.images) for a, b in zip(batches[10:], late, strict=True))
     refused("images.subset needs images by number", lambda: stage("images.subset=50%"))
     refused("images.repeats needs images by number", lambda: stage("images.repeats=2"))
     refused("images.train_samples is for streamed tars", lambda: stage("images.train=digits", "images.train_samples=9"))

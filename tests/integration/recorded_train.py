@@ -12,12 +12,13 @@ def recorded(batches, stage_name, folder):
         share = self.optim.global_batch // world
         with open(folder / f"{stage_name}-{world}-{rank}.jsonl", "w") as out:
             for i, batch in enumerate(batches(self, start, rank, world, device_batch)):
-                rows = batch["symbols"] if stage_name == "warmup" else batch["image"]
+                warmup = stage_name == "warmup"
+                rows = batch.tokens if warmup else batch.images
                 entry = {
                     "step": start + i * device_batch // share,
                     "rows": [hashlib.sha256(row.numpy().tobytes()).hexdigest() for row in rows],
-                    "ids": batch["sample"].tolist() if "sample" in batch else None,
-                    "targets": (batch["targets"] if stage_name == "warmup" else batch["label"]).tolist(),
+                    "ids": None if warmup else batch.sample.tolist(),
+                    "targets": (batch.targets if warmup else batch.labels).tolist(),
                 }
                 out.write(json.dumps(entry) + "\n")
                 out.flush()

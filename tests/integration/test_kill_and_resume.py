@@ -140,8 +140,8 @@ def test_a_signal_to_the_whole_group_leaves_the_workers_to_the_run(tmp_path, rec
 def test_a_signal_during_start_up_is_not_lost(tmp_path, recipe, undisturbed):
     """It comes while the stages are built, before the first step."""
     early = (
-        "import os, signal, vitwarm.run as r; b = r.build\n"
-        "r.build = lambda *a, **k: (os.kill(os.getpid(), signal.SIGTERM), b(*a, **k))[1]"
+        "import os, signal, vitwarm.run as r; b = r.assemble\n"
+        "r.assemble = lambda *a, **k: (os.kill(os.getpid(), signal.SIGTERM), b(*a, **k))[1]"
     )
     assert start(recipe, tmp_path, before=early).wait() == 75
     finish(recipe, tmp_path, undisturbed)

@@ -123,12 +123,12 @@ def recorded(self, start, rank, world, device_batch):
     share = self.optim.global_batch // world
     with open(f"{folder}/{self.name}-{world}-{rank}.jsonl", "w") as out:
         for i, batch in enumerate(plain(self, start, rank, world, device_batch)):
-            inputs = batch.get("tokens", batch.get("states"))
+            inputs = batch.states if hasattr(batch, "states") else batch.tokens
             rows = [[row.tolist()] for row in inputs]
-            if "targets" in batch:  # places are padded to the most of a micro-batch
-                for row, *asked in zip(rows, batch["weights"], batch["targets"], batch.get("places", inputs)):
-                    weights, targets, places = (a.tolist() for a in asked)
-                    row += [(t, p) for w, t, p in zip(weights, targets, places) if w]
+            if hasattr(batch, "targets"):  # positions are padded to the most of a micro-batch
+                positions = inputs if batch.positions is None else batch.positions
+                for row, *predicted in zip(rows, batch.weights, batch.targets, positions):
+                    row += [(t, p) for w, t, p in zip(*(a.tolist() for a in predicted)) if w]
             print(json.dumps([start + i * device_batch // share, rows]), file=out, flush=True)
             yield batch
 TokenStage.batches = recorded

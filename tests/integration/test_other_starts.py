@@ -11,9 +11,10 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
+from vitwarm.assembly import assemble
 from vitwarm.errors import UserError
 from vitwarm.recipe import load_recipe
-from vitwarm.run import build, run
+from vitwarm.run import run
 from vitwarm.transfer import read_source
 from vitwarm.transfer.groups import group_of
 from vitwarm.trunk import build_model
@@ -38,17 +39,17 @@ def test_a_part_of_a_larger_timm_model_which_keeps_its_own_shape(monkeypatch):
         built = build_model(model, *args, **more)
         return drawn.setdefault("source", built) if pretrained else built
 
-    monkeypatch.setattr("vitwarm.run.build_model", stand_in)
+    monkeypatch.setattr("vitwarm.assembly.build_model", stand_in)
     shape = "model.args={img_size: 16, patch_size: 4, embed_dim: 48, depth: 2, num_heads: 3}"
     given = ["init_from=timm:vit_tiny_patch16_224", "transfer.fit=select", "model.name=vit_tiny_patch16_224", shape]
-    parts = build(load_recipe(["recipe=digits_default", *DIGITS, *given]), 1, True)
-    taken = parts.fresh.state_dict()["blocks.1.norm1.bias"], parts.fresh.state_dict()["blocks.1.mlp.fc1.weight"]
+    parts = assemble(load_recipe(["recipe=digits_default", *DIGITS, *given]), 1)
+    taken = parts.model.state_dict()["blocks.1.norm1.bias"], parts.model.state_dict()["blocks.1.mlp.fc1.weight"]
     source = drawn["source"].state_dict()
     assert len(drawn["source"].blocks) == 12
     assert torch.equal(taken[0], source["blocks.1.norm1.bias"][::4])
     assert torch.equal(taken[1], source["blocks.1.mlp.fc1.weight"][::4, ::4])
     with pytest.raises(UserError, match="transfer.fit=select resizes the trunk alone; leave out embedding"):
-        build(load_recipe(["recipe=digits_default", *DIGITS, *given, "transfer.groups=[trunk, embedding]"]), 1, True)
+        assemble(load_recipe(["recipe=digits_default", *DIGITS, *given, "transfer.groups=[trunk, embedding]"]), 1)
 
 
 def attractor(rng: np.random.Generator, points: int = 2000, side: int = 20) -> Image.Image:
@@ -147,7 +148,7 @@ def test_a_run_of_a_decoder_starts_a_vit(tmp_path, books, source):
     assert done["start"].startswith("weights of") and done["metrics"]["count"] > 0
     start = ours(tmp_path / "vit/warmup")
     assert same_by_group(start, ours(tmp_path / "source/export"))["trunk"] == {True}
-    fresh = build(load_recipe([*NARROW_VIT]), 1, starts=True).fresh.state_dict()
+    fresh = assemble(load_recipe([*NARROW_VIT]), 1).model.state_dict()
     found = same_by_group(start, fresh)
     assert found["embedding"] == found["head"] == {True} and False in found["trunk"]
 
@@ -161,7 +162,7 @@ def test_a_run_of_a_vit_starts_a_decoder(tmp_path, books, source):
     assert done["start"].startswith("weights of") and done["metrics"]["perplexity"] > 1
     start = ours(tmp_path / "decoder/warmup")
     assert same_by_group(start, ours(tmp_path / "source/export"))["trunk"] == {True}
-    fresh = build(load_recipe(decoder), 1, starts=True).fresh.state_dict()
+    fresh = assemble(load_recipe(decoder), 1).model.state_dict()
     found = same_by_group(start, fresh)
     assert found["embedding"] == {True} and False in found["trunk"]
 

@@ -7,10 +7,10 @@ import pytest
 import torch
 from test_language import automaton, config
 
-from vitwarm.errors import UserError
-from vitwarm.run import build, run
-from vitwarm.run_ensemble import run_ensemble
-from vitwarm.stages.ensemble import Ensemble
+from vitwarm.assembly import assemble
+from vitwarm.errors import Interrupted, UserError
+from vitwarm.export import read_gpt2
+from vitwarm.run import run, run_ensemble
 
 SEEDS = (3, 4, 9)
 
@@ -40,15 +40,14 @@ def test_each_seed_ends_as_it_would_have_alone(tmp_path, settings):
         alone = run(c)
         for stage in ("warmup", "algorithmic"):
             ours, theirs = (r["stages"][stage] for r in (result, alone))
-            assert {k: ours[k] for k in ("steps", "samples", "tokens", "flops")} == {
-                k: theirs[k] for k in ("steps", "samples", "tokens", "flops")
-            }
+            assert all(ours[k] == theirs[k] for k in ("steps", "samples", "tokens"))
+            assert ours["flops"] == pytest.approx(theirs["flops"], rel=0.02)  # a share: seeds ask for other positions
             assert ours["metrics"]["loss"] == pytest.approx(theirs["metrics"]["loss"], rel=1e-5)
         assert (result["recipe_hash"], result["start"]) == (alone["recipe_hash"], alone["start"])
         folder = tmp_path / "together" / f"tiny-seed{seed}"
         assert json.loads((folder / "result.json").read_text()) == result
         weights = [load(f / "export") for f in (folder, tmp_path / f"alone{seed}")]
-        fresh = build(c, 1, True).fresh.state_dict()["blocks.0.attn.qkv.weight"].T
+        fresh = assemble(c, 1).model.state_dict()["blocks.0.attn.qkv.weight"].T
         for name, tensor in weights[1].items():
             torch.testing.assert_close(weights[0][name], tensor, rtol=1e-4, atol=1e-5)
         moved.append((weights[1]["transformer.h.0.attn.c_attn.weight"] - fresh).abs().max())
@@ -61,28 +60,53 @@ def load(folder):
     return load_file(folder / "model.safetensors")
 
 
-def test_seeds_do_not_touch_each_other():
+def test_seeds_do_not_touch_each_other(tmp_path):
     """Another companion changes nothing."""
     found = []
     for seeds in ((0, 1), (0, 2)):
-        stages = [build(replace(tiny(), seed=s), 1, True).main for s in seeds]
-        ensemble = Ensemble(stages, torch.device("cpu"))
-        ensemble.train(lambda step, metrics: None)
-        found.append(stages[0].model.state_dict())
+        run_ensemble(tiny(tmp_path / f"{seeds}"), seeds)
+        found.append(load(tmp_path / f"{seeds}/tiny-seed0/export"))
     assert all(torch.equal(found[0][n], found[1][n]) for n in found[0])
 
 
-def test_frozen_groups_stand_still_and_a_loss_of_many_chunks_is_one_piece():
-    configs = [replace(tiny(clip=0.05), seed=s) for s in (0, 1)]
-    for c in configs:
-        c.train.freeze = ["attention"]
-    stages = [build(c, 1, True).main for c in configs]
-    for stage in stages:
-        stage.model.max_logits = 8
-    before = {n: t.clone() for n, t in stages[1].model.state_dict().items()}
-    Ensemble(stages, torch.device("cpu")).train(lambda step, metrics: None)
-    moved = {n for n, t in stages[1].model.state_dict().items() if not torch.equal(t, before[n])}
+def test_frozen_groups_stand_still_and_a_loss_of_many_chunks_is_one_piece(tmp_path, monkeypatch):
+    monkeypatch.setattr("vitwarm.trunk.decoder.MAX_LOGITS", 8)
+    c = tiny(tmp_path, clip=0.05)
+    c.warmup.budget, c.train.freeze = "0", ["attention"]
+    run_ensemble(c, [0, 1])
+    trained = read_gpt2(tmp_path / "tiny-seed1/export").state_dict()
+    before = assemble(replace(c, seed=1), 1).model.state_dict()
+    moved = {n for n, t in trained.items() if not torch.equal(t, before[n])}
     assert moved == {n for n in before if ".attn." not in n}
+
+
+def test_a_killed_ensemble_resumes_to_the_same_bits(tmp_path):
+    """Stopped in its warm-up and in its main stage, by a signal, against one that nothing disturbs."""
+    run_ensemble(tiny(tmp_path / "whole"), [0, 1])
+    c = tiny(tmp_path / "cut")
+    c.run.log_every = 1
+
+    class At(list):
+        """A list of signals into which one falls at a step of the run."""
+
+        def __bool__(self):
+            entries = [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
+            return any(entry.get("run_step", 0) >= self[0] for entry in entries)
+
+    log = tmp_path / "cut/tiny-ensemble0,1/log.jsonl"
+    for step in (7, 31):
+        stop = At([step])
+        with pytest.raises(Interrupted):
+            run_ensemble(c, [0, 1], stop)
+        assert not (tmp_path / "cut/tiny-seed0/result.json").exists()
+    results = run_ensemble(c, [0, 1])
+    for seed, result in enumerate(results):
+        own, other = tmp_path / f"cut/tiny-seed{seed}", tmp_path / f"whole/tiny-seed{seed}"
+        for folder in ("warmup", "export"):
+            assert all(torch.equal(t, load(other / folder)[n]) for n, t in load(own / folder).items())
+        assert (own / "log.jsonl").read_text() == (other / "log.jsonl").read_text()
+        assert result["metrics"] == json.loads((other / "result.json").read_text())["metrics"]
+    assert run_ensemble(c, [0, 1]) == results  # finished: nothing is trained again
 
 
 @pytest.mark.parametrize("how", ["init_from", "sources"])
@@ -128,12 +152,16 @@ def test_what_an_ensemble_cannot_do(tmp_path):
     with pytest.raises(UserError, match="works without grad_checkpointing"):
         run_ensemble(c, [0, 1])
     c = tiny(tmp_path)
-    c.run.tensorboard = True
-    with pytest.raises(UserError, match="works without run.tensorboard"):
+    c.run.push = "somebody/something"
+    with pytest.raises(UserError, match="works without run.push"):
+        run_ensemble(c, [0, 1])
+    c = tiny(tmp_path)
+    c.run.device_batch = 2
+    with pytest.raises(UserError, match="takes its batch at once"):
         run_ensemble(c, [0, 1])
     c = tiny(tmp_path)
     c.resume_from = "elsewhere"
-    with pytest.raises(UserError, match="leave out resume_from"):
+    with pytest.raises(UserError, match="works without resume_from"):
         run_ensemble(c, [0, 1])
     run_ensemble(tiny(tmp_path), [0])
     with pytest.raises(UserError, match="holds a finished run"):

@@ -10,14 +10,14 @@ from gluemaking import write
 from safetensors.torch import load_file
 from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
 
+from vitwarm.assembly import assemble
 from vitwarm.config import Config, DecoderConfig, ModelConfig, OptimConfig, TextConfig, TrainConfig, WarmupConfig
 from vitwarm.data.text.glue import TASKS
 from vitwarm.data.tokenizers import ByteTokenizer
 from vitwarm.errors import Interrupted, UserError
 from vitwarm.export import export_gpt2, read_gpt2
 from vitwarm.recipe import load_recipe
-from vitwarm.run import build, run, summary
-from vitwarm.run_ensemble import run_ensemble
+from vitwarm.run import run, run_ensemble, summary
 from vitwarm.stages.glue import GlueStage, scores
 from vitwarm.trunk import Classifier, build_decoder
 
@@ -84,7 +84,7 @@ def test_scores_are_those_of_scikit_learn(labels, task):
 @pytest.mark.parametrize("task", TASKS)
 @pytest.mark.parametrize("val_rows", [None, 3])
 def test_metrics_are_exact_over_any_number_of_processes(folder, task, val_rows):
-    stage = build(config(folder(task), task=task, val_rows=val_rows), 1, True).main
+    stage = assemble(config(folder(task), task=task, val_rows=val_rows), 1).main
     assert isinstance(stage, GlueStage)
     torch.nn.init.normal_(stage.model.score.weight, std=3.0, generator=torch.Generator().manual_seed(1))
     model, expected = stage.model.eval(), {}
@@ -117,13 +117,13 @@ def test_metrics_are_exact_over_any_number_of_processes(folder, task, val_rows):
 def test_padding_cannot_change_a_logit(folder, task):
     c = config(folder(task), task=task)
     c.model.decoder.positions = 40
-    stage = build(c, 1, True).main
+    stage = assemble(c, 1).main
     model = stage.model.eval()
     batch = stage.batch("train", 0, 8)
     with torch.inference_mode():
-        together = model(batch["tokens"])
+        together = model(batch.tokens)
         lengths = []
-        for ids, logits in zip(batch["tokens"], together, strict=True):
+        for ids, logits in zip(batch.tokens, together, strict=True):
             row = ids.tolist()
             while row[-1] == END and len(row) > 1 and row.count(END) > len(TASKS[task].sentences):
                 row.pop()
@@ -135,16 +135,16 @@ def test_padding_cannot_change_a_logit(folder, task):
             place = max(i for i, t in enumerate(row) if t != END)
             features = model.features(model.embed(other))[0, place]
             torch.testing.assert_close(model.score(features), logits, rtol=1e-5, atol=1e-6)
-    assert len(set(lengths)) > 1 and max(lengths) == batch["tokens"].shape[1]
+    assert len(set(lengths)) > 1 and max(lengths) == batch.tokens.shape[1]
 
 
 def test_an_epoch_shows_each_row_once_and_batches_run_across_its_end(folder):
-    stage = build(config(folder(count=23), budget="3 epochs"), 1, True).main
+    stage = assemble(config(folder(count=23), budget="3 epochs"), 1).main
     assert stage.steps == round(3 * 23 / 8) == 9
     rows = stage.train_rows(0, 72)
     for epoch in range(3):
         assert sorted(rows[23 * epoch : 23 * (epoch + 1)]) == list(range(23))
-    labels = np.concatenate([stage.batch("train", i, i + 8)["labels"] for i in range(0, 72, 8)])
+    labels = np.concatenate([stage.batch("train", i, i + 8).labels for i in range(0, 72, 8)])
     lines = (folder(count=23) / "train.tsv").read_text().splitlines()
     assert labels.tolist() == [int(lines[row].split("\t")[1]) for row in rows]
 
@@ -153,7 +153,7 @@ def test_a_fresh_classifier_leaves_the_global_generator_alone_and_follows_its_se
     torch.manual_seed(5)
     draw = torch.rand(3)
     torch.manual_seed(5)
-    first, again = (build(config(folder()), 1, True).fresh for _ in range(2))
+    first, again = (assemble(config(folder()), 1).model for _ in range(2))
     assert torch.equal(torch.rand(3), draw)
     assert isinstance(first, Classifier) and torch.equal(first.score.weight, again.score.weight)
     decoder = build_decoder("2_2_8", 257, 32, "text", seed=0)
@@ -194,7 +194,7 @@ def test_a_run_that_was_stopped_ends_with_the_same_bits(tmp_path, folder):
 def test_the_export_gives_the_same_logits_in_transformers(tmp_path, folder):
     c = config(folder("mrpc"), tmp_path / "run", task="mrpc")
     run(c, stop=[])
-    stage = build(c, 1, True).main
+    stage = assemble(c, 1).main
     stage.model.load_state_dict(load_file(newest(tmp_path / "run") / "model.safetensors"))
     theirs, said = transformers.AutoModelForSequenceClassification.from_pretrained(
         tmp_path / "run" / "export", output_loading_info=True
@@ -205,8 +205,8 @@ def test_the_export_gives_the_same_logits_in_transformers(tmp_path, folder):
     assert theirs.config.label2id == {"not_equivalent": 0, "equivalent": 1} and theirs.config.pad_token_id == END
     batch = stage.batch("validation", 0, 23)
     with torch.inference_mode():
-        ours = stage.model.eval()(batch["tokens"])
-        torch.testing.assert_close(theirs.eval()(batch["tokens"]).logits, ours, rtol=1e-5, atol=1e-6)
+        ours = stage.model.eval()(batch.tokens)
+        torch.testing.assert_close(theirs.eval()(batch.tokens).logits, ours, rtol=1e-5, atol=1e-6)
         tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "run" / "export", pad_token="<|endoftext|>")
         lines = (tmp_path / "mrpc" / "dev.tsv").read_text().splitlines()[1:]
         texts = ["".join(f"<|endoftext|>{text.strip()}" for text in line.split("\t")[3:]) for line in lines]
@@ -234,17 +234,17 @@ def language_model(path, positions=32, vocab=257):
 @pytest.mark.parametrize("positions", [32, 48])
 def test_tokens_and_the_first_positions_come_from_a_language_model(tmp_path, folder, positions):
     theirs = language_model(tmp_path / "lm", positions)
-    fresh = build(config(folder()), 1, True).fresh.state_dict()
-    parts = build(config(folder(), init_from=tmp_path / "lm"), 1, True)
-    own = parts.fresh.state_dict()
+    fresh = assemble(config(folder()), 1).model.state_dict()
+    parts = assemble(config(folder(), init_from=tmp_path / "lm"), 1)
+    own = parts.model.state_dict()
     assert torch.equal(own["token_embed.weight"], theirs["token_embed.weight"])
     assert torch.equal(own["pos_embed.weight"], theirs["pos_embed.weight"][:32])
     assert all(torch.equal(t, theirs[n]) for n, t in own.items() if n.startswith(("blocks.", "norm.")))
     assert torch.equal(own["score.weight"], fresh["score.weight"]) and parts.given.fresh == ["score.weight"]
     c = config(folder(), init_from=tmp_path / "lm")
     c.model.decoder.positions = positions
-    assert torch.equal(build(c, 1, True).fresh.pos_embed.weight, theirs["pos_embed.weight"])
-    tables = build(config(folder(), init_from=tmp_path / "lm", groups=["trunk"]), 1, True).fresh.state_dict()
+    assert torch.equal(assemble(c, 1).model.pos_embed.weight, theirs["pos_embed.weight"])
+    tables = assemble(config(folder(), init_from=tmp_path / "lm", groups=["trunk"]), 1).model.state_dict()
     assert torch.equal(tables["token_embed.weight"], fresh["token_embed.weight"])
 
 
@@ -252,7 +252,7 @@ def test_a_folder_of_transformers_is_a_language_model_too(tmp_path, folder):
     settings = {"vocab_size": 257, "n_positions": 64, "n_embd": 8, "n_layer": 2, "n_head": 2}
     source = transformers.GPT2LMHeadModel(transformers.GPT2Config(**settings))
     source.save_pretrained(tmp_path / "gpt2")
-    own = build(config(folder(), init_from=tmp_path / "gpt2"), 1, True).fresh
+    own = assemble(config(folder(), init_from=tmp_path / "gpt2"), 1).model
     tokens = torch.randint(0, 256, (3, 20))
     with torch.inference_mode():
         theirs = source.eval().transformer(tokens).last_hidden_state
@@ -263,11 +263,11 @@ def test_a_classifier_starts_a_classifier_of_another_task(tmp_path, folder):
     run(config(folder("mnli"), tmp_path / "mnli-run", task="mnli"), stop=[])
     source = tmp_path / "mnli-run" / "export"
     theirs = load_file(source / "model.safetensors")
-    own = build(config(folder("rte"), task="rte", init_from=source), 1, True)
+    own = assemble(config(folder("rte"), task="rte", init_from=source), 1)
     assert torch.equal(own.fresh.token_embed.weight, theirs["transformer.wte.weight"])
     assert own.given.fresh == ["score.weight"]
     with pytest.raises(UserError, match=r"score.weight \(source \(3, 8\), target \(2, 8\)\)"):
-        build(config(folder("rte"), task="rte", init_from=source, groups=["trunk", "embedding", "head"]), 1, True)
+        assemble(config(folder("rte"), task="rte", init_from=source, groups=["trunk", "embedding", "head"]), 1)
     with pytest.raises(UserError, match="holds a classifier"):
         read_gpt2(source)
 
@@ -282,9 +282,9 @@ def test_a_classifier_starts_a_classifier_of_another_task(tmp_path, folder):
 def test_another_vocabulary_or_fewer_positions_are_refused(tmp_path, folder, positions, vocab, says):
     language_model(tmp_path / "lm", positions, vocab)
     with pytest.raises(UserError, match=says) as error:
-        build(config(folder(), init_from=tmp_path / "lm"), 1, True)
+        assemble(config(folder(), init_from=tmp_path / "lm"), 1)
     assert "\n" not in str(error.value)
-    build(config(folder(), init_from=tmp_path / "lm", groups=["trunk"]), 1, True)
+    assemble(config(folder(), init_from=tmp_path / "lm", groups=["trunk"]), 1)
 
 
 # Mistakes
@@ -332,7 +332,7 @@ def test_positions_and_ensembles(tmp_path, folder):
     c = config(folder())
     c.model.decoder.positions = 16
     with pytest.raises(UserError, match="positions=16 is too short for rows of 32 tokens"):
-        build(c, 1, True)
+        assemble(c, 1)
     with pytest.raises(UserError, match="run its seeds one by one"):
         run_ensemble(config(folder(), tmp_path / "seeds"), [0, 1])
 

@@ -11,12 +11,14 @@ import torch
 from timm.loss import BinaryCrossEntropy, SoftTargetCrossEntropy
 from torch import nn
 
+from vitwarm.assembly import assemble
 from vitwarm.data.mixing import to_float
 from vitwarm.data.subset import balanced
 from vitwarm.errors import UserError
 from vitwarm.recipe import list_recipes, load_recipe
-from vitwarm.run import build, run
+from vitwarm.run import run
 from vitwarm.stages.images import ImagesStage
+from vitwarm.stages.registry import Setup
 from vitwarm.trunk import build_model
 
 TINY = [
@@ -37,8 +39,8 @@ def recipe(tmp_path, *overrides: str):
 
 
 def stage_of(config) -> ImagesStage:
-    stage = ImagesStage(config, workers=0)
-    stage.set_model(build_model(config.model, "images", seed=config.seed), config.model.grad_checkpointing)
+    stage = ImagesStage(config, Setup())
+    stage.bind(stage.fresh_model())
     return stage
 
 
@@ -62,8 +64,8 @@ def bare_loop(config) -> dict[str, torch.Tensor]:
         free = p.ndim <= 1 or name in ("pos_embed", "cls_token", "reg_token")
         adamw.append((torch.optim.AdamW([p], eps=optim.eps, weight_decay=0.0 if free else optim.weight_decay), scale))
     for step, batch in enumerate(stage.batches(0, 0, 1, optim.global_batch)):
-        images = to_float(batch["image"], config.images.mean, config.images.std)
-        images, targets, _ = stage.mixer(stage.erasing(images, step, 0), batch["label"], batch["valid"], step)
+        images = to_float(batch.images, config.images.mean, config.images.std)
+        images, targets, _ = stage.mixer(stage.erasing(images, step, 0), batch.labels, batch.valid, step)
         loss = criterion(vit(images), targets)
         vit.zero_grad()
         loss.backward()
@@ -126,28 +128,28 @@ def test_drop_path_and_layer_scale_arrive_and_act(tmp_path):
 
 def test_the_warm_up_goes_without_drop_path_and_the_images_have_it(tmp_path):
     config = recipe(tmp_path, "model.args.drop_path_rate=0.4", "warmup.budget=1 steps", "warmup.lr_warmup=0")
-    parts = build(config, world=1, starts=True)
-    assert parts.warmup.vit.blocks[-1].drop_path1 is not parts.fresh.blocks[-1].drop_path1
+    parts = assemble(config, 1)
+    assert parts.warmup.vit.blocks[-1].drop_path1 is not parts.model.blocks[-1].drop_path1
     assert isinstance(parts.warmup.vit.blocks[-1].drop_path1, nn.Identity)
-    assert parts.fresh.blocks[-1].drop_path1.drop_prob == pytest.approx(0.4)
+    assert parts.model.blocks[-1].drop_path1.drop_prob == pytest.approx(0.4)
 
 
 def test_bce_is_timms_and_counts_mixed_classes_fully(tmp_path):
     stage = stage_of(recipe(tmp_path, "images.loss=bce", "images.mix_switch_prob=0.0", "images.random_erasing=0.0"))
     batch = next(stage.batches(0, 0, 1, 12))
-    batch["valid"][3] = False
+    batch.valid[3] = False
     share, _ = stage.mixer.draw(0, 8, 8)
     assert 0 < share < 1
     logits = torch.randn(12, 10)
     theirs = torch.zeros(12, 10)
-    for row, label in enumerate(batch["label"].tolist()):
+    for row, label in enumerate(batch.labels.tolist()):
         theirs[row, label] = 1
         if row not in (2, 3):  # the damaged one and its partner are not mixed
-            theirs[row, batch["label"][row ^ 1]] = 1
+            theirs[row, batch.labels[row ^ 1]] = 1
     criterion = BinaryCrossEntropy(smoothing=0.0, reduction="none")
     kept = [row for row in range(12) if row != 3]
     expected = criterion(logits, theirs).mean(1)[kept].sum()
-    torch.testing.assert_close(stage.losses(lambda images: logits, batch, 0)["loss"], expected)
+    torch.testing.assert_close(stage.losses(lambda images: logits, batch, 0).loss, expected)
     with pytest.raises(UserError, match="label_smoothing"):
         recipe(tmp_path, "images.loss=bce", "images.label_smoothing=0.1")
 
@@ -199,13 +201,13 @@ def test_a_run_writes_its_images_down_and_refuses_others(tmp_path):
 def test_repeats_show_an_image_several_times_augmented_anew(tmp_path):
     stage = stage_of(recipe(tmp_path, "images.repeats=3", "images.crop=pad", "images.pad=3"))
     batch = next(stage.batches(0, 0, 1, 12))
-    assert set(Counter(batch["sample"].tolist()).values()) == {3}
-    for sample in set(batch["sample"].tolist()):
-        copies = batch["image"][batch["sample"] == sample]
+    assert set(Counter(batch.sample.tolist()).values()) == {3}
+    for sample in set(batch.sample.tolist()):
+        copies = batch.images[batch.sample == sample]
         assert len({copy.numpy().tobytes() for copy in copies}) == 3
     halves = [next(stage.batches(0, rank, 2, 6)) for rank in range(2)]
-    for name in ("image", "sample", "label"):
-        assert torch.equal(torch.cat([half[name] for half in halves]), batch[name])
+    for name in ("images", "sample", "labels"):
+        assert torch.equal(torch.cat([getattr(half, name) for half in halves]), getattr(batch, name))
 
 
 def test_damage_is_measured_against_the_images_in_use(tmp_path):
@@ -218,15 +220,15 @@ def test_damage_is_measured_against_the_images_in_use(tmp_path):
 def test_compile_precision_and_checkpointing_reach_the_blocks(tmp_path, monkeypatch):
     seen = {"dtype": set(), "calls": 0}
 
-    def watched(config, world, starts):
-        parts = build(config, world, starts)
-        block = parts.fresh.blocks[0]
+    def watched(config, world, **more):
+        parts = assemble(config, world, **more)
+        block = parts.model.blocks[0]
         block.mlp.fc1.register_forward_hook(lambda m, i, out: seen["dtype"].add(out.dtype) if m.training else None)
         block.norm1.register_forward_hook(lambda m, i, o: seen.__setitem__("calls", seen["calls"] + m.training))
-        seen["model"] = parts.fresh
+        seen["model"] = parts.model
         return parts
 
-    monkeypatch.setattr("vitwarm.run.build", watched)
+    monkeypatch.setattr("vitwarm.run.assemble", watched)
     on = recipe(tmp_path, "train.compile=true", "train.precision=bf16", "model.grad_checkpointing=true")
     with torch.compiler.set_stance("force_eager"):  # the wiring, without the minutes of a compiler
         run(on)
@@ -251,6 +253,6 @@ def test_every_shipped_recipe_builds_on_eight_processes(name):
     own = load_recipe([f"recipe={name}"]).model.args
     model += [f"model.args.{key}={test}" for key, test in (("embed_dim", 96), ("num_heads", 6)) if key in own]
     world = 8 if load_recipe([f"recipe={name}"]).train.global_batch % 16 == 0 else 1
-    parts = build(load_recipe([f"recipe={name}", *data, *model]), world=world, starts=True)
+    parts = assemble(load_recipe([f"recipe={name}", *data, *model]), world)
     epochs, samples = parts.main.plan.batch(0)
     assert epochs.shape == samples.shape == (parts.main.optim.global_batch,)

@@ -8,12 +8,14 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from vitwarm.assembly import assemble
 from vitwarm.config import AlgorithmicConfig, Config, DecoderConfig, ModelConfig, TrainConfig, WarmupConfig
 from vitwarm.errors import UserError
 from vitwarm.recipe import load_recipe
-from vitwarm.run import build, hand_over, run, warmed_part
+from vitwarm.run import run
 from vitwarm.stages import NextStateWarmup, NextTokenWarmup, make_warmup
 from vitwarm.stages.tokens import next_token_batch
+from vitwarm.transfer import Part
 from vitwarm.trunk import build_decoder
 
 DECODER = DecoderConfig(size="2_2_8", tied=False)
@@ -45,11 +47,11 @@ def test_the_loss_of_asked_tokens_is_that_of_a_plain_computation(share):
     asked[2] = False
     decoder = build_decoder("2_2_8", 11, 16, seed=0)
     batch = next_token_batch(tokens, asked)
-    assert ("places" in batch) == (share < 0.5)
-    loss, correct = decoder(batch["tokens"], batch["targets"], batch["weights"], places=batch.get("places"))
+    assert (batch.positions is not None) == (share < 0.5)
+    loss, correct = decoder(batch.tokens, batch.targets, batch.weights, positions=batch.positions)
     log_p = decoder(torch.from_numpy(tokens[:, :-1])).log_softmax(-1)
     pairs = [(b, n) for b in range(6) for n in range(16) if asked[b, n + 1]]
-    assert batch["weight"] == len(pairs)
+    assert batch.weight == len(pairs)
     expected = -sum(log_p[b, n, tokens[b, n + 1]] for b, n in pairs)
     torch.testing.assert_close(loss, expected)
     assert correct == sum(int(log_p[b, n].argmax() == tokens[b, n + 1]) for b, n in pairs)
@@ -62,12 +64,12 @@ def test_what_the_rule_scores_or_all_but_pad():
         rows = stage.stream.rows(0, 8)
         wanted = rows.scored if loss_on == "outputs" else rows.tokens != 0
         batch = stage.batch("train", 0, 8)
-        assert batch["weight"] == wanted[:, 1:].sum()
-        assert sorted(batch["targets"][batch["weights"] > 0].tolist()) == sorted(rows.tokens[:, 1:][wanted[:, 1:]])
-        assert (batch["tokens"].numpy() == rows.tokens[:, :-1]).all()
+        assert batch.weight == wanted[:, 1:].sum()
+        assert sorted(batch.targets[batch.weights > 0].tolist()) == sorted(rows.tokens[:, 1:][wanted[:, 1:]])
+        assert (batch.tokens.numpy() == rows.tokens[:, :-1]).all()
         sums = stage.losses(stage.model, batch, 0)
         vocab = stage.rule.vocab.size
-        assert sums["loss"].item() / batch["weight"] == pytest.approx(math.log(vocab), abs=0.1)
+        assert sums.loss.item() / batch.weight == pytest.approx(math.log(vocab), abs=0.1)
 
 
 # Next state
@@ -80,19 +82,19 @@ def automaton(**more):
 def test_bits_of_a_state_follow_from_the_state_before():
     stage = make_warmup(config(objective="next_state", rule=automaton(), length=6), None)
     assert isinstance(stage, NextStateWarmup)
-    states = stage.batch("train", 0, 8)["states"]
+    states = stage.batch("train", 0, 8).states
     assert states.shape == (8, 6, 10) and set(states.unique().tolist()) == {0.0, 1.0}
     for t in range(5):
         now = states[:, t].long()
         number = 4 * now.roll(1, 1) + 2 * now + now.roll(-1, 1)
         assert torch.equal(states[:, t + 1].long(), 110 >> number & 1)
     sums, weight = stage.losses(stage.model, stage.batch("train", 0, 8), 0), 8 * 5 * 10
-    assert sums["loss"].item() / weight == pytest.approx(math.log(2), abs=0.05)
+    assert sums.loss.item() / weight == pytest.approx(math.log(2), abs=0.05)
     states = states.clone()
     before = stage.model(states)
     states[:, 4] = 1 - states[:, 4]
     assert torch.equal(stage.model(states)[:, :4], before[:, :4])  # nothing looks ahead
-    assert all(n.startswith(("blocks.", "norm.")) for n in stage.hand_on(stage.model))
+    assert all(n.startswith(("blocks.", "norm.")) for n in stage.trained_tensors(stage.model))
 
 
 def test_an_automaton_learns_its_rule():
@@ -101,7 +103,7 @@ def test_an_automaton_learns_its_rule():
     optimizer = torch.optim.AdamW(stage.parameter_groups(), lr=1e-2)
     for batch in stage.batches(0, 0, 1, 64):
         optimizer.zero_grad()
-        (stage.losses(stage.model, batch, 0)["loss"] / batch["weight"]).backward()
+        (stage.losses(stage.model, batch, 0).loss / batch.weight).backward()
         optimizer.step()
     with torch.inference_mode():
         metrics = stage.metrics(stage.evaluate(stage.model.eval(), 0, 1, 10))
@@ -120,7 +122,7 @@ def test_only_automata_have_states(rule):
 @pytest.mark.parametrize("task", ["addition", "reversed_addition", "multiplication", "haystack", "sorting"])
 @pytest.mark.parametrize("loss_on", ["published", "answers"])
 def test_both_measures_are_those_of_a_plain_count(task, loss_on):
-    stage = build(config(task, 3, loss_on=loss_on), 1, True).main
+    stage = assemble(config(task, 3, loss_on=loss_on), 1).main
     decoder = stage.model.eval()
     with torch.inference_mode():
         shares = [stage.evaluate(decoder, rank, 3, 4) for rank in range(3)]
@@ -140,11 +142,11 @@ def test_both_measures_are_those_of_a_plain_count(task, loss_on):
     batch = stage.batch("train", 0, 8)
     train = stage.streams["train"].rows(0, 8)
     wanted = train.published if loss_on == "published" else train.published | train.answer
-    assert batch["weight"] == wanted.sum() == batch["weights"].sum()
+    assert batch.weight == wanted.sum() == batch.weights.sum()
 
 
 def test_more_processes_than_validation_rows():
-    stage = build(config(val_rows=2), 1, True).main
+    stage = assemble(config(val_rows=2), 1).main
     with torch.inference_mode():
         shares = [stage.evaluate(stage.model.eval(), rank, 5, 4) for rank in range(5)]
     assert len({frozenset(s) for s in shares}) == 1
@@ -154,11 +156,11 @@ def test_more_processes_than_validation_rows():
 def test_addition_is_learnt():
     c = config("addition", 1, loss_on="answers", budget="300 steps")
     c.train.global_batch = 64
-    stage = build(c, 1, True).main
+    stage = assemble(c, 1).main
     optimizer = torch.optim.AdamW(stage.parameter_groups(), lr=1e-2)
     for batch in stage.batches(0, 0, 1, 64):
         optimizer.zero_grad()
-        (stage.losses(stage.model, batch, 0)["loss"] / batch["weight"]).backward()
+        (stage.losses(stage.model, batch, 0).loss / batch.weight).backward()
         optimizer.step()
     with torch.inference_mode():
         metrics = stage.metrics(stage.evaluate(stage.model.eval(), 0, 1, 64))
@@ -171,16 +173,16 @@ def test_addition_is_learnt():
 @pytest.mark.parametrize("tied", [False, True])
 def test_mean_embeddings(tied):
     c = config(tied=tied)
-    parts = build(c, 1, True)
-    fresh = {n: t.clone() for n, t in parts.fresh.state_dict().items()}
-    tensors = parts.warmup.hand_on(parts.warmup.model)
-    report = hand_over(c, parts.main, parts.fresh, [warmed_part(c, tensors)])
-    now = parts.fresh.state_dict()
+    parts = assemble(c, 1)
+    fresh = {n: t.clone() for n, t in parts.model.state_dict().items()}
+    tensors = parts.warmup.trained_tensors(parts.warmup.model)
+    report = parts.transfer([Part(c.transfer.groups, tensors, "the warm-up")])
+    now = parts.model.state_dict()
     mean = tensors["token_embed.weight"].mean(0)
     tables = ["token_embed.weight"] if tied else ["token_embed.weight", "head.weight"]
     for name in tables:
         assert (now[name] == mean).all()
-    assert torch.equal(now["pos_embed.weight"], tensors["pos_embed.weight"][: parts.fresh.n_positions])
+    assert torch.equal(now["pos_embed.weight"], tensors["pos_embed.weight"][: parts.model.n_positions])
     for name in (n for n in now if n.startswith(("blocks.", "norm."))):
         assert torch.equal(now[name], tensors[name])
         assert name.endswith("bias") or "norm" in name or not torch.equal(now[name], fresh[name])
@@ -189,19 +191,19 @@ def test_mean_embeddings(tied):
 
 def test_positions_stay_fresh_when_the_source_has_fewer():
     c = config(length=5)
-    parts = build(c, 1, True)
-    before = parts.fresh.pos_embed.weight.clone()
-    report = hand_over(c, parts.main, parts.fresh, [warmed_part(c, parts.warmup.hand_on(parts.warmup.model))])
-    assert torch.equal(parts.fresh.pos_embed.weight, before) and report.fresh == ["pos_embed.weight"]
+    parts = assemble(c, 1)
+    before = parts.model.pos_embed.weight.clone()
+    _, report = parts.transfer_warmup(parts.warmup.model)
+    assert torch.equal(parts.model.pos_embed.weight, before) and report.fresh == ["pos_embed.weight"]
 
 
 def test_attention_alone_leaves_all_else_fresh():
     c = config(embeddings="fresh")
     c.transfer.groups = ["attention"]
-    parts = build(c, 1, True)
-    before = {n: t.clone() for n, t in parts.fresh.state_dict().items()}
-    hand_over(c, parts.main, parts.fresh, [warmed_part(c, parts.warmup.hand_on(parts.warmup.model))])
-    for name, tensor in parts.fresh.state_dict().items():
+    parts = assemble(c, 1)
+    before = {n: t.clone() for n, t in parts.model.state_dict().items()}
+    parts.transfer_warmup(parts.warmup.model)
+    for name, tensor in parts.model.state_dict().items():
         assert torch.equal(tensor, before[name]) == (".attn." not in name or name.endswith("bias")), name
 
 
@@ -259,6 +261,6 @@ def test_impossible_lengths():
     with pytest.raises(UserError, match="positions=3 is too short for rows of 9 tokens"):
         c = config()
         c.model.decoder.positions = 3
-        build(c, 1, True)
+        assemble(c, 1)
     with pytest.raises(UserError, match="algorithmic.size"):
-        build(config("haystack", 31), 1, True)
+        assemble(config("haystack", 31), 1)

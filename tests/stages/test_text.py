@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 import torch
 
+from vitwarm.assembly import assemble
 from vitwarm.config import Config, DecoderConfig, ModelConfig, TextConfig, TrainConfig, WarmupConfig
 from vitwarm.data.tokenizers import read_tokenizer
 from vitwarm.errors import UserError
 from vitwarm.recipe import list_recipes, load_recipe
-from vitwarm.run import build, run
+from vitwarm.run import run
 from vitwarm.trunk import generate
 
 BOS, END = 2, 256
@@ -52,7 +53,7 @@ def config(**text) -> Config:
 
 
 def stage(c: Config):
-    return build(c, 1, True).main
+    return assemble(c, 1).main
 
 
 # Language
@@ -102,7 +103,7 @@ def test_answers_are_right_when_greedy_generation_writes_them(tmp_path):
     optimizer = torch.optim.AdamW(main.parameter_groups(), lr=1e-2)
     for batch in main.batches(0, 0, 1, 3):  # not to learn sums: so that some answers are right
         optimizer.zero_grad()
-        (main.losses(main.model, batch, 0)["loss"] / batch["weight"]).backward()
+        (main.losses(main.model, batch, 0).loss / batch.weight).backward()
         optimizer.step()
     decoder, tokenizer = main.model.eval(), read_tokenizer("chars")
     with torch.inference_mode():
@@ -169,12 +170,12 @@ def test_shipped_recipes_build_and_have_the_published_budgets(tmp_path, name):
         else:
             long = written(tmp_path / "a.jsonl", ["word " * 1000], plain.text.field)
             overrides += [f"text.train={long}", f"text.val={long}", "text.tokenizer=bytes"]
-    parts = build(load_recipe([f"recipe={name}", *overrides]), 1, True)
+    parts = assemble(load_recipe([f"recipe={name}", *overrides]), 1)
     stages = [s for s in (parts.warmup, parts.main) if s is not None]
     assert stages
     for s in stages:
         batch = s.batch("train", 0, 2)
-        assert torch.isfinite(s.losses(s.model, batch, 0)["loss"]) and batch["weight"] > 0
+        assert torch.isfinite(s.losses(s.model, batch, 0).loss) and batch.weight > 0
     if name in PUBLISHED:
         text, warmup = PUBLISHED[name]
         assert parts.main.samples * parts.main.tokens_per_sample == pytest.approx(text, rel=0.002)

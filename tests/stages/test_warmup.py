@@ -10,6 +10,7 @@ from torch import nn
 
 from vitwarm.config import Config, ModelConfig, WarmupConfig
 from vitwarm.errors import UserError
+from vitwarm.stages.batches import MaskedBatch
 from vitwarm.stages.warmup import WarmupModel, WarmupStage
 from vitwarm.trunk import SymbolStem
 from vitwarm.trunk.stems import SCALE, position_table, token_table
@@ -56,32 +57,32 @@ def test_ids_and_rows(faithful):
 def test_only_closers_are_masked_about_half_of_them(faithful, batch):
     """Compared with the unmasked stream, place by place."""
     rows = faithful.stream.rows(0, 256).tokens
-    symbols = batch["symbols"].numpy()
+    symbols = batch.tokens.numpy()
     hidden = symbols != rows
     assert (symbols[hidden] == 1).all() and (rows[hidden] >= 66).all()
     closers = 256 * 98
     assert abs(hidden.sum() - closers / 2) < 5 * math.sqrt(closers / 4)
-    assert batch["weight"] == hidden.sum()
+    assert batch.weight == hidden.sum()
 
 
 def test_positions_and_targets_are_the_masked_tokens(faithful, batch):
     """In row-major order, found here by walking over rows and columns."""
     rows = faithful.stream.rows(0, 256).tokens
-    symbols = batch["symbols"].tolist()
+    symbols = batch.tokens.tolist()
     expected = [(b, n, rows[b, n]) for b in range(256) for n in range(196) if symbols[b][n] == 1]
-    assert batch["positions"].tolist() == [b * 196 + n for b, n, _ in expected]
-    assert batch["targets"].tolist() == [token for _, _, token in expected]
+    assert batch.positions.tolist() == [b * 196 + n for b, n, _ in expected]
+    assert batch.targets.tolist() == [token for _, _, token in expected]
 
 
 def test_an_oracle_is_always_right(faithful, batch):
-    symbols = batch["symbols"].numpy()
+    symbols = batch.tokens.numpy()
     solved = faithful.rule.solve(symbols, symbols == 1)
-    assert (solved.reshape(-1)[batch["positions"]] == batch["targets"].numpy()).all()
+    assert (solved.reshape(-1)[batch.positions] == batch.targets.numpy()).all()
 
 
 def test_batches_are_fresh_at_every_step_and_the_same_however_they_are_cut():
     def rows(s, *cut, start=0):
-        return torch.cat([b["symbols"] for b in s.batches(start, *cut)])
+        return torch.cat([b.tokens for b in s.batches(start, *cut)])
 
     s = stage(global_batch=16, rule={"k": 4})
     whole = rows(s, 0, 1, 16)
@@ -96,15 +97,15 @@ def test_batches_are_fresh_at_every_step_and_the_same_however_they_are_cut():
 def test_micro_batches_ask_for_their_own_rows():
     s = stage(global_batch=16, rule={"k": 4})
     for b in s.batches(0, 0, 1, 4):
-        assert (b["symbols"].flatten()[b["positions"]] == 1).all()
-        assert len(b["positions"]) == (b["symbols"] == 1).sum()
+        assert (b.tokens.flatten()[b.positions] == 1).all()
+        assert len(b.positions) == (b.tokens == 1).sum()
 
 
 # A curriculum
 
 
 def lengths(batch):
-    return set((batch["symbols"] != 0).sum(1).tolist())
+    return set((batch.tokens != 0).sum(1).tolist())
 
 
 def test_a_curriculum_moves_on_with_what_was_measured():
@@ -117,13 +118,13 @@ def test_a_curriculum_moves_on_with_what_was_measured():
         found.append(lengths(batch))
         if i % 6 == 0:
             right = 95.0 if i != 12 else 89.0
-            metrics = s.metrics({"accuracy": right, "loss": 1.0, "weight": 100.0})
+            metrics = s.metrics({"correct": right, "loss": 1.0, "weight": 100.0})
             s.follow(metrics)
             assert metrics["level"] == s.rule.level
     assert found == [{4}] * 6 + [{6}] * 12 + [{8}] * 6
     assert lengths(s.batch("validation", 0, 64)) == {10}
     for accuracy in (1.0,) * 9:
-        s.follow(s.metrics({"accuracy": accuracy, "weight": 1.0}))
+        s.follow(s.metrics({"correct": accuracy, "weight": 1.0}))
     assert s.rule.level == 6 and lengths(s.batch("train", 0, 8)) == {16}  # the row is full
 
 
@@ -133,10 +134,10 @@ def test_a_curriculum_goes_on_with_the_same_rows():
     rows = first.batches(0, 0, 1, 8)
     next(rows), next(rows)
     first.follow({"level": 2})
-    second = [next(rows)["symbols"], next(rows)["symbols"]]
+    second = [next(rows).tokens, next(rows).tokens]
     again.follow({"level": 2})
-    assert torch.equal(next(again.batches(2, 0, 1, 8))["symbols"], second[0])
-    assert torch.equal(next(again.batches(3, 0, 1, 8))["symbols"], second[1])
+    assert torch.equal(next(again.batches(2, 0, 1, 8)).tokens, second[0])
+    assert torch.equal(next(again.batches(3, 0, 1, 8)).tokens, second[1])
 
 
 # The frozen tables
@@ -224,7 +225,7 @@ def test_every_family_learns_from_masked_tokens(name, more, prefix):
     assert s.tokens_per_sample == prefix + 16
     b = next(s.batches(0, 0, 1, 8))
     before = {n: t.clone() for n, t in s.vit.state_dict().items()}
-    loss = s.losses(s.model, b, 0)["loss"]
+    loss = s.losses(s.model, b, 0).loss
     loss.backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in s.model.parameters())
     trained = {p.data_ptr() for p in s.model.parameters()}
@@ -240,10 +241,10 @@ def test_logits_are_those_of_the_masked_symbols_in_a_plain_computation():
     s = stage("vit_medium_patch16_reg4_gap_256", global_batch=4)
     s.model.eval()
     b = next(s.batches(0, 0, 1, 4))
-    logits = s.model(b["symbols"], b["positions"])
-    x = torch.cat([s.vit.reg_token.expand(4, -1, -1), s.model.stem.tokens[b["symbols"]] + s.model.stem.positions], 1)
+    logits = s.model(b.tokens, b.positions)
+    x = torch.cat([s.vit.reg_token.expand(4, -1, -1), s.model.stem.tokens[b.tokens] + s.model.stem.positions], 1)
     features = s.vit.fc_norm(s.vit.blocks(x))
-    rows = [s.model.head(features[i, 4 + n]) for i in range(4) for n in range(16) if b["symbols"][i, n] == 1]
+    rows = [s.model.head(features[i, 4 + n]) for i in range(4) for n in range(16) if b.tokens[i, n] == 1]
     torch.testing.assert_close(logits, torch.stack(rows))
 
 
@@ -252,12 +253,12 @@ def test_any_grid(size):
     s = stage(arguments=VIT | {"img_size": list(size)}, global_batch=2)
     assert s.length == size[0] * size[1] // 64
     b = next(s.batches(0, 0, 1, 2))
-    assert s.losses(s.model, b, 0)["loss"].isfinite()
+    assert s.losses(s.model, b, 0).loss.isfinite()
 
 
 def test_length_may_differ_from_the_grid():
     s = stage(global_batch=2, length=30)
-    assert next(s.batches(0, 0, 1, 2))["symbols"].shape == (2, 30)
+    assert next(s.batches(0, 0, 1, 2)).tokens.shape == (2, 30)
 
 
 def test_odd_grid_is_refused_in_one_line_or_padded():
@@ -274,7 +275,7 @@ def test_dropouts_of_the_recipe_are_off():
     s = stage(arguments=VIT | drops, global_batch=2)
     s.model.train()
     b = next(s.batches(0, 0, 1, 2))
-    assert torch.equal(s.model(b["symbols"], b["positions"]), s.model(b["symbols"], b["positions"]))
+    assert torch.equal(s.model(b.tokens, b.positions), s.model(b.tokens, b.positions))
 
 
 # Objective and optimiser
@@ -285,10 +286,10 @@ def test_untrained_loss_is_ln_130_and_ln_64_among_closers(faithful, batch):
     with torch.inference_mode():
         part = next(faithful.batches(0, 0, 1, 32))
         sums = faithful.losses(faithful.model, part, 0)
-        assert sums["loss"].item() / part["weight"] == pytest.approx(math.log(130), abs=0.1)
-        assert sums["accuracy"].item() / part["weight"] < 0.05
-        logits = faithful.model(part["symbols"], part["positions"])
-        among = nn.functional.cross_entropy(logits[:, 66:], part["targets"] - 66).item()
+        assert sums.loss.item() / part.weight == pytest.approx(math.log(130), abs=0.1)
+        assert sums.correct.item() / part.weight < 0.05
+        logits = faithful.model(part.tokens, part.positions)
+        among = nn.functional.cross_entropy(logits[:, 66:], part.targets - 66).item()
     assert among == pytest.approx(math.log(64), abs=0.1)
     assert math.log(64) == pytest.approx(4.16, abs=0.005)
 
@@ -297,17 +298,17 @@ def test_losses_are_sums_over_masked_tokens():
     s = stage(global_batch=4)
     b = next(s.batches(0, 0, 1, 4))
     sums = s.losses(s.model, b, 0)
-    log_p = s.model(b["symbols"], b["positions"]).double().log_softmax(-1)
-    expected = -sum(log_p[i, t] for i, t in enumerate(b["targets"]))
-    torch.testing.assert_close(sums["loss"].double(), expected, rtol=1e-5, atol=0)
-    assert sums["accuracy"] == sum(int(log_p[i].argmax()) == t for i, t in enumerate(b["targets"].tolist()))
+    log_p = s.model(b.tokens, b.positions).double().log_softmax(-1)
+    expected = -sum(log_p[i, t] for i, t in enumerate(b.targets))
+    torch.testing.assert_close(sums.loss.double(), expected, rtol=1e-5, atol=0)
+    assert sums.correct == sum(int(log_p[i].argmax()) == t for i, t in enumerate(b.targets.tolist()))
 
 
 def test_a_batch_without_a_masked_token_costs_nothing():
     s = stage(global_batch=2)
-    symbols = s._batch(s.stream, 0, 2)["symbols"]
+    tokens = s._batch(s.stream, 0, 2).tokens
     none = torch.empty(0, dtype=torch.long)
-    loss = s.losses(s.model, {"symbols": symbols, "positions": none, "targets": none, "weight": 0.0}, 0)["loss"]
+    loss = s.losses(s.model, MaskedBatch(tokens=tokens, positions=none, targets=none, weight=0.0), 0).loss
     loss.backward()
     assert loss == 0 and all(p.grad is None or not p.grad.any() for p in s.model.parameters())
 
@@ -346,12 +347,12 @@ def test_learns_a_small_dyck():
     optimizer = torch.optim.AdamW(s.parameter_groups(), lr=2e-3)
     for b in s.batches(0, 0, 1, 64):
         optimizer.zero_grad()
-        (s.losses(s.model, b, 0)["loss"] / b["weight"]).backward()
+        (s.losses(s.model, b, 0).loss / b.weight).backward()
         optimizer.step()
     s.model.eval()
     with torch.inference_mode():
         sums = s.evaluate(s.model, 0, 1, 256)
-    assert sums["accuracy"] / sums["weight"] > 0.95
+    assert sums["correct"] / sums["weight"] > 0.95
 
 
 def test_fresh_weights_are_those_of_the_seed_whatever_the_global_generator():

@@ -8,7 +8,7 @@ import pytest
 import torch
 from timm.utils import ModelEmaV3
 from torch import nn
-from toy_stage import ToyStage, optim_config, reference, toy_context
+from toy_stage import NEAR, ToyStage, optim_config, reference, toy_context
 
 from vitwarm.errors import Interrupted, UserError
 from vitwarm.training.checkpoint import optimizer_tensors, read_state, read_tensors
@@ -99,6 +99,8 @@ def test_the_log_states_means_over_the_window_by_predictions(tmp_path):
         assert entry["step"] == end
         assert entry["samples"] == 8 * end
         assert entry["loss"] == pytest.approx(sum(errors) / len(errors), rel=1e-5)
+        assert entry["accuracy"] == pytest.approx(sum(e < NEAR for e in errors) / len(errors))
+        assert not {"correct", "weight", "count"} & entry.keys()
 
 
 @pytest.mark.parametrize("factor", [math.nan, math.inf, "gradient"])

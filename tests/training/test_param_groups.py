@@ -4,10 +4,10 @@ import pytest
 import torch
 from test_warm_start import model, state
 
+from vitwarm.assembly import assemble
 from vitwarm.config import TrainConfig
 from vitwarm.errors import UserError
 from vitwarm.recipe import load_recipe
-from vitwarm.run import build
 from vitwarm.stages.images import ImagesStage
 from vitwarm.training.param_groups import freeze, with_rates
 from vitwarm.transfer import group_of
@@ -24,18 +24,18 @@ def config(**train):
 
 def one_step(c):
     """The raw model before and after a step of the image stage, and the optimiser's groups."""
-    parts = build(c, 1, True)
+    parts = assemble(c, 1)
     stage = parts.main
     assert isinstance(stage, ImagesStage)
-    before = state(parts.fresh)
+    before = state(parts.model)
     groups = stage.parameter_groups()
     optimizer = torch.optim.AdamW(groups, lr=1e-2, fused=True)
     for group in optimizer.param_groups:
         group["lr"] = 1e-2 * group.get("lr_scale", 1.0)
     batch = next(stage.batches(0, 0, 1, 8))
-    stage.losses(stage.model, batch, 0)["loss"].backward()
+    stage.losses(stage.model, batch, 0).loss.backward()
     optimizer.step()
-    return parts.fresh, before, groups
+    return parts.model, before, groups
 
 
 def test_what_is_frozen_stays_and_the_rest_moves():

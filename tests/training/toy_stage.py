@@ -1,6 +1,7 @@
 """A stage with nothing of vision or symbols: a small network fits numbers. It shows what the loop itself does."""
 
-from collections.abc import Generator
+from collections.abc import Callable, Generator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -9,26 +10,38 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from vitwarm.config import OptimConfig, RunConfig
+from vitwarm.training.batch import Batch, Sums, Totals
 from vitwarm.training.checkpoint import Checkpoints
 from vitwarm.training.loop import Context
 from vitwarm.training.processes import Processes
-from vitwarm.training.protocol import means
+from vitwarm.training.protocol import Stage
 from vitwarm.training.schedule import learning_rate
 from vitwarm.training.tracking import Tracker
 
 WIDTH = 5
+NEAR = 0.5  # squared errors below it count as right
 
 
 def optim_config(**changes: Any) -> OptimConfig:
     return OptimConfig(**({"global_batch": 8, "lr": 1e-2, "weight_decay": 0.1} | changes))
 
 
-class ToyStage:
+@dataclass(kw_only=True, eq=False)
+class ToyBatch(Batch):
+    """x (B, WIDTH), y (B,), and what each row counts, (B,)."""
+
+    x: Tensor
+    y: Tensor
+    w: Tensor
+
+
+class ToyStage(Stage[ToyBatch]):
     """Rows of step s are drawn from a generator seeded with s; the first `short` rows of each step carry no weight."""
 
     name = "toy"
     best = "score"
     tokens_per_sample = 3
+    val_samples = 4
 
     def __init__(self, optim: OptimConfig, steps: int = 6, eval_every: int = 3, dropout: float = 0.0, short: int = 0):
         self.optim, self.steps, self.eval_every, self.short = optim, steps, eval_every, short
@@ -45,8 +58,9 @@ class ToyStage:
         self.evaluations = 0
         self.followed: list[dict[str, float]] = []
 
-    def check_device_batch(self, size: int) -> None:
-        pass
+    @property
+    def samples(self) -> int:
+        return self.steps * self.optim.global_batch
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         return [{"params": list(self.model.parameters()), "weight_decay": self.optim.weight_decay}]
@@ -61,26 +75,26 @@ class ToyStage:
         weight[: self.short] = 0
         return x, x.sum(1).sin(), weight
 
-    def batches(self, start: int, rank: int, world: int, device_batch: int) -> Generator[dict, None, None]:
+    def batches(self, start: int, rank: int, world: int, device_batch: int) -> Generator[ToyBatch, None, None]:
         share = self.optim.global_batch // world
         for step in range(start, self.steps):
             self.served.append(step)
             x, y, weight = self.rows(step)
             for first in range(rank * share, (rank + 1) * share, device_batch):
                 piece = slice(first, first + device_batch)
-                yield {"x": x[piece], "y": y[piece], "w": weight[piece], "weight": float(weight[piece].sum())}
+                yield ToyBatch(x=x[piece], y=y[piece], w=weight[piece], weight=float(weight[piece].sum()))
 
-    def losses(self, model: nn.Module, batch: dict, step: int) -> dict[str, Tensor]:
-        error = (model(batch["x"]).squeeze(1) - batch["y"]) ** 2
-        loss = (error * batch["w"]).sum()
+    def losses(self, model: Callable[..., Any], batch: ToyBatch, step: int) -> Sums:
+        error = (model(batch.x).squeeze(1) - batch.y) ** 2
+        loss = (error * batch.w).sum()
         factor = self.poison.get(step, 1.0)
         if factor == "gradient":  # a finite loss whose gradient is infinite: d sqrt(z) / dz at z = 0
             loss = loss + (loss * 0).sqrt()
         elif factor != 1.0:
             loss = loss * factor
-        return {"loss": loss, "error": error.detach().abs().sum()}
+        return Sums(loss, ((error.detach() < NEAR) * batch.w).sum())
 
-    def evaluate(self, model: nn.Module, rank: int, world: int, device_batch: int) -> dict[str, float]:
+    def evaluate(self, model: nn.Module, rank: int, world: int, device_batch: int) -> Totals:
         score = self.scores.get(self.evaluations, 0.5)
         self.evaluations += 1
         return {"score": 4 * score, "weight": 4.0} if rank == 0 else {"score": 0.0, "weight": 0.0}
@@ -88,12 +102,9 @@ class ToyStage:
     def follow(self, metrics: dict[str, float]) -> None:
         self.followed.append(metrics)
 
-    def metrics(self, totals: dict[str, float]) -> dict[str, float]:
-        return means(totals)
-
-    def example(self) -> tuple[dict, int]:
+    def example(self) -> tuple[ToyBatch, int]:
         x, y, w = (t[:2] for t in self.rows(0))
-        return {"x": x, "y": y, "w": w, "weight": 2.0}, 2
+        return ToyBatch(x=x, y=y, w=w, weight=2.0), 2
 
     def events(self) -> list[dict[str, Any]]:
         found, self.found = self.found, []

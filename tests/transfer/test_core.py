@@ -10,11 +10,12 @@ from safetensors.torch import load_file
 from test_warm_start import FACTS, SMALL, model, state
 
 import vitwarm
+from vitwarm.assembly import assemble
 from vitwarm.config import Config, ModelConfig
 from vitwarm.errors import UserError
 from vitwarm.export import export_model
 from vitwarm.recipe import load_recipe
-from vitwarm.run import build, run
+from vitwarm.run import run
 from vitwarm.transfer import group_of
 from vitwarm.transfer.core import CORE, MAX_BYTES, pack_core
 from vitwarm.trunk import Trunk, build_decoder
@@ -103,7 +104,7 @@ def test_a_core_of_a_decoder_becomes_a_larger_one(tmp_path, objective):
     run(load_recipe(["recipe=core_gpt", "model.decoder.size=3_2_16", *small, *objective, *more]))
     core = load_file(tmp_path / "run/export/model.safetensors")
     recipe = ["recipe=haystack_default", "model.decoder.size=5_2_16", "algorithmic.size=3", "transfer.fit=expand"]
-    model = build(load_recipe([*recipe, f"init_from={tmp_path / 'run'}", "run.workers=0"]), 1, True).fresh
+    model = assemble(load_recipe([*recipe, f"init_from={tmp_path / 'run'}", "run.workers=0"]), 1).model
     for i, origin in enumerate((0, 1, 1, 1, 2)):
         assert torch.equal(model.blocks[i].mlp.fc1.weight, core[f"transformer.h.{origin}.mlp.c_fc.weight"].T)
 
@@ -117,9 +118,9 @@ def test_a_core_recipe_ends_in_a_core(tmp_path):
 def test_a_recipe_starts_from_the_core_and_says_so():
     recipe = ["recipe=digits_default", "model.name=vit_tiny_patch16_224", "init_from=vitwarm:core", "run.workers=0"]
     args = "model.args={img_size: 32, patch_size: 8, embed_dim: 192, depth: 4, num_heads: 3}"
-    parts = build(load_recipe([*recipe, args, "images.size=32", "transfer.fit=expand"]), 1, True)
+    parts = assemble(load_recipe([*recipe, args, "images.size=32", "transfer.fit=expand"]), 1)
     assert parts.given.source.endswith("core_vit/model.safetensors") and len(parts.given.copied) == 12 * 4 + 2
     with pytest.raises(UserError, match="depth 3"):
-        build(load_recipe([*recipe, args, "images.size=32"]), 1, True)
+        assemble(load_recipe([*recipe, args, "images.size=32"]), 1)
     with pytest.raises(UserError, match="about given weights"):
         load_recipe(["recipe=digits_proc", "transfer.fit=expand"])

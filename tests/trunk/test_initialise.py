@@ -6,10 +6,10 @@ import timm
 import torch
 from torch import nn
 
+from vitwarm.assembly import assemble
 from vitwarm.config import INITS, ModelConfig
 from vitwarm.errors import UserError
 from vitwarm.recipe import load_recipe
-from vitwarm.run import build
 from vitwarm.transfer import group_of
 from vitwarm.trunk import build_decoder, build_model, initialise
 
@@ -199,14 +199,14 @@ def test_a_run_starts_both_stages_alike_and_builds_the_same_again():
         "recipe=digits_proc", "model.init=mimetic", "run.workers=0", "seed=5", "model.name=vit_tiny_patch16_224",
         "model.args={img_size: 32, patch_size: 8, embed_dim: 48, depth: 2, num_heads: 3}", "images.size=32",
     ]  # fmt: skip
-    parts, again = (build(load_recipe(recipe), world=1, starts=True) for _ in range(2))
-    default = build(load_recipe([*recipe, "model.init=default"]), world=1, starts=True)
-    for mine, block in zip(parts.fresh.blocks, parts.warmup.vit.blocks, strict=True):
+    parts, again = (assemble(load_recipe(recipe), 1) for _ in range(2))
+    default = assemble(load_recipe([*recipe, "model.init=default"]), 1)
+    for mine, block in zip(parts.model.blocks, parts.warmup.vit.blocks, strict=True):
         assert torch.equal(mine.attn.qkv.weight, block.attn.qkv.weight)
         assert torch.equal(mine.attn.proj.weight, block.attn.proj.weight)
-    for name, tensor in parts.fresh.state_dict().items():
-        assert torch.equal(tensor, again.fresh.state_dict()[name]), name
-        assert torch.equal(tensor, default.fresh.state_dict()[name]) == (".attn." not in name or "bias" in name), name
+    for name, tensor in parts.model.state_dict().items():
+        assert torch.equal(tensor, again.model.state_dict()[name]), name
+        assert torch.equal(tensor, default.model.state_dict()[name]) == (".attn." not in name or "bias" in name), name
     assert all(
         torch.equal(a, b) for a, b in zip(parts.warmup.model.parameters(), again.warmup.model.parameters(), strict=True)
     )

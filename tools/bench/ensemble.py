@@ -6,13 +6,15 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from vitwarm.config import AlgorithmicConfig, Config, DecoderConfig, ModelConfig, TrainConfig
 from vitwarm.stages.algorithmic import AlgorithmicStage
-from vitwarm.stages.ensemble import Ensemble
-from vitwarm.trunk import configured_decoder
+from vitwarm.stages.ensemble import EnsembleStage
+from vitwarm.stages.registry import Setup
+from vitwarm.training.protocol import Stage
 
 
 def main(options: list[str]) -> int:
@@ -29,10 +31,8 @@ def main(options: list[str]) -> int:
     print("| batch | one seed, ms | all seeds, ms | all over one | speed-up |\n|---|---|---|---|---|")
     for batch in given.batches:
         stages = [_stage(given.task, batch, seed) for seed in range(given.seeds)]
-        one = _seconds(_plain(stages[0]), given.seconds)
-        ensemble = Ensemble(stages, torch.device("cpu"))
-        batches = [stage.batch("train", 0, batch) for stage in stages]
-        every = _seconds(lambda e=ensemble, b=batches: e.step(0, b), given.seconds)
+        one = _seconds(_step(stages[0]), given.seconds)
+        every = _seconds(_step(EnsembleStage(stages, range(given.seeds))), given.seconds)
         row = {"batch": batch, "one_ms": 1e3 * one, "all_ms": 1e3 * every, "ratio": every / one}
         rows.append(row | {"speed_up": given.seeds * one / every})
         print("| {batch} | {one_ms:.2f} | {all_ms:.2f} | {ratio:.2f} | {speed_up:.2f} |".format(**rows[-1]), flush=True)
@@ -45,18 +45,20 @@ def main(options: list[str]) -> int:
 def _stage(task: str, batch: int, seed: int) -> AlgorithmicStage:
     model = ModelConfig(decoder=DecoderConfig(size="2_4_16", tied=False))
     config = Config(model=model, algorithmic=AlgorithmicConfig(task=task), train=TrainConfig(global_batch=batch))
-    stage = AlgorithmicStage(replace(config, seed=seed))
-    stage.set_model(configured_decoder(model, stage.vocab_size, stage.positions, seed=seed), False)
+    stage = AlgorithmicStage(replace(config, seed=seed), Setup())
+    stage.bind(stage.fresh_model())
     return stage
 
 
-def _plain(stage: AlgorithmicStage) -> Callable[[], None]:
+def _step(stage: Stage[Any]) -> Callable[[], None]:
     optim = stage.optim
     optimizer = torch.optim.AdamW(stage.parameter_groups(), lr=optim.lr, betas=tuple(optim.betas), fused=True)
-    batch = stage.batch("train", 0, optim.global_batch)
+    batches = stage.batches(0, 0, 1, optim.global_batch)
+    batch = next(batches)
+    batches.close()
 
     def step() -> None:
-        (stage.losses(stage.model, batch, 0)["loss"] / batch["weight"]).backward()
+        (stage.losses(stage.model, batch, 0).loss / batch.weight).backward()
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
 

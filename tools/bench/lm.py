@@ -46,9 +46,10 @@ from vitwarm.amounts import Amount
 from vitwarm.config import RunConfig, TrainConfig
 from vitwarm.errors import UserError
 from vitwarm.keys import keyed_rng
-from vitwarm.stages.tokens import Split, TokenStage, next_token_batch
+from vitwarm.stages.batches import TokenBatch
+from vitwarm.stages.tokens import Split, TokenStage, next_token_batch, next_token_losses
+from vitwarm.training.batch import Sums
 from vitwarm.training.processes import start_accelerator
-from vitwarm.training.protocol import Batch
 from vitwarm.trunk import Decoder, DecoderSize, build_decoder
 from vitwarm.trunk.token_loss import MAX_LOGITS
 
@@ -56,7 +57,7 @@ DEFAULTS = {"size": "12_12_768", "length": 1024, "batch": 8, "vocab": 50257, "ma
 DEFAULTS |= {"steps": 10, "rounds": 7, "precision": "bf16", "compile": "true"}
 
 
-class ReadyTokens(TokenStage):
+class ReadyTokens(TokenStage[TokenBatch]):
     """Next-token prediction with one batch, ready on the host, again and again.
 
     Args:
@@ -74,14 +75,17 @@ class ReadyTokens(TokenStage):
         self.set_lengths(Amount.parse(f"{FOREVER} steps", "budget"), options["length"])
         self.ids = random_ids(options)
 
-    def batch(self, split: Split, start: int, stop: int) -> Batch:
+    def batch(self, split: Split, start: int, stop: int) -> TokenBatch:
         ids = self.ids[: stop - start]
         return next_token_batch(ids, np.ones(ids.shape, dtype=bool))
 
-    def batches(self, start: int, rank: int, world: int, device_batch: int) -> Generator[Batch, None, None]:
+    def losses(self, model: Callable[..., Any], batch: TokenBatch, step: int) -> Sums:
+        return next_token_losses(model, batch)
+
+    def batches(self, start: int, rank: int, world: int, device_batch: int) -> Generator[TokenBatch, None, None]:
         batch = self.batch("train", 0, device_batch)
         if torch.cuda.is_available():
-            batch = {k: v.pin_memory() if isinstance(v, Tensor) else v for k, v in batch.items()}
+            batch = batch.map(Tensor.pin_memory)
         while True:
             yield batch
 

@@ -35,12 +35,14 @@ from vitwarm.errors import UserError
 from vitwarm.keys import keyed_rng
 from vitwarm.procedural import RuleStream, make_rule
 from vitwarm.procedural.stream import CHUNK
+from vitwarm.stages.batches import ImageBatch, MaskedBatch
 from vitwarm.stages.images import ImagesStage
+from vitwarm.stages.registry import Setup
 from vitwarm.stages.warmup import WarmupStage
 from vitwarm.training.checkpoint import Checkpoints
 from vitwarm.training.loop import Context, Training
 from vitwarm.training.processes import Processes, start_accelerator
-from vitwarm.training.protocol import Batch, Stage
+from vitwarm.training.protocol import Stage
 from vitwarm.training.tracking import Tracker
 from vitwarm.trunk import build_model, family_of
 
@@ -53,22 +55,23 @@ FOREVER = 10**9
 class ReadyImages(ImagesStage):
     """The image stage with one batch of noise, ready on the host, again and again."""
 
-    def batches(self, start: int, rank: int, world: int, device_batch: int) -> Generator[Batch, None, None]:
+    def batches(self, start: int, rank: int, world: int, device_batch: int) -> Generator[ImageBatch, None, None]:
         rng = keyed_rng(self.seed, "benchmark")
         shape = (device_batch, 3, self.size, self.size)
         images = torch.from_numpy(rng.integers(0, 256, shape, dtype="uint8"))
         labels = torch.from_numpy(rng.integers(0, self.num_classes, device_batch))
-        batch = {"image": images, "label": labels, "valid": torch.ones(device_batch, dtype=torch.bool)}
+        valid, weight = torch.ones(device_batch, dtype=torch.bool), float(device_batch)
+        batch = ImageBatch(labels=labels, valid=valid, sample=labels, offset=0, images=images, weight=weight)
         if torch.cuda.is_available():
-            batch = {name: tensor.pin_memory() for name, tensor in batch.items()}
+            batch = batch.map(torch.Tensor.pin_memory)
         while True:
-            yield batch | {"position": 0, "weight": float(device_batch)}
+            yield batch
 
 
 class ReadySymbols(WarmupStage):
     """The warm-up with its first batch, again and again."""
 
-    def batches(self, start: int, rank: int, world: int, device_batch: int) -> Generator[Batch, None, None]:
+    def batches(self, start: int, rank: int, world: int, device_batch: int) -> Generator[MaskedBatch, None, None]:
         batch = next(super().batches(start, rank, world, device_batch))
         while True:
             yield batch
@@ -258,8 +261,8 @@ def alternate(
 
 
 def _images(config: Config) -> ReadyImages:
-    stage = ReadyImages(config, workers=0)
-    stage.set_model(build_model(config.model, "images", seed=0), False)
+    stage = ReadyImages(config, Setup())
+    stage.bind(stage.fresh_model())
     return stage
 
 

@@ -14,6 +14,8 @@ from vitwarm.data.shards import ShardSet
 from vitwarm.errors import UserError
 from vitwarm.keys import keyed_rng
 
+SUBSET = "subset.txt"  # file of a run folder
+
 
 @dataclass(frozen=True)
 class Subset:

@@ -2,5 +2,6 @@
 
 from vitwarm.export.gpt2 import export_gpt2, read_gpt2
 from vitwarm.export.timm_folder import export_model, push_to_hub
+from vitwarm.export.write import write_model
 
-__all__ = ["export_gpt2", "export_model", "push_to_hub", "read_gpt2"]
+__all__ = ["export_gpt2", "export_model", "push_to_hub", "read_gpt2", "write_model"]

@@ -1,4 +1,4 @@
-"""A model from a folder: a timm export or a GPT-2 of `transformers`, with what it takes to write it out again."""
+"""A model from a folder: a timm export or a GPT-2 of `transformers`, with what it takes to write it again."""
 
 import contextlib
 import json
@@ -13,10 +13,9 @@ from torch import nn
 from vitwarm.config import Config, ImagesConfig, ModelConfig
 from vitwarm.data.tokenizers import Tokenizer, read_tokenizer
 from vitwarm.errors import UserError
-from vitwarm.export.gpt2 import export_gpt2, read_gpt2
+from vitwarm.export.gpt2 import read_gpt2
 from vitwarm.export.layout import CONFIG, EXPORT, PROVENANCE, WARMUP, WEIGHTS
-from vitwarm.export.timm_folder import export_model
-from vitwarm.trunk import Decoder, build_decoder, build_model
+from vitwarm.trunk import build_decoder, build_model
 
 _COMPOSED = "composed"
 
@@ -89,15 +88,3 @@ def _open_timm(folder: Path, described: dict[str, Any], fresh: bool, seed: int) 
         vit.load_state_dict(load_file(folder / WEIGHTS))
         config.seed = _recorded_seed(folder, seed)
     return Opened(vit, config)
-
-
-def write_model(opened: Opened, folder: Path, record: dict[str, Any]) -> None:
-    """A timm folder, or one of GPT-2 for `transformers`, with its provenance; it appears whole or not at all.
-
-    Raises:
-        OSError: full disk, no permission.
-    """
-    if isinstance(opened.model, Decoder):
-        export_gpt2(opened.model, folder, tokenizer=opened.tokenizer, provenance=record)
-    else:
-        export_model(opened.model, folder, opened.config, {"recipe_hash": "none", "metrics": {}, **record})

@@ -1,5 +1,9 @@
 """Stage `algorithmic`: a decoder answers questions, new ones at every step (arXiv 2505.22308, 2601.21725)."""
 
+from collections.abc import Callable, Mapping
+from typing import Any, cast
+
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -7,12 +11,17 @@ from vitwarm.amounts import Amount
 from vitwarm.config import Config
 from vitwarm.errors import UserError
 from vitwarm.procedural.algorithmic import TaskStream, make_task
-from vitwarm.stages.tokens import Split, TokenStage, next_token_batch
-from vitwarm.training.protocol import Batch
+from vitwarm.stages.batches import AnswerBatch, TokenBatch
+from vitwarm.stages.decoder import DecoderStage
+from vitwarm.stages.registry import Setup, main_stage
+from vitwarm.stages.tokens import Split, next_token_batch, next_token_losses
+from vitwarm.training.batch import Sums, Totals
+from vitwarm.transfer import TransferReport, mean_embeddings
 from vitwarm.trunk import Decoder
 
 
-class AlgorithmicStage(TokenStage):
+@main_stage("algorithmic")
+class AlgorithmicStage(DecoderStage[TokenBatch]):
     """Two measures side by side, with true earlier tokens in sight.
 
     | metric | over |
@@ -22,58 +31,68 @@ class AlgorithmicStage(TokenStage):
     | `token_accuracy` | all tokens of the answers, the stop included |
     | `exact` | whole answers |
 
-    `set_model` gives it the model to train before it runs.
-
     Args:
         config: the recipe.
+        setup: not used: sequences are computed.
 
     Raises:
         UserError: an impossible size, budget or schedule.
     """
 
     name = "algorithmic"
-    tokenizer = None
 
-    def __init__(self, config: Config):
+    def __init__(self, config: Config, setup: Setup):
         section = config.algorithmic
-        super().__init__("train", config.train, section.val_rows, section.eval_every)
-        self.config = section
         try:
             self.task = make_task(section.task, section.size)
         except ValueError as error:
             raise UserError(f"algorithmic.size: {error}") from error
-        self.vocab_size = self.task.vocab_size
-        self.tokens_per_sample = self.positions = self.task.length - 1
+        length = self.tokens_per_sample = self.task.length - 1
+        super().__init__(config, self.task.vocab_size, length, section.val_rows, section.eval_every)
+        self.config = section
         self.streams = {split: TaskStream(self.task, config.seed, split) for split in ("train", "validation")}
         self.set_lengths(Amount.parse(section.budget, "algorithmic.budget"), self.tokens_per_sample)
 
-    def set_model(self, decoder: Decoder, grad_checkpointing: bool) -> None:
-        """The model to train."""
-        decoder.grad_checkpointing = grad_checkpointing
-        self.model = decoder
+    def adopt(self, model: nn.Module, tensors: Mapping[str, Tensor], report: TransferReport) -> None:
+        """Under `algorithmic.embeddings=mean`: the mean of the source's tokens; see `mean_embeddings`."""
+        if self.config.embeddings == "mean":
+            mean_embeddings(model, tensors, report)
 
-    def batch(self, split: Split, start: int, stop: int) -> Batch:
+    def batch(self, split: Split, start: int, stop: int) -> TokenBatch:
         rows = self.streams[split].rows(start, stop)
         both = rows.published | rows.answer
         trained = rows.published if self.config.loss_on == "published" else both
-        batch = next_token_batch(rows.tokens, trained if split == "train" else both)
-        if split == "validation":  # the same places, with what counts there for each measure
-            for name, mask in (("trained", trained), ("published", rows.published), ("answer", rows.answer)):
-                weights = torch.from_numpy(mask[:, 1:]).float()
-                batch[name] = weights.gather(1, batch["places"]) if "places" in batch else weights
-            batch["weight"] = float(trained[:, 1:].sum())
-        return batch
+        if split == "train":
+            return next_token_batch(rows.tokens, trained)
+        batch = next_token_batch(rows.tokens, both)
 
-    def measure(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
-        features = model.features(model.embed(batch["tokens"]))
-        if (places := batch.get("places")) is not None:
-            features = features.gather(1, places[..., None].expand(-1, -1, features.shape[-1]))
-        logits, targets = model.logits(features).float(), batch["targets"]
+        def weights(mask: np.ndarray) -> Tensor:
+            """What counts in one measure, at the positions that the measures share."""
+            every = torch.from_numpy(mask[:, 1:]).float()
+            return every if batch.positions is None else every.gather(1, batch.positions)
+
+        return AnswerBatch(
+            **vars(batch) | {"weight": float(trained[:, 1:].sum())},
+            trained=weights(trained),
+            published=weights(rows.published),
+            answer=weights(rows.answer),
+        )
+
+    def losses(self, model: Callable[..., Any], batch: TokenBatch, step: int) -> Sums:
+        return next_token_losses(model, batch)
+
+    def measure(self, model: nn.Module, batch: TokenBatch) -> dict[str, Tensor]:
+        assert isinstance(batch, AnswerBatch)  # as all of the validation are
+        decoder = cast(Decoder, model)
+        features = decoder.features(decoder.embed(batch.tokens))
+        if (positions := batch.positions) is not None:
+            features = features.gather(1, positions[..., None].expand(-1, -1, features.shape[-1]))
+        logits, targets = decoder.logits(features).float(), batch.targets
         loss = nn.functional.cross_entropy(logits.transpose(1, 2), targets, reduction="none")
         right = (logits.argmax(-1) == targets).float()
-        published, answer = batch["published"], batch["answer"]
+        published, answer = batch.published, batch.answer
         return {
-            "loss": (loss * batch["trained"]).sum(),
+            "loss": (loss * batch.trained).sum(),
             "published": (right * published).sum(),
             "published_weight": published.sum(),
             "answer": (right * answer).sum(),
@@ -82,7 +101,7 @@ class AlgorithmicStage(TokenStage):
             "rows": torch.tensor(len(targets)),
         }
 
-    def metrics(self, totals: dict[str, float]) -> dict[str, float]:
+    def metrics(self, totals: Totals) -> dict[str, float]:
         return {
             "loss": totals["loss"] / totals["weight"],
             "accuracy": totals["published"] / totals["published_weight"],

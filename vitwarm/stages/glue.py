@@ -1,24 +1,28 @@
 """Stage `text`, tasks of GLUE: a decoder sorts sentences and pairs of sentences into classes (arXiv 1804.07461)."""
 
 import math
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from vitwarm.config import Config
-from vitwarm.data.text import Corpus, TextSource
+from vitwarm.data.text import TextSource
 from vitwarm.data.text.glue import TASKS
 from vitwarm.data.text.packing import Sentences
 from vitwarm.data.text.readers import list_files
 from vitwarm.keys import keyed_rng
-from vitwarm.stages.text import CorpusStage
+from vitwarm.stages.batches import SentenceBatch
+from vitwarm.stages.corpus import CorpusStage, open_split
+from vitwarm.stages.registry import Setup
 from vitwarm.stages.tokens import Split
-from vitwarm.training.protocol import Batch
-from vitwarm.trunk import Classifier
+from vitwarm.training.batch import Sums, Totals
+from vitwarm.trunk import Classifier, Decoder
 
 
-class GlueStage(CorpusStage):
+class GlueStage(CorpusStage[SentenceBatch]):
     """Rows are `s sentence` or `s first s second`, s the separator of documents; batches are as wide as their longest.
 
     An evaluation adds up how often each label was taken for each, over all processes, and only then computes metrics:
@@ -29,41 +33,38 @@ class GlueStage(CorpusStage):
     | `mrpc`, `qqp` | `f1`, of label 1 |
     | `mnli` | `mismatched_loss`, `mismatched_accuracy`; those without a prefix are of the matched genres |
 
-    Args and errors are those of `CorpusStage`.
+    Args and errors are those of `TextStage`.
     """
 
-    rows: Sentences
+    stackable = False  # a batch is as wide as its longest sentence
 
-    def __init__(self, config: Config, workers: int):
-        self.task = TASKS[config.text.task]
-        super().__init__(config, workers)
-        self.decoder_args = {"make": Classifier, "labels": tuple(self.task.labels.values()), "pad": self.separator}
+    def __init__(self, config: Config, setup: Setup):
+        text, self.task = config.text, TASKS[config.text.task]
+        splits = ("train", *self.task.dev)
+        for split in splits:  # before any is tokenised
+            list_files(TextSource(text.train, split=split, glue=text.task))
+        corpora = {split: open_split(config, setup, text.train, split, text.task) for split in splits}
+        self.sentences = {name: Sentences(corpus, text.length) for name, corpus in corpora.items()}
+        self.rows = self.sentences["train"]
+        self.val: list[tuple[int, int]] = []  # file, row
+        for number, split in enumerate(self.task.dev):
+            chosen = keyed_rng(0, "text", split).permutation(len(self.sentences[split]))[: text.val_rows]
+            self.val += [(number, int(row)) for row in np.sort(chosen)]
+        mean_length = max(round(float(self.rows.lengths.mean())), 1)
+        super().__init__(config, corpora, self.rows, len(self.val), mean_length)
         for name, rows in self.sentences.items():
-            self.facts[name]["tokens"] -= len(rows)  # the labels
-            self.facts[name]["truncated"] = rows.truncated
+            self.read[name]["tokens"] -= len(rows)  # the labels
+            self.read[name]["truncated"] = rows.truncated
 
     @property
     def separator(self) -> int:
         return self.corpora["train"].manifest.separator
 
-    def open(self) -> dict[str, Corpus]:
-        folder, task = self.config.train, self.config.task
-        splits = ("train", *self.task.dev)
-        for split in splits:  # before any is tokenised
-            list_files(TextSource(folder, split=split, glue=task))
-        return {split: self.corpus(folder, split, task) for split in splits}
+    def fresh_model(self, **decoder_args: Any) -> Decoder:
+        labels = tuple(self.task.labels.values())
+        return super().fresh_model(make=Classifier, labels=labels, pad=self.separator, **decoder_args)
 
-    def prepare(self) -> int:
-        self.sentences = {name: Sentences(corpus, self.config.length) for name, corpus in self.corpora.items()}
-        self.rows = self.sentences["train"]
-        self.tokens_per_sample = max(round(float(self.rows.lengths.mean())), 1)
-        self.val: list[tuple[int, int]] = []  # file, row
-        for number, split in enumerate(self.task.dev):
-            chosen = keyed_rng(0, "text", split).permutation(len(self.sentences[split]))[: self.config.val_rows]
-            self.val += [(number, int(row)) for row in np.sort(chosen)]
-        return len(self.val)
-
-    def batch(self, split: Split, start: int, stop: int) -> Batch:
+    def batch(self, split: Split, start: int, stop: int) -> SentenceBatch:
         if split == "train":
             return self._batch(*self.rows.read(self.train_rows(start, stop)))
         files, rows = np.array(self.val[start:stop]).T
@@ -71,41 +72,42 @@ class GlueStage(CorpusStage):
         width = max(ids.shape[1] for ids, _ in found)
         ids = [np.pad(ids, ((0, 0), (0, width - ids.shape[1])), constant_values=self.separator) for ids, _ in found]
         labels = [labels for _, labels in found]
-        return self._batch(np.concatenate(ids), np.concatenate(labels)) | {"files": torch.from_numpy(files)}
+        return self._batch(np.concatenate(ids), np.concatenate(labels), torch.from_numpy(files))
 
-    def _batch(self, ids: np.ndarray, labels: np.ndarray) -> Batch:
-        return {"tokens": torch.from_numpy(ids), "labels": torch.from_numpy(labels), "weight": float(len(labels))}
+    def _batch(self, ids: np.ndarray, labels: np.ndarray, files: Tensor | None = None) -> SentenceBatch:
+        tokens = torch.from_numpy(ids)
+        return SentenceBatch(tokens=tokens, labels=torch.from_numpy(labels), files=files, weight=float(len(labels)))
 
-    def losses(self, model: nn.Module, batch: Batch, step: int) -> dict[str, Tensor]:
+    def losses(self, model: Callable[..., Any], batch: SentenceBatch, step: int) -> Sums:
         """Summed cross-entropy in nats, and how many labels were right."""
-        logits, labels = model(batch["tokens"]).float(), batch["labels"]
-        return {
-            "loss": nn.functional.cross_entropy(logits, labels, reduction="sum"),
-            "accuracy": (logits.detach().argmax(-1) == labels).sum(),
-        }
+        logits = model(batch.tokens).float()
+        loss = nn.functional.cross_entropy(logits, batch.labels, reduction="sum")
+        return Sums(loss, (logits.detach().argmax(-1) == batch.labels).sum())
 
-    def measure(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
+    def measure(self, model: nn.Module, batch: SentenceBatch) -> dict[str, Tensor]:
         """For each file the summed loss, and how many rows of label t were given label p."""
-        logits, labels, files = model(batch["tokens"]).float(), batch["labels"], batch["files"]
+        logits, labels, files = model(batch.tokens).float(), batch.labels, batch.files
+        assert files is not None  # as in all of the validation
         count = len(self.task.labels)
         loss = nn.functional.cross_entropy(logits, labels, reduction="none")
         cells = (files * count + labels) * count + logits.argmax(-1)
         counts = cells.bincount(minlength=len(self.task.dev) * count**2).cpu().view(-1, count, count)
-        sums = {}
+        sums: dict[str, Tensor] = {}
         for number, name in enumerate(self.task.dev):
             sums[f"{name} loss"] = loss[files == number].sum()
             sums |= {f"{name} {t} {p}": counts[number, t, p] for t in range(count) for p in range(count)}
         return sums
 
-    def metrics(self, totals: dict[str, float]) -> dict[str, float]:
-        found, count = {}, len(self.task.labels)
+    def metrics(self, totals: Totals) -> dict[str, float]:
+        found: dict[str, float] = {}
+        count = len(self.task.labels)
         for name, prefix in zip(self.task.dev, ("", "mismatched_"), strict=False):
             counts = np.array([[totals[f"{name} {t} {p}"] for p in range(count)] for t in range(count)])
             found[f"{prefix}loss"] = totals[f"{name} loss"] / max(counts.sum(), 1.0)
             found |= {f"{prefix}{metric}": value for metric, value in scores(self.config.task, counts).items()}
         return found | {"count": totals["weight"]}
 
-    def example(self) -> tuple[Batch, int]:
+    def example(self) -> tuple[SentenceBatch, int]:
         """A row as long as they are on average."""
         return self._batch(np.full((1, self.tokens_per_sample), self.separator), np.zeros(1, np.int64)), 1
 

@@ -1,73 +1,33 @@
 """Stage `images`: classification of images in WebDataset tars by a timm model."""
 
 import math
-import os
-from collections.abc import Generator, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from timm.optim import param_groups_layer_decay, param_groups_weight_decay
-from torch import Tensor, nn
+from torch import nn
 
 from vitwarm.amounts import Amount
 from vitwarm.config import Config
-from vitwarm.data.digits import digits_shards
 from vitwarm.data.images import EvalTransform, TrainTransform
 from vitwarm.data.loading import ImageDataset, eval_loader, train_loader
 from vitwarm.data.mixing import Mixer, RandomErasing, to_float
+from vitwarm.data.opening import count_images, open_shards, open_training
 from vitwarm.data.plan import ImagePlan
 from vitwarm.data.resident import ResidentImages
-from vitwarm.data.shards import ShardSet, check_labels, expand
-from vitwarm.data.streaming import Stream, is_url, open_stream, stream_loader
-from vitwarm.data.subset import select_subset
+from vitwarm.data.shards import check_labels
+from vitwarm.data.streaming import Stream, is_url, stream_loader
+from vitwarm.data.subset import SUBSET, select_subset
 from vitwarm.errors import UserError
+from vitwarm.stages.batches import ImageBatch
+from vitwarm.stages.registry import MainStage, Setup, main_stage
+from vitwarm.training.batch import Sums, Totals
 from vitwarm.training.param_groups import with_rates
-from vitwarm.training.protocol import Batch, means
 from vitwarm.training.schedule import check_lengths
-from vitwarm.trunk import ImageModel, family_of
-
-
-def open_shards(spec: str, split: str, key: str) -> ShardSet:
-    """The tars of a specification; `digits` is scikit-learn's handwritten digits, written to the cache on first use.
-
-    Args:
-        spec: folder, tar, glob or brace pattern, or `digits`.
-        split: `train` or `test`, for `digits`.
-        key: where the user wrote it, which starts every error message.
-
-    Raises:
-        UserError: nothing there, or not a set of labelled images.
-    """
-    try:
-        return ShardSet(expand(digits_shards(split) if spec == "digits" else spec))
-    except UserError as error:
-        raise UserError(f"{key}: {error}") from error
-
-
-def open_training(config: Config) -> ShardSet | Stream:
-    """The training images of a recipe, on a disk or streamed, with labels that fit the classifier.
-
-    Raises:
-        UserError: nothing there, not a set of labelled images, or keys that a stream has no use for.
-    """
-    images, num_classes = config.images, config.model.num_classes
-    if not is_url(images.train):
-        if images.train_samples is not None:
-            raise UserError("images.train_samples is for streamed tars (URLs); these are counted: leave it out")
-        shards = open_shards(images.train, "train", "images.train")
-        check_labels(shards, num_classes)
-        return shards
-    for key, default in (("subset", None), ("repeats", 1)):
-        if getattr(images, key) != default:
-            raise UserError(f"images.{key} needs images by number, which a stream has not; copy the tars to a disk")
-    return open_stream(images.train, images.train_samples, num_classes)
-
-
-def default_workers(world: int) -> int:
-    """Loader processes a rank: the CPUs it can count on for itself, less one for the loop, at most 8."""
-    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(0, min(8, cpus // world - 1))
+from vitwarm.trunk import ImageModel, build_model
+from vitwarm.trunk.build import image_size
 
 
 def image_lengths(config: Config, full: int, used: int) -> tuple[int, int, tuple[int, int]]:
@@ -104,7 +64,7 @@ def evaluate_images(
     batch: int,
     workers: int,
     damage: list[tuple[int, str, str]] | None = None,
-) -> dict[str, float]:
+) -> Totals:
     """This rank's sums over its share of a validation set; every image counts once over all ranks.
 
     Args:
@@ -136,36 +96,40 @@ def evaluate_images(
     return {"loss": loss, "top1": top1, "top5": top5, "weight": weight, "damaged": float(damaged)}
 
 
-class ImagesStage:
-    """See `vitwarm.training.protocol.Stage`.
+@main_stage("images")
+class ImagesStage(MainStage[ImageBatch]):
+    """Classification of images by a timm model.
 
     Args:
         config: the recipe.
-        workers: loader processes.
-
-    `set_model` gives it the model to train before it runs.
+        setup: loader processes; for an estimate, how many images to assume.
 
     Raises:
         UserError: shards, labels, sizes or lengths that cannot be right.
     """
 
     name = "images"
+    sample_unit = "images/s decoded and augmented"
 
-    def __init__(self, config: Config, workers: int):
-        self.config, self.optim, self.seed, self.workers = config.images, config.train, config.seed, workers
-        self.num_classes = config.model.num_classes
+    def __init__(self, config: Config, setup: Setup):
+        self.config, self.optim, self.seed, self.workers = config.images, config.train, config.seed, setup.workers
+        self.model_config, self.num_classes = config.model, config.model.num_classes
         images = config.images
-        self.shards = open_training(config)
-        self.val_shards = open_shards(images.val, "test", "images.val") if images.val else None
-        self.best = "top1" if self.val_shards is not None else None
-        if self.val_shards is not None:
-            check_labels(self.val_shards, self.num_classes)
-        self.subset = select_subset(self.shards, images.subset, images.subset_seed) if images.subset else None
-        ids = self.subset.ids if self.subset else None
-        self.plan = ImagePlan(len(self.shards), self.optim.global_batch, self.seed, ids, images.repeats)
-        lengths = image_lengths(config, len(self.shards), self.plan.epoch_size)
-        self.steps, self.eval_every, self.schedule_lengths = lengths
-        if self.val_shards is None:
+        if setup.estimate:
+            self.counts = count_images(config, setup.train_images)
+            full, used, self.val_samples = self.counts.full, self.counts.used, self.counts.val
+        else:
+            self.shards = open_training(config)
+            self.val_shards = open_shards(images.val, "test", "images.val") if images.val else None
+            if self.val_shards is not None:
+                check_labels(self.val_shards, self.num_classes)
+            self.subset = select_subset(self.shards, images.subset, images.subset_seed) if images.subset else None
+            ids = self.subset.ids if self.subset else None
+            self.plan = ImagePlan(len(self.shards), self.optim.global_batch, self.seed, ids, images.repeats)
+            full, used, self.val_samples = len(self.shards), self.plan.epoch_size, len(self.val_shards or ())
+        self.steps, self.eval_every, self.schedule_lengths = image_lengths(config, full, used)
+        self.best = "top1" if images.val else None
+        if not images.val:
             self.eval_every = self.steps  # nothing to measure on the way
         self.mixer = Mixer(
             images.mixup,
@@ -184,16 +148,32 @@ class ImagesStage:
         """Image presentations of the whole stage, which a warm-up budget in percent refers to."""
         return self.steps * self.optim.global_batch
 
-    def set_model(self, vit: nn.Module, grad_checkpointing: bool) -> None:
-        """The model to train."""
-        images = self.config
+    def fresh_model(self) -> nn.Module:
+        return build_model(self.model_config, "images", seed=self.seed)
+
+    def exported(self, trained: nn.Module) -> nn.Module:
+        return trained.vit
+
+    def facts(self) -> dict[str, Any]:
+        if self.subset is None:
+            return {}
+        return {"subset": {"images": len(self.subset.names), "sha256": self.subset.sha256}}
+
+    def estimate_facts(self) -> dict[str, str]:
+        return self.counts.facts
+
+    def fixed_files(self) -> dict[str, str]:
+        return {SUBSET: self.subset.text} if self.subset else {}
+
+    def bind(self, model: nn.Module) -> None:
+        images, vit = self.config, model
         self.vit = vit
-        self.model = ImageModel(vit, grad_checkpointing)
-        self.size = images.size or family_of(vit).image_size
-        takes = family_of(vit).image_size
-        if self.size != takes and not family_of(vit).any_size:
+        self.model = ImageModel(vit, self.model_config.grad_checkpointing)
+        self.size = images.size or image_size(vit)
+        takes = image_size(vit)
+        if self.size != takes and not getattr(vit, "dynamic_img_size", False):
             raise UserError(f"images.size={self.size}, but the model takes {takes} pixels; set model.args.img_size too")
-        self.tokens_per_sample = family_of(vit).tokens(self.size)
+        self.tokens_per_sample = vit.patch_embed.num_patches + vit.num_prefix_tokens
         self.transform = TrainTransform(
             self.size,
             images.crop,
@@ -206,14 +186,12 @@ class ImagesStage:
             images.color_jitter,
             tuple(images.mean),
         )
-        if images.resident and (isinstance(self.shards, Stream) or self.transform.needs_pil):
+        if images.resident and (is_url(images.train) or self.transform.needs_pil):
             raise UserError(
                 "images.resident crops and flips on the device, where streamed tars, images.auto_augment and "
                 "images.color_jitter cannot follow; leave images.resident off"
             )
-        if self.val_shards is not None:
-            evaluation = EvalTransform(self.size, images.eval_crop_pct, images.interpolation)
-            self.val_dataset = ImageDataset(self.val_shards, evaluation)
+        self.eval_transform = EvalTransform(self.size, images.eval_crop_pct, images.interpolation)
 
     def check_device_batch(self, size: int) -> None:
         if size % 2 and (self.config.mixup or self.config.cutmix):
@@ -235,67 +213,77 @@ class ImagesStage:
     def blocks(self) -> list[nn.Module]:
         return list(self.vit.blocks)
 
-    def batches(self, start: int, rank: int, world: int, device_batch: int) -> Generator[Batch, None, None]:
+    def batches(self, start: int, rank: int, world: int, device_batch: int) -> Generator[ImageBatch, None, None]:
         share = self.optim.global_batch // world
         what = (self.plan, start, self.steps, rank, world, device_batch, self.workers)
         if isinstance(self.shards, Stream):
             loader = stream_loader(self.shards, self.transform, *what)
         elif self.config.resident:
             device = next(self.model.parameters()).device
-            loaded = (self.shards, self.transform, self.seed, self.plan.ids, device, self.workers)
-            self.resident = ResidentImages(*loaded)
+            images = (self.shards, self.transform, self.seed, self.plan.ids, device, self.workers)
+            self.resident = ResidentImages(*images)
             loader = train_loader(self.resident, *what)
         else:
             loader = train_loader(ImageDataset(self.shards, self.transform, self.seed), *what)
         for i, loaded in enumerate(loader):
             offset = i * device_batch % share
-            self._note("train", loaded.pop("damage"))
-            loaded["position"] = rank * share + offset
-            yield loaded | {"weight": float(loaded["valid"].sum())}
+            self._note("train", loaded["damage"])
+            yield ImageBatch(
+                labels=loaded["label"],
+                valid=loaded["valid"],
+                sample=loaded["sample"],
+                offset=rank * share + offset,
+                images=loaded.get("image"),
+                box=loaded.get("box"),
+                flip=loaded.get("flip"),
+                weight=float(loaded["valid"].sum()),
+            )
 
-    def losses(self, model: nn.Module, batch: Batch, step: int) -> dict[str, Tensor]:
-        """Summed loss in nats; accuracy counts the larger label of a mixed pair.
+    def losses(self, model: Callable[..., Any], batch: ImageBatch, step: int) -> Sums:
+        """Summed loss in nats; right is what names the larger label of a mixed pair.
 
         `bce` is that of DeiT-III (arXiv 2204.07118): the mean over classes of binary cross-entropies, where every class
         that went into the mix counts fully.
         """
-        if "image" in batch:
-            pixels = batch["image"]
-        else:
-            pixels = self.resident.images(batch["sample"], batch["box"], batch["flip"])
+        pixels = batch.images
+        if pixels is None:
+            assert batch.box is not None and batch.flip is not None
+            pixels = self.resident.images(batch.sample, batch.box, batch.flip)
         images = to_float(pixels, self.config.mean, self.config.std)
-        images = self.erasing(images, step, batch["position"])  # before mixing, as in timm
-        images, targets, weight = self.mixer(images, batch["label"], batch["valid"], step)
+        images = self.erasing(images, step, batch.offset)  # before mixing, as in timm
+        images, targets, weight = self.mixer(images, batch.labels, batch.valid, step)
         logits = model(images).float()
         if self.config.loss == "bce":
             loss = F.binary_cross_entropy_with_logits(logits, (targets > 0).float(), reduction="none").mean(-1)
         else:
             loss = torch.sum(-targets * F.log_softmax(logits, dim=-1), dim=-1)
         right = logits.detach().argmax(-1) == targets.argmax(-1)
-        return {"loss": (loss * weight).sum(), "accuracy": (right * weight).sum()}
+        return Sums((loss * weight).sum(), (right * weight).sum())
 
-    def evaluate(self, model: nn.Module, rank: int, world: int, device_batch: int) -> dict[str, float]:
+    def evaluate(self, model: nn.Module, rank: int, world: int, device_batch: int) -> Totals:
         if self.val_shards is None:
             return {"weight": 0.0}
-        mean, std, damage = self.config.mean, self.config.std, []
+        mean, std = self.config.mean, self.config.std
+        damage: list[tuple[int, str, str]] = []
         sums = evaluate_images(
-            model, self.val_dataset, mean, std, rank, world, device_batch, self.workers, damage=damage
+            model,
+            ImageDataset(self.val_shards, self.eval_transform),
+            mean,
+            std,
+            rank,
+            world,
+            device_batch,
+            self.workers,
+            damage=damage,
         )
         del sums["damaged"]  # named one by one instead
         self._note("val", damage)
         return sums
 
-    def metrics(self, totals: dict[str, float]) -> dict[str, float]:
-        return means(totals)
-
-    def follow(self, metrics: dict[str, float]) -> None:
-        """Images come in their order whatever was measured."""
-
-    def example(self) -> tuple[Batch, int]:
-        image = torch.zeros(2, 3, self.size, self.size, dtype=torch.uint8)
-        valid = torch.ones(2, dtype=torch.bool)
-        label = torch.zeros(2, dtype=torch.long)  # two, because mixup pairs images
-        return {"image": image, "label": label, "valid": valid, "position": 0, "weight": 2.0}, 2
+    def example(self) -> tuple[ImageBatch, int]:
+        images = torch.zeros(2, 3, self.size, self.size, dtype=torch.uint8)  # two, because mixup pairs images
+        numbers, valid = torch.zeros(2, dtype=torch.long), torch.ones(2, dtype=torch.bool)
+        return ImageBatch(labels=numbers, valid=valid, sample=numbers, offset=0, images=images, weight=2.0), 2
 
     def _note(self, split: str, damage: Iterable[tuple[int, str, str]]) -> None:
         for _, key, reason in damage:

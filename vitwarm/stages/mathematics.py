@@ -1,23 +1,27 @@
 """Stage `text` on DeepMind Mathematics (arXiv 1904.01557): the loss is that of answers alone."""
 
+from collections.abc import Callable
+from typing import Any
+
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from vitwarm.config import Config
-from vitwarm.data.text import Corpus
 from vitwarm.data.text.encode import question_mark
 from vitwarm.data.text.packing import WholeDocuments, documents
 from vitwarm.errors import UserError
 from vitwarm.keys import keyed_rng
-from vitwarm.stages.text import CorpusStage
-from vitwarm.stages.tokens import Split, next_token_batch
-from vitwarm.training.protocol import Batch
+from vitwarm.stages.batches import ProblemBatch, TokenBatch
+from vitwarm.stages.corpus import CorpusStage, open_split
+from vitwarm.stages.registry import Setup
+from vitwarm.stages.tokens import Split, next_token_batch, next_token_losses
+from vitwarm.training.batch import Sums, Totals
 
 VAL_SPLITS = ("interpolate", "extrapolate")
 
 
-class MathematicsStage(CorpusStage):
+class MathematicsStage(CorpusStage[TokenBatch]):
     """Rows are `BOS q SEP a BOS q SEP a ... BOS`, whole problems in a keyed order; each answer ends with the next BOS.
 
     Problems of a row see those before them, as in arXiv 2601.21725. In an evaluation each stands alone, and is right
@@ -31,74 +35,73 @@ class MathematicsStage(CorpusStage):
     | `exact` | whole answers, `interpolate` |
     | `extrapolate_loss`, `extrapolate_accuracy`, `extrapolate_exact` | the same for `extrapolate` |
 
-    Args and errors are those of `CorpusStage`.
+    Args and errors are those of `TextStage`.
     """
 
-    def __init__(self, config: Config, workers: int):
-        super().__init__(config, workers)
-        self.question_mark = question_mark(self.tokenizer)
-
-    def open(self) -> dict[str, Corpus]:
-        return {split: self.corpus(self.config.train, split) for split in ("train", *VAL_SPLITS)}
-
-    def prepare(self) -> int:
-        train, length = self.corpora["train"], self.config.length
-        self.rows = WholeDocuments(train, length, keyed_rng(self.seed, "text", "problems").permutation(len(train)))
+    def __init__(self, config: Config, setup: Setup):
+        corpora = {split: open_split(config, setup, config.text.train, split) for split in ("train", *VAL_SPLITS)}
+        train, length = corpora["train"], config.text.length
+        self.rows = WholeDocuments(train, length, keyed_rng(config.seed, "text", "problems").permutation(len(train)))
         self.val: list[tuple[int, int]] = []  # split, problem
         for number, split in enumerate(VAL_SPLITS):
-            corpus = self.corpora[split]
+            corpus = corpora[split]
             longest = int(np.diff(corpus.offsets).max())
             if longest > length:
                 raise UserError(f"text.length={length} does not hold the longest problem of {split}; set {longest}")
-            chosen = keyed_rng(0, "text", split).permutation(len(corpus))[: self.config.val_rows]
+            chosen = keyed_rng(0, "text", split).permutation(len(corpus))[: config.text.val_rows]
             self.val += [(number, int(problem)) for problem in np.sort(chosen)]
-        return len(self.val)
+        super().__init__(config, corpora, self.rows, len(self.val))
+        self.question_mark = question_mark(self.tokenizer)
 
-    def batch(self, split: Split, start: int, stop: int) -> Batch:
+    def batch(self, split: Split, start: int, stop: int) -> TokenBatch:
         if split == "train":
             ids = self.rows.read(self.train_rows(start, stop))
             return next_token_batch(ids, self.answers(ids))
-        ids = [
+        problems = [
             documents(self.corpora[VAL_SPLITS[number]], [np.array([problem])])[0]
             for number, problem in self.val[start:stop]
         ]
-        padded = np.full((len(ids), max(map(len, ids))), self.corpora["train"].manifest.separator)
-        for row, problem in zip(padded, ids, strict=True):
+        padded = np.full((len(problems), max(map(len, problems))), self.corpora["train"].manifest.separator)
+        for row, problem in zip(padded, problems, strict=True):
             row[: len(problem)] = problem
-        return {
-            "tokens": torch.from_numpy(padded[:, :-1]),
-            "targets": torch.from_numpy(padded[:, 1:]),
-            "asked": torch.from_numpy(self.answers(padded)[:, 1:]),
-            "split": torch.tensor([number for number, _ in self.val[start:stop]]),
-            "weight": float(stop - start),
-        }
+        return ProblemBatch(
+            tokens=torch.from_numpy(padded[:, :-1]),
+            targets=torch.from_numpy(padded[:, 1:]),
+            weights=torch.from_numpy(self.answers(padded)[:, 1:]).float(),
+            split=torch.tensor([number for number, _ in self.val[start:stop]]),
+            weight=float(stop - start),
+        )
 
     def answers(self, ids: np.ndarray) -> np.ndarray:
-        """(B, N) bool: whether the last mark before a token is the one in front of an answer."""
+        """(B, N) bool, the loss mask: whether the last mark before a token is the one in front of an answer."""
         mark = np.where(ids == self.question_mark, 1, np.where(ids == self.corpora["train"].manifest.separator, 0, -1))
-        place = np.maximum.accumulate(np.where(mark >= 0, np.arange(ids.shape[1]), 0), axis=1)
-        asked = np.zeros(ids.shape, bool)
-        asked[:, 1:] = np.take_along_axis(mark, place, axis=1)[:, :-1] == 1
-        return asked
+        last = np.maximum.accumulate(np.where(mark >= 0, np.arange(ids.shape[1]), 0), axis=1)
+        loss_mask = np.zeros(ids.shape, bool)
+        loss_mask[:, 1:] = np.take_along_axis(mark, last, axis=1)[:, :-1] == 1
+        return loss_mask
 
-    def measure(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
-        logits, targets, asked = model(batch["tokens"]).float(), batch["targets"], batch["asked"]
-        loss = (nn.functional.cross_entropy(logits.transpose(1, 2), targets, reduction="none") * asked).sum(1)
-        right = (logits.argmax(-1) == targets) & asked
-        sums = {}
+    def losses(self, model: Callable[..., Any], batch: TokenBatch, step: int) -> Sums:
+        return next_token_losses(model, batch)
+
+    def measure(self, model: nn.Module, batch: TokenBatch) -> dict[str, Tensor]:
+        assert isinstance(batch, ProblemBatch)  # as all of the validation are
+        logits, targets, loss_mask = model(batch.tokens).float(), batch.targets, batch.weights > 0
+        loss = (nn.functional.cross_entropy(logits.transpose(1, 2), targets, reduction="none") * loss_mask).sum(1)
+        right = (logits.argmax(-1) == targets) & loss_mask
+        sums: dict[str, Tensor] = {}
         for number, name in enumerate(VAL_SPLITS):
-            here = batch["split"] == number
+            here = batch.split == number
             sums |= {
                 f"{name}_loss": loss[here].sum(),
                 f"{name}_right": right[here].sum(),
-                f"{name}_tokens": asked[here].sum(),
-                f"{name}_exact": (right == asked)[here].all(1).sum(),
+                f"{name}_tokens": loss_mask[here].sum(),
+                f"{name}_exact": (right == loss_mask)[here].all(1).sum(),
                 f"{name}_problems": here.sum(),
             }
         return sums
 
-    def metrics(self, totals: dict[str, float]) -> dict[str, float]:
-        found = {}
+    def metrics(self, totals: Totals) -> dict[str, float]:
+        found: dict[str, float] = {}
         for name, prefix in zip(VAL_SPLITS, ("", "extrapolate_"), strict=True):
             tokens, problems = (max(totals[f"{name}_{what}"], 1.0) for what in ("tokens", "problems"))
             found |= {
@@ -108,5 +111,5 @@ class MathematicsStage(CorpusStage):
             }
         return found | {"count": totals["weight"]}
 
-    def example(self) -> tuple[Batch, int]:
+    def example(self) -> tuple[TokenBatch, int]:
         return self.batch("train", 0, 1), 1  # problems of an evaluation are shorter than rows

@@ -10,41 +10,47 @@
 | outlives the stage | the decoder; `transfer.groups` and the main stage choose | the trunk |
 """
 
+from collections.abc import Callable
+from typing import Any
+
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vitwarm.checks import rule_of
 from vitwarm.config import Config
 from vitwarm.errors import UserError
 from vitwarm.keys import keyed_rng
 from vitwarm.procedural import Vocab
-from vitwarm.stages.tokens import Split, next_token_batch
-from vitwarm.stages.warmup import RuleStage
-from vitwarm.training.protocol import Batch
+from vitwarm.stages.batches import StateBatch, TokenBatch
+from vitwarm.stages.tokens import Split, next_token_batch, next_token_losses
+from vitwarm.stages.warmup import RuleStage, RuleStreams, fresh_trunk, sequence_length
+from vitwarm.training.batch import Sums
 from vitwarm.trunk import Trunk, configured_decoder, initialise
 from vitwarm.trunk.decoder import INIT_STD
 
 
-class NextTokenWarmup(RuleStage):
-    """A decoder with the rule's vocabulary reads rows from left to right; PAD is never asked for."""
+class NextTokenWarmup(RuleStage[TokenBatch]):
+    """A decoder with the rule's vocabulary reads rows from left to right; PAD is never in the loss mask."""
 
-    def fresh(self, config: Config) -> nn.Module:
-        length = config.warmup.length or self.own_length(config)
-        sizes, runs = (self.rule.vocab.size, length), config.warmup.middle_runs
+    def __init__(self, config: Config, main_samples: int | None):
+        length = sequence_length(config)
+        streams = RuleStreams(config, length)
+        sizes, runs = (streams.rule.vocab.size, length), config.warmup.middle_runs
         model = configured_decoder(config.model, *sizes, "warmup", seed=config.seed, middle_runs=runs)
-        return initialise(model, config.model.init, seed=config.seed)
+        initialise(model, config.model.init, seed=config.seed)
+        super().__init__(config, main_samples, streams, model, length, length - 1)
 
-    def build(self, config: Config) -> nn.Module:
-        self.tokens_per_sample = self.length - 1
-        return self.vit
+    def batch(self, split: Split, start: int, stop: int) -> TokenBatch:
+        rows = self.streams.of(split).rows(start, stop)
+        loss_mask = rows.scored if self.config.loss_on == "outputs" else rows.tokens != Vocab.pad
+        return next_token_batch(rows.tokens, loss_mask)
 
-    def batch(self, split: Split, start: int, stop: int) -> Batch:
-        rows = (self.stream if split == "train" else self.val_stream).rows(start, stop)
-        asked = rows.scored if self.config.loss_on == "outputs" else rows.tokens != Vocab.pad
-        return next_token_batch(rows.tokens, asked)
+    def losses(self, model: Callable[..., Any], batch: TokenBatch, step: int) -> Sums:
+        return next_token_losses(model, batch)
 
-    def hand_on(self, model: nn.Module) -> dict[str, Tensor]:
+    def trained_tensors(self, model: nn.Module) -> dict[str, Tensor]:
         return {n: t.detach().cpu() for n, t in model.state_dict().items()}
 
     def blocks(self) -> list[nn.Module]:
@@ -88,38 +94,33 @@ class StateModel(nn.Module):
         return self.head(self.trunk(x, is_causal=True))
 
 
-class NextStateWarmup(RuleStage):
+class NextStateWarmup(RuleStage[StateBatch]):
     """All states of an elementary cellular automaton; a token is a state, so `length` counts states."""
 
-    def fresh(self, config: Config) -> nn.Module:
-        rule = self.rule
+    def __init__(self, config: Config, main_samples: int | None):
+        rule = rule_of(config.warmup.rule)
         if rule.name != "eca" or rule.width is None or rule.block != 1:
             raise UserError(
                 "warmup.objective=next_state reads the states of an automaton: set warmup.rule.name=eca, its width, "
                 "and block=1"
             )
         self.cells = rule.window or rule.width
-        return super().fresh(config)
-
-    def row_tokens(self) -> int:
-        return self.length * self.cells
-
-    def build(self, config: Config) -> nn.Module:
-        self.tokens_per_sample = self.length - 1
+        trunk = fresh_trunk(config)
+        length = sequence_length(config, trunk)
+        streams = RuleStreams(config, length * self.cells)
         how = config.model.grad_checkpointing, config.warmup.middle_runs
-        return StateModel(self.vit, self.cells, self.length, config.seed, *how)
+        model = StateModel(trunk, self.cells, length, config.seed, *how)
+        super().__init__(config, main_samples, streams, model, length, length - 1)
 
-    def batch(self, split: Split, start: int, stop: int) -> Batch:
-        rows = (self.stream if split == "train" else self.val_stream).rows(start, stop)
+    def batch(self, split: Split, start: int, stop: int) -> StateBatch:
+        rows = self.streams.of(split).rows(start, stop)
         bits = (rows.tokens - len(Vocab.of((), ()).names)).astype(np.float32)
         states = torch.from_numpy(bits).reshape(stop - start, self.length, self.cells)
-        return {"states": states, "weight": float(states[:, 1:].numel())}
+        return StateBatch(states=states, weight=float(states[:, 1:].numel()))
 
-    def losses(self, model: nn.Module, batch: Batch, step: int) -> dict[str, Tensor]:
+    def losses(self, model: Callable[..., Any], batch: StateBatch, step: int) -> Sums:
         """Summed binary cross-entropy over the cells of all states but the first, in nats; how many were right."""
-        states = batch["states"]
+        states = batch.states
         logits, targets = model(states[:, :-1]).float(), states[:, 1:]
-        return {
-            "loss": F.binary_cross_entropy_with_logits(logits, targets, reduction="sum"),
-            "accuracy": ((logits.detach() > 0) == (targets > 0.5)).sum(),
-        }
+        loss = F.binary_cross_entropy_with_logits(logits, targets, reduction="sum")
+        return Sums(loss, ((logits.detach() > 0) == (targets > 0.5)).sum())

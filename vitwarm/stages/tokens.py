@@ -1,9 +1,9 @@
 """What stages over numbered rows of tokens share: the order of the rows, the thread that writes them, evaluation."""
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections import deque
-from collections.abc import Generator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Generator
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, Literal
 
 import numpy as np
@@ -12,8 +12,10 @@ from torch import Tensor, nn
 
 from vitwarm.amounts import Amount
 from vitwarm.config import OptimConfig, TrainConfig
+from vitwarm.stages.batches import TokenBatch
+from vitwarm.training.batch import Sums, Totals
 from vitwarm.training.param_groups import with_rates
-from vitwarm.training.protocol import Batch, means
+from vitwarm.training.protocol import B, Stage
 from vitwarm.training.schedule import check_lengths
 
 AHEAD = 4  # micro-batches that the background thread may be ahead of the loop
@@ -21,15 +23,16 @@ AHEAD = 4  # micro-batches that the background thread may be ahead of the loop
 Split = Literal["train", "validation"]
 
 
-class TokenStage(ABC):
+class TokenStage(Stage[B]):
     """A stage whose samples are rows 0, 1, 2, ... of a training and of a validation set; see `training.protocol.Stage`.
 
     Step s of global batch B takes the training rows [s B, (s + 1) B), each process its share of them, so the order is
     that of `batch` and nothing else. A thread writes batches ahead of the loop.
 
     A subclass sets `name`, `model` and `tokens_per_sample`, calls `set_lengths` once it knows how long a row is, and
-    defines `batch`. `losses` suits a model that is called as `Decoder` is; a stage with another model, other metrics
-    than means over predictions, or damaged data overrides `losses`, `measure` and `metrics`, or the events.
+    defines `batch` and `losses`; `next_token_batch` and `next_token_losses` are those of next-token prediction. A stage
+    with other metrics than means over predictions, or with damaged data, overrides `measure` and `metrics`, or the
+    events.
 
     Args:
         section: of the recipe that holds `optim`, for messages: `warmup` or `train`.
@@ -43,11 +46,12 @@ class TokenStage(ABC):
     tokens_per_sample: int
     steps: int
     schedule_lengths: tuple[int, int]
-    best: str | None = None
+    best = None
+    stackable: bool = True  # batches of two seeds differ in their numbers alone
     adapts: bool = False  # rows depend on what was measured before them, so none is written ahead of an evaluation
 
     def __init__(self, section: str, optim: OptimConfig, val_rows: int, eval_every: int):
-        self.section, self.optim, self.val_rows, self.eval_every = section, optim, val_rows, eval_every
+        self.section, self.optim, self.val_samples, self.eval_every = section, optim, val_rows, eval_every
 
     def set_lengths(
         self,
@@ -81,16 +85,17 @@ class TokenStage(ABC):
         check_lengths(self.section, self.steps, optim, *self.schedule_lengths)
 
     @abstractmethod
-    def batch(self, split: Split, start: int, stop: int) -> Batch:
-        """Rows [start, stop) of a split as a micro-batch; see `next_token_batch`."""
+    def batch(self, split: Split, start: int, stop: int) -> B:
+        """Rows [start, stop) of a split as a micro-batch."""
+
+    @abstractmethod
+    def losses(self, model: Callable[..., Any], batch: B, step: int) -> Sums:
+        """Sums over the micro-batch's predictions."""
 
     @property
     def samples(self) -> int:
         """Rows that the whole stage trains on, repeats counted."""
         return self.steps * self.optim.global_batch
-
-    def check_device_batch(self, size: int) -> None:  # noqa: B027 (most stages accept any)
-        """Any number of rows will do."""
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """All decay alike under `decay_all`; else norms, biases and prefix tokens do not."""
@@ -105,10 +110,10 @@ class TokenStage(ABC):
     def blocks(self) -> list[nn.Module]:
         return self.model.compile_parts()
 
-    def batches(self, start: int, rank: int, world: int, device_batch: int) -> Generator[Batch, None, None]:
+    def batches(self, start: int, rank: int, world: int, device_batch: int) -> Generator[B, None, None]:
         share = self.optim.global_batch // world
         with ThreadPoolExecutor(1, thread_name_prefix=self.name) as pool:
-            pending: deque = deque()
+            pending: deque[Future[B]] = deque()
             try:
                 for step in range(start, self.steps):
                     while self.adapts and step % self.eval_every == 0 and pending:
@@ -124,64 +129,56 @@ class TokenStage(ABC):
                 for future in pending:
                     future.cancel()
 
-    def losses(self, model: nn.Module, batch: Batch, step: int) -> dict[str, Tensor]:
-        """Summed cross-entropy in nats over what is asked, and how much of it was right."""
-        loss, correct = model(batch["tokens"], batch["targets"], batch["weights"], places=batch.get("places"))
-        return {"loss": loss, "accuracy": correct.detach()}
+    def measure(self, model: nn.Module, batch: B) -> dict[str, Tensor]:
+        """Sums over a validation batch, by name."""
+        return self.losses(model, batch, 0).named()
 
-    def measure(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
-        """Sums over a validation batch."""
-        return self.losses(model, batch, 0)
-
-    def evaluate(self, model: nn.Module, rank: int, world: int, device_batch: int) -> dict[str, float]:
+    def evaluate(self, model: nn.Module, rank: int, world: int, device_batch: int) -> Totals:
         device = next(model.parameters()).device
-        sums: dict[str, float] = {"weight": 0.0}
-        first, last = (self.val_rows * r // world for r in (rank, rank + 1))
+        sums: Totals = {"weight": 0.0}
+        first, last = (self.val_samples * r // world for r in (rank, rank + 1))
         share = max(last, first + 1)  # a rank without rows measures one for the names of the sums, and counts nothing
         for row in range(first, share, device_batch):
             batch = self.batch("validation", row, min(row + device_batch, share))
-            moved = {k: v.to(device) if isinstance(v, Tensor) else v for k, v in batch.items()}
-            for name, value in self.measure(model, moved).items():
+            for name, value in self.measure(model, batch.to(device)).items():
                 sums[name] = sums.get(name, 0.0) + value.item()
-            sums["weight"] += batch["weight"]
+            sums["weight"] += batch.weight
         return sums if last > first else dict.fromkeys(sums, 0.0)
 
-    def metrics(self, totals: dict[str, float]) -> dict[str, float]:
-        return means(totals)
-
-    def follow(self, metrics: dict[str, float]) -> None:  # noqa: B027 (most rows do not depend on it)
-        """What was last measured; see `adapts`."""
-
-    def example(self) -> tuple[Batch, int]:
+    def example(self) -> tuple[B, int]:
         return self.batch("validation", 0, 1), 1
 
-    def events(self) -> list[dict[str, Any]]:
-        return []
 
-    def check_events(self, damaged: list[str]) -> None:  # noqa: B027 (most stages compute their rows)
-        """Rows that are computed cannot be damaged."""
+def next_token_batch(tokens: np.ndarray, loss_mask: np.ndarray) -> TokenBatch:
+    """Rows as input and target, each the other shifted by one, with the loss mask as weights.
 
-
-def next_token_batch(tokens: np.ndarray, asked: np.ndarray) -> Batch:
-    """Rows as input and target, each the other shifted by one, with what is asked of the model.
-
-    Where less than half of the places is asked for, `places` names them, and the model computes logits for no others.
+    Where the mask holds less than half of each row's tokens, the batch names their positions, and the model computes
+    logits for no others.
 
     Args:
         tokens: (B, N + 1) ids.
-        asked: (B, N + 1) bool, the tokens to be predicted; that of the first one is not looked at.
+        loss_mask: (B, N + 1) bool, the tokens to be predicted; that of the first one is not looked at.
 
     Returns:
-        `tokens` (B, N) ids; `targets` and `weights` (B, M), 0 where fewer than M are asked; `places` (B, M), indices
-        into the N tokens, or no such key when M = N; `weight`, how many are asked.
+        Targets and weights are (B, M), with weight 0 where a row has fewer than M tokens to predict; positions are
+        None when M = N; `weight` is how many tokens are to be predicted.
     """
-    inputs, targets, asked = tokens[:, :-1], tokens[:, 1:], asked[:, 1:]
-    most = max(int(asked.sum(1).max(initial=0)), 1)
-    batch: Batch = {"tokens": torch.from_numpy(np.ascontiguousarray(inputs)), "weight": float(asked.sum())}
-    if 2 * most <= asked.shape[1]:
-        places = np.argsort(~asked, axis=1, kind="stable")[:, :most]  # those asked for come first, in their order
-        targets, asked = (np.take_along_axis(array, places, axis=1) for array in (targets, asked))
-        batch["places"] = torch.from_numpy(places)
-    batch["targets"] = torch.from_numpy(np.ascontiguousarray(targets))
-    batch["weights"] = torch.from_numpy(asked.astype(np.float32))
-    return batch
+    inputs, targets, mask = tokens[:, :-1], tokens[:, 1:], loss_mask[:, 1:]
+    weight, most = float(mask.sum()), max(int(mask.sum(1).max(initial=0)), 1)
+    positions = None
+    if 2 * most <= mask.shape[1]:
+        positions = np.argsort(~mask, axis=1, kind="stable")[:, :most]  # those in the mask come first, in their order
+        targets, mask = (np.take_along_axis(array, positions, axis=1) for array in (targets, mask))
+    return TokenBatch(
+        tokens=torch.from_numpy(np.ascontiguousarray(inputs)),
+        targets=torch.from_numpy(np.ascontiguousarray(targets)),
+        weights=torch.from_numpy(mask.astype(np.float32)),
+        positions=None if positions is None else torch.from_numpy(positions),
+        weight=weight,
+    )
+
+
+def next_token_losses(model: Callable[..., Any], batch: TokenBatch) -> Sums:
+    """Summed cross-entropy in nats and how many tokens were right, of a model that is called as `Decoder` is."""
+    loss, correct = model(batch.tokens, batch.targets, batch.weights, positions=batch.positions)
+    return Sums(loss, correct.detach())

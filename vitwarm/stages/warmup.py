@@ -1,6 +1,6 @@
 """Stage `warmup`: a trunk learns from sequences of a rule; here by masked-token prediction (arXiv 2511.13945)."""
 
-from abc import abstractmethod
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -9,14 +9,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vitwarm.amounts import Amount
+from vitwarm.checks import rule_of
 from vitwarm.config import Config
 from vitwarm.errors import UserError
 from vitwarm.keys import keyed_rng
-from vitwarm.procedural import Rule, RuleStream, make_rule
+from vitwarm.procedural import Rule, RuleStream
 from vitwarm.procedural.composite import Curriculum
-from vitwarm.stages.tokens import Split, TokenStage
-from vitwarm.training.protocol import Batch
-from vitwarm.trunk import SymbolStem, Trunk, build_model, configured_decoder, family_of, initialise, is_drop_rate
+from vitwarm.stages.batches import MaskedBatch
+from vitwarm.stages.tokens import B, Split, TokenStage
+from vitwarm.training.batch import Sums, Totals
+from vitwarm.trunk import SymbolStem, Trunk, build_model, configured_decoder, initialise, is_drop_rate, token_grid
 
 
 class WarmupModel(nn.Module):
@@ -47,131 +49,187 @@ class WarmupModel(nn.Module):
         nn.init.trunc_normal_(self.head.weight, std=0.02, generator=generator)
         nn.init.zeros_(self.head.bias)
 
-    def forward(self, symbols: Tensor, positions: Tensor) -> Tensor:
-        """Logits where they are asked for.
+    def forward(self, tokens: Tensor, positions: Tensor) -> Tensor:
+        """Logits at some positions.
 
         Args:
-            symbols: (B, N) ids.
-            positions: (M,) indices into the flattened (B * N) symbols.
+            tokens: (B, N) ids.
+            positions: (M,) indices into the flattened (B * N) tokens.
 
         Returns:
             (M, K).
         """
-        features = self.trunk(self.stem(symbols))[:, self.stem.num_prefix_tokens :]  # prefix outputs are dropped
+        features = self.trunk(self.stem(tokens))[:, self.stem.num_prefix_tokens :]  # prefix outputs are dropped
         return self.head(features.flatten(0, 1)[positions])
 
 
-class RuleStage(TokenStage):
-    """A warm-up: rows of a rule, whatever the objective. Subclasses set the model behind them.
+class RuleStreams:
+    """The training and the validation stream of a rule; of a curriculum, at its present level.
+
+    Args:
+        config: the recipe.
+        length: symbols of a sequence.
+
+    Raises:
+        UserError: the rule cannot fill a sequence of that length.
+    """
+
+    def __init__(self, config: Config, length: int):
+        self.rule, self.seed, self.length = rule_of(config.warmup.rule), config.seed, length
+        self._open()
+        try:
+            self.validation.chunk(0)
+        except ValueError as error:
+            raise UserError(f"warmup.rule: {error}") from error
+
+    def _open(self) -> None:
+        try:
+            self.train, self.validation = (
+                RuleStream(self.rule, self.seed, split, self.length) for split in ("train", "validation")
+            )
+        except ValueError as error:
+            raise UserError(f"warmup.rule: {error}") from error
+
+    @property
+    def adapts(self) -> bool:
+        """Whether an evaluation may change what comes next."""
+        return isinstance(self.rule, Curriculum)
+
+    def of(self, split: Split) -> RuleStream:
+        return self.train if split == "train" else self.validation
+
+    def next_level(self, accuracy: float) -> int | None:
+        """The level of a curriculum that holds after an evaluation; None for other rules."""
+        return self.rule.next_level(accuracy, self.length) if isinstance(self.rule, Curriculum) else None
+
+    def set_level(self, level: int) -> None:
+        if isinstance(self.rule, Curriculum) and level != self.rule.level:
+            self.rule = self.rule.at(level)
+            self._open()
+
+
+def fresh_trunk(config: Config) -> nn.Module:
+    """The model that a trunk is taken from, with the initialisation of the recipe.
+
+    The paper's warm-up of ViTs has no dropout of any kind; of a decoder the blocks alone are used.
+    """
+    if config.model.decoder.size:
+        model = configured_decoder(config.model, 1, 1, "warmup", seed=config.seed)
+    else:
+        still = {k: 0.0 for k in config.model.args if is_drop_rate(k)}
+        model = build_model(config.model, "warmup", seed=config.seed, **still)
+    return initialise(model, config.model.init, seed=config.seed)
+
+
+def sequence_length(config: Config, model: nn.Module | None = None) -> int:
+    """Tokens of a warm-up's sequence: what the recipe says, else the decoder's positions or the grid of `model`.
+
+    Raises:
+        UserError: a decoder's recipe does not say.
+    """
+    if config.warmup.length is not None:
+        return config.warmup.length
+    if model is not None and not config.model.decoder.size:
+        rows, columns = token_grid(model)
+        return rows * columns
+    if config.model.decoder.positions is None:
+        raise UserError("how long are the rows? set warmup.length (or model.decoder.positions)")
+    return config.model.decoder.positions
+
+
+class RuleStage(TokenStage[B]):
+    """A warm-up: sequences of a rule, whatever the objective.
 
     A curriculum moves on by what each evaluation finds: its level is a metric, `level`, the one that holds from there
-    on. Both streams are of that level, so that a level is mastered on rows of its own.
+    on. Both streams are of that level, so that a level is mastered on sequences of its own.
 
     Args:
         config: the recipe.
         main_samples: samples of the main stage, that a budget in percent refers to; None when there is none.
+        streams: of the rule.
+        model: what is trained, around the trunk.
+        length: tokens of a sequence, which a budget in tokens counts.
+        tokens_per_sample: trunk tokens of a sequence, prefix tokens included.
 
     Raises:
-        UserError: the rule cannot fill the model's tokens, or the budget cannot be resolved.
+        UserError: the budget or the schedule cannot be resolved.
     """
 
     name = "warmup"
 
-    def __init__(self, config: Config, main_samples: int | None):
+    def __init__(
+        self,
+        config: Config,
+        main_samples: int | None,
+        streams: RuleStreams,
+        model: nn.Module,
+        length: int,
+        tokens_per_sample: int,
+    ):
         super().__init__("warmup", config.warmup, config.warmup.val_rows, config.warmup.eval_every)
-        self.seed, self.config = config.seed, config.warmup
-        try:
-            self.rule = make_rule(**config.warmup.rule)
-        except ValueError as error:
-            raise UserError(f"warmup.rule: {error}") from error
-        self.vit = self.fresh(config)
-        self.length = config.warmup.length or self.own_length(config)
-        try:
-            self._read(self.rule)
-            self.val_stream.chunk(0)
-        except ValueError as error:
-            raise UserError(f"warmup.rule: {error}") from error
-        self.model = self.build(config)
-        self.set_lengths(Amount.parse(config.warmup.budget, "warmup.budget"), self.length, main_samples)
+        self.seed, self.config, self.streams = config.seed, config.warmup, streams
+        self.model, self.length, self.tokens_per_sample = model, length, tokens_per_sample
+        self.adapts = streams.adapts
+        self.set_lengths(Amount.parse(config.warmup.budget, "warmup.budget"), length, main_samples)
 
-    def _read(self, rule: Rule) -> None:
-        self.rule, self.adapts = rule, isinstance(rule, Curriculum)
-        self.stream, self.val_stream = (
-            RuleStream(rule, self.seed, split, self.row_tokens()) for split in ("train", "validation")
-        )
+    @property
+    def rule(self) -> Rule:
+        return self.streams.rule
 
-    def fresh(self, config: Config) -> nn.Module:
-        """The model that the trunk is taken from; the paper's warm-up of ViTs has no dropout of any kind."""
-        if config.model.decoder.size:
-            model = configured_decoder(config.model, 1, 1, "warmup", seed=config.seed)  # for its blocks alone
-        else:
-            still = {k: 0.0 for k in config.model.args if is_drop_rate(k)}
-            model = build_model(config.model, "warmup", seed=config.seed, **still)
-        return initialise(model, config.model.init, seed=config.seed)
-
-    def own_length(self, config: Config) -> int:
-        """Tokens of a row where the recipe does not say."""
-        if config.model.decoder.size:
-            if config.model.decoder.positions is None:
-                raise UserError("how long are the rows? set warmup.length (or model.decoder.positions)")
-            return config.model.decoder.positions
-        rows, columns = family_of(self.vit).grid
-        return rows * columns
-
-    def row_tokens(self) -> int:
-        """Symbols of the rule in a row of `length` tokens."""
-        return self.length
-
-    @abstractmethod
-    def build(self, config: Config) -> nn.Module:
-        """What is trained; sets `tokens_per_sample`."""
-
-    def hand_on(self, model: nn.Module) -> dict[str, Tensor]:
+    def trained_tensors(self, model: nn.Module) -> dict[str, Tensor]:
         """Canonical name -> tensor of what may outlive the stage: the trunk."""
         return {n: t.detach().cpu() for n, t in model.trunk.state_dict().items()}
 
     def blocks(self) -> list[nn.Module]:
         return list(self.model.trunk.blocks)
 
-    def metrics(self, totals: dict[str, float]) -> dict[str, float]:
+    def metrics(self, totals: Totals) -> dict[str, float]:
         metrics = super().metrics(totals)
-        if isinstance(self.rule, Curriculum):
-            metrics["level"] = self.rule.next_level(metrics["accuracy"], self.row_tokens())
+        if (level := self.streams.next_level(metrics["accuracy"])) is not None:
+            metrics["level"] = level
         return metrics
 
     def follow(self, metrics: dict[str, float]) -> None:
-        if isinstance(self.rule, Curriculum) and metrics["level"] != self.rule.level:
-            self._read(self.rule.at(metrics["level"]))
+        if self.adapts:
+            self.streams.set_level(int(metrics["level"]))
 
 
-class WarmupStage(RuleStage):
-    """The masked objective: closers, outputs, whatever the rule scores, hidden at random and to be named."""
+class WarmupStage(RuleStage[MaskedBatch]):
+    """The masked objective: closers, outputs, whatever the rule scores, hidden at random and to be named.
 
-    def build(self, config: Config) -> nn.Module:
-        sizes = self.rule.vocab.size, self.length, config.seed
-        model = WarmupModel(self.vit, *sizes, config.model.grad_checkpointing, config.warmup.middle_runs)
-        self.tokens_per_sample = self.length + model.stem.num_prefix_tokens
-        return model
+    Args:
+        config: the recipe.
+        main_samples: see `RuleStage`.
 
-    def batch(self, split: Split, start: int, stop: int) -> Batch:
-        return self._batch(self.stream if split == "train" else self.val_stream, start, stop)
+    Raises:
+        UserError: the rule cannot fill the model's tokens, or the budget cannot be resolved.
+    """
 
-    def _batch(self, stream: RuleStream, start: int, stop: int) -> Batch:
-        """Rows [start, stop) of a stream, with the indices of what is asked and the answers."""
+    def __init__(self, config: Config, main_samples: int | None):
+        vit = fresh_trunk(config)
+        length = sequence_length(config, vit)
+        streams = RuleStreams(config, length)
+        sizes = streams.rule.vocab.size, length, config.seed
+        model = WarmupModel(vit, *sizes, config.model.grad_checkpointing, config.warmup.middle_runs)
+        super().__init__(config, main_samples, streams, model, length, length + model.stem.num_prefix_tokens)
+        self.vit = vit
+
+    def batch(self, split: Split, start: int, stop: int) -> MaskedBatch:
+        return self._batch(self.streams.of(split), start, stop)
+
+    def _batch(self, stream: RuleStream, start: int, stop: int) -> MaskedBatch:
+        """Rows [start, stop) of a stream."""
         rows = stream.masked_rows(start, stop, self.config.mask_prob)
         positions = np.flatnonzero(rows.masked)
-        return {
-            "symbols": torch.from_numpy(rows.inputs),
-            "positions": torch.from_numpy(positions),
-            "targets": torch.from_numpy(rows.targets.reshape(-1)[positions]),
-            "weight": float(len(positions)),
-        }
+        return MaskedBatch(
+            tokens=torch.from_numpy(rows.inputs),
+            positions=torch.from_numpy(positions),
+            targets=torch.from_numpy(rows.targets.reshape(-1)[positions]),
+            weight=float(len(positions)),
+        )
 
-    def losses(self, model: nn.Module, batch: dict[str, Any], step: int) -> dict[str, Tensor]:
+    def losses(self, model: Callable[..., Any], batch: MaskedBatch, step: int) -> Sums:
         """Summed cross-entropy over the masked tokens, in nats, and how many were right."""
-        logits = model(batch["symbols"], batch["positions"]).float()
-        targets = batch["targets"]
-        return {
-            "loss": F.cross_entropy(logits, targets, reduction="sum"),
-            "accuracy": (logits.detach().argmax(-1) == targets).sum(),
-        }
+        logits = model(batch.tokens, batch.positions).float()
+        loss = F.cross_entropy(logits, batch.targets, reduction="sum")
+        return Sums(loss, (logits.detach().argmax(-1) == batch.targets).sum())

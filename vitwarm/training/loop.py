@@ -16,10 +16,11 @@ from torch import Tensor, nn
 from vitwarm.config import RunConfig
 from vitwarm.errors import Interrupted, UserError
 from vitwarm.keys import keyed_rng
+from vitwarm.training.batch import Batch, Sums, means
 from vitwarm.training.checkpoint import Checkpoints, State, optimizer_tensors, read_tensors, restore_optimizer
 from vitwarm.training.meters import Meter, count_flops
 from vitwarm.training.processes import Processes
-from vitwarm.training.protocol import Batch, Stage
+from vitwarm.training.protocol import Stage
 from vitwarm.training.schedule import is_steady, learning_rate
 from vitwarm.training.sharding import Sharded, full, whole
 from vitwarm.training.tracking import Tracker
@@ -76,7 +77,7 @@ def device_batch_size(global_batch: int, world: int, largest: int | None) -> int
     return size
 
 
-def train_stage(stage: Stage, context: Context, resume: tuple[State, Path] | None = None) -> nn.Module:
+def train_stage(stage: Stage[Any], context: Context, resume: tuple[State, Path] | None = None) -> nn.Module:
     """Train a stage to its end, from its start or from a checkpoint of it.
 
     Checkpoints, logs and evaluations happen on the way; the outcome is added to `context.results` and the step
@@ -100,7 +101,7 @@ def train_stage(stage: Stage, context: Context, resume: tuple[State, Path] | Non
 class Training:
     """State of `train_stage`: built, then run once; a benchmark takes single steps."""
 
-    def __init__(self, stage: Stage, context: Context, resume: tuple[State, Path] | None):
+    def __init__(self, stage: Stage[Any], context: Context, resume: tuple[State, Path] | None):
         self.stage, self.context, self.processes = stage, context, context.processes
         device, optim = context.processes.device, stage.optim
         self.device_batch = device_batch_size(optim.global_batch, self.processes.world, context.run.device_batch)
@@ -112,7 +113,7 @@ class Training:
             self._restore(*resume)
         self.state.results = context.results
         example, samples = stage.example()
-        flops = count_flops(lambda: stage.losses(self.model.eval(), self._to_device(example), 0))
+        flops = count_flops(lambda: stage.losses(self.model.eval(), example.to(device), 0))
         self.flops_per_sample = flops / samples
         self.model.train()
         if optim.compile:
@@ -176,7 +177,7 @@ class Training:
         micro, trouble = self._next(batches)
         waited = time.perf_counter() - asked
         weight, stopping, failed = self.processes.sum(
-            [sum(b["weight"] for b in micro), float(bool(context.stop)), float(trouble is not None)]
+            [sum(b.weight for b in micro), float(bool(context.stop)), float(trouble is not None)]
         )
         if failed:
             raise UserError(next(t for t in self.processes.gather(trouble) if t is not None))
@@ -191,6 +192,7 @@ class Training:
         self.meter.step(waited)
         context.tracker.advance()
         if log_due:
+            assert grad_norm is not None
             self._log(grad_norm)
         if eval_due or save_due:
             self.meter.pause()
@@ -223,15 +225,15 @@ class Training:
             last = i == len(micro) - 1
             with contextlib.nullcontext() if last else self._no_sync():
                 with self._autocast():
-                    sums = stage.losses(self.wrapped, self._to_device(batch), step)
+                    sums = stage.losses(self.wrapped, batch.to(self.processes.device), step)
                 # DDP averages over ranks; the loss is the mean over the predictions of the whole global batch.
-                (sums["loss"] * (self.processes.world / max(weight, 1.0))).backward()
-            self._guard(sums["loss"].detach())
+                (sums.loss * (self.processes.world / max(weight, 1.0))).backward()
+            self._guard(sums.loss.detach())
             self._add(sums)
         self.weight += weight
         norm = None  # on request only: it costs a pass over the gradients
         if optim.clip_grad or want_norm:
-            norm = full(nn.utils.clip_grad_norm_(self.model.parameters(), optim.clip_grad or math.inf))
+            norm = full(stage.clip(self.model.parameters(), optim.clip_grad or math.inf))
             self._guard(norm)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
@@ -243,13 +245,9 @@ class Training:
         bf16 = self.stage.optim.precision == "bf16"
         return torch.autocast(self.processes.device.type, dtype=torch.bfloat16, enabled=bf16)
 
-    def _to_device(self, batch: Batch) -> Batch:
-        device = self.processes.device
-        return {k: v.to(device, non_blocking=True) if isinstance(v, Tensor) else v for k, v in batch.items()}
-
-    def _add(self, sums: dict[str, Tensor]) -> None:
-        for name, value in sums.items():
-            value = value.detach().to(_SUMS.get(value.device.type, torch.float64))
+    def _add(self, sums: Sums) -> None:
+        for name, value in sums.named().items():
+            value = value.to(_SUMS.get(value.device.type, torch.float64))
             self.sums[name] = self.sums[name] + value if name in self.sums else value
 
     def _guard(self, value: Tensor) -> None:
@@ -273,19 +271,21 @@ class Training:
         self._check_finite()
         names = sorted(self.sums)
         values = self.processes.sum([self.sums[n].item() for n in names])
-        entry = {
+        found = means({**dict(zip(names, values, strict=True)), "weight": self.weight})
+        del found["count"]  # of a window of steps
+        entry: dict[str, Any] = {
             "event": "train",
             "stage": stage.name,
             "step": state.step,
             "run_step": state.run_step,
             "samples": state.step * stage.optim.global_batch,
-            **{n: v / max(self.weight, 1.0) for n, v in zip(names, values, strict=True)},
+            **found,
             "lr": learning_rate(state.step - 1, stage.steps, stage.optim, *stage.schedule_lengths),
             "grad_norm": float(grad_norm),
             **self.meter.read(),
         }
         self.sums, self.weight = {}, 0.0
-        shown = " ".join(f"{n} {entry[n]:.4f}" for n in names)
+        shown = " ".join(f"{n} {v:.4f}" for n, v in found.items())
         self._record(
             entry,
             f"{stage.name} {state.step}/{stage.steps} {shown} lr {entry['lr']:.2e} "
@@ -328,13 +328,13 @@ class Training:
         totals = dict(zip(names, self.processes.sum([float(sums[n]) for n in names]), strict=True))
         state.metrics = stage.metrics(totals)
         stage.follow(state.metrics)
-        value = state.metrics.get(stage.best)
+        value = state.metrics.get(stage.best) if stage.best else None
         improved = value is not None and (state.best is None or value > state.best["value"])
         if improved:
             at = {"run_step": state.run_step, "step": state.step}
             state.best = {"value": value, **at, "metrics": dict(state.metrics)}
         entry = {"event": "eval", "stage": stage.name, "step": state.step, "run_step": state.run_step}
-        shown = " ".join(f"{n} {v:.4f}" for n, v in state.metrics.items() if n != "count")
+        shown = " ".join(f"{n} {v:.4f}" for n, v in state.metrics.items() if n != "count" and "/" not in n)
         self._record(
             {**entry, **state.metrics, "seconds": time.perf_counter() - started},
             f"{stage.name} {state.step}/{stage.steps} eval: {shown}",

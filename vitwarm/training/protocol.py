@@ -1,24 +1,21 @@
 """What the loop knows of a stage."""
 
-from collections.abc import Generator
-from typing import Any, Protocol
+from abc import abstractmethod
+from collections.abc import Callable, Generator, Iterable
+from typing import Any, Protocol, TypeVar
 
 from torch import Tensor, nn
 
 from vitwarm.config import OptimConfig
+from vitwarm.training.batch import Batch, Sums, Totals, means
 
-Batch = dict[str, Any]
-"""Tensors of one micro-batch on the CPU, and `weight`: a float, how many predictions its loss sums over."""
-
-
-def means(totals: dict[str, float]) -> dict[str, float]:
-    """Each sum divided by `weight`, which is handed on as `count`."""
-    count = totals["weight"]
-    return {n: v / max(count, 1.0) for n, v in totals.items() if n != "weight"} | {"count": count}
+B = TypeVar("B", bound=Batch)
 
 
-class Stage(Protocol):
+class Stage(Protocol[B]):
     """Stem + trunk + head + data + objective + evaluation. The loop asks for nothing else.
+
+    Stages derive from this class: what is abstract they must say, the rest is what most of them do.
 
     Attributes:
         name: `warmup`, `images`, ...
@@ -27,6 +24,8 @@ class Stage(Protocol):
         steps: optimiser steps of the whole stage.
         schedule_lengths: (LR warm-up, cooldown) in steps.
         tokens_per_sample: trunk tokens that one sample costs, prefix tokens included.
+        samples: that the whole stage trains on, repeats counted.
+        val_samples: samples of one evaluation.
         eval_every: steps between evaluations; the last step is always evaluated.
         best: metric of `evaluate` that ranks checkpoints, higher is better; None keeps no best.
     """
@@ -37,50 +36,65 @@ class Stage(Protocol):
     steps: int
     schedule_lengths: tuple[int, int]
     tokens_per_sample: int
+    val_samples: int
     eval_every: int
     best: str | None
 
+    @property
+    @abstractmethod
+    def samples(self) -> int: ...
+
     def check_device_batch(self, size: int) -> None:
         """Raise UserError when the stage cannot work on that many samples at once."""
-        ...
 
+    @abstractmethod
     def parameter_groups(self) -> list[dict[str, Any]]:
         """Groups for the optimiser: `params`, `weight_decay`, and `lr_scale` that the schedule is multiplied by."""
-        ...
 
+    @abstractmethod
     def blocks(self) -> list[nn.Module]:
         """Modules to compile in place, and those of them with weights to shard one by one."""
-        ...
 
-    def batches(self, start: int, rank: int, world: int, device_batch: int) -> Generator[Batch, None, None]:
-        """This rank's micro-batches from step `start` to the end, in order: a pure function of the recipe, and of what
-        `follow` was told last before each of them is asked for."""
-        ...
+    def clip(self, parameters: Iterable[nn.Parameter], largest: float) -> Tensor:
+        """Scale the gradients in place so that their norm is at most `largest`; the norm that they had."""
+        return nn.utils.clip_grad_norm_(parameters, largest)
 
-    def losses(self, model: nn.Module, batch: Batch, step: int) -> dict[str, Tensor]:
-        """Sums over the micro-batch's predictions; `loss` is differentiated, the others are logged beside it."""
-        ...
+    @abstractmethod
+    def batches(self, start: int, rank: int, world: int, device_batch: int) -> Generator[B, None, None]:
+        """This rank's micro-batches from step `start` to the end, in order, on the CPU: a pure function of the recipe,
+        and of what `follow` was told last before each of them is asked for."""
 
-    def evaluate(self, model: nn.Module, rank: int, world: int, device_batch: int) -> dict[str, float]:
+    @abstractmethod
+    def losses(self, model: Callable[..., Any], batch: B, step: int) -> Sums:
+        """Sums over the micro-batch's predictions; `loss` is differentiated, and the log shows their means.
+
+        Args:
+            model: `self.model`, perhaps wrapped, or a function that is called alike.
+            batch: on the device of the model.
+            step: number of the optimiser step.
+        """
+
+    @abstractmethod
+    def evaluate(self, model: nn.Module, rank: int, world: int, device_batch: int) -> Totals:
         """This rank's sums over its share of the validation set, and their `weight`."""
-        ...
 
-    def metrics(self, totals: dict[str, float]) -> dict[str, float]:
-        """What the sums of `evaluate`, added over all ranks, come to; `means` where each is a mean over predictions."""
-        ...
+    def metrics(self, totals: Totals) -> dict[str, float]:
+        """What the sums of `evaluate`, added over all ranks, come to; `means` where each is a mean over predictions.
+
+        A metric whose name has a slash is logged, but not shown on the terminal.
+        """
+        return means(totals)
 
     def follow(self, metrics: dict[str, float]) -> None:
-        """Learn what was last measured: after each evaluation, and when a run goes on from a checkpoint behind one."""
-        ...
+        """Learn what was last measured: after each evaluation, and when a run resumes from a checkpoint behind one."""
 
-    def example(self) -> tuple[Batch, int]:
+    @abstractmethod
+    def example(self) -> tuple[B, int]:
         """A micro-batch to count FLOPs on, and how many samples it holds."""
-        ...
 
     def events(self) -> list[dict[str, Any]]:
         """What happened to this rank's data since the last call, for the log: `event`, `sample` (a name), `reason`."""
-        ...
+        return []
 
     def check_events(self, damaged: list[str]) -> None:
         """Raise UserError when too many samples are damaged; gets the names of all that any rank met so far."""
-        ...

@@ -44,7 +44,7 @@ class Classifier(Decoder):
 
     def forward(self, tokens: Tensor) -> Tensor:
         """(B, N) ids to (B, C) logits of the classes."""
-        places = torch.arange(tokens.shape[1], device=tokens.device)
-        last = ((tokens != self.pad) * places).argmax(1)  # (B,); the first place in a row of padding alone
+        positions = torch.arange(tokens.shape[1], device=tokens.device)
+        last = ((tokens != self.pad) * positions).argmax(1)  # (B,); the first position in a sequence of padding alone
         features = self.features(self.embed(tokens))
         return self.score(features[torch.arange(len(tokens), device=tokens.device), last])

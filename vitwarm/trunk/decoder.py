@@ -143,10 +143,10 @@ class Decoder(nn.Module):
         return self.token_embed.weight if self.head is None else self.head.weight
 
     def embed(self, tokens: Tensor, start: int = 0) -> Tensor:
-        """(B, N) ids at the places from `start` on to (B, N, D).
+        """(B, N) ids at the positions from `start` on to (B, N, D).
 
         Raises:
-            UserError: more places than the model has.
+            UserError: more positions than the model has.
         """
         stop = start + tokens.shape[1]
         if stop > self.n_positions:
@@ -174,21 +174,21 @@ class Decoder(nn.Module):
         targets: Tensor,
         weights: Tensor | None = None,
         attn_mask: Tensor | None = None,
-        places: Tensor | None = None,
+        positions: Tensor | None = None,
     ) -> TokenLoss:
         """Summed cross-entropy in nats, in chunks of the vocabulary's logits; see `token_loss`.
 
         Args:
             tokens: (B, N) ids.
-            targets: (B, N), the id that is to be predicted at each place.
+            targets: (B, N), the id that is to be predicted at each position.
             weights: (B, N), what each prediction counts, None for 1.
             attn_mask: see `features`.
-            places: (B, M), the only places that are asked; targets and weights are then (B, M), and no logits of other
-                places are computed.
+            positions: (B, M) indices into the N tokens, the only ones to predict at; targets and weights are then
+                (B, M), and no logits of other positions are computed.
         """
         x = self.features(self.embed(tokens), attn_mask)
-        if places is not None:
-            x = x.gather(1, places[..., None].expand(-1, -1, x.shape[-1]))
+        if positions is not None:
+            x = x.gather(1, positions[..., None].expand(-1, -1, x.shape[-1]))
         return token_loss(x, self.head_weight, targets, weights, head=self.head_chunk, max_logits=self.max_logits)
 
     def forward(
@@ -197,11 +197,11 @@ class Decoder(nn.Module):
         targets: Tensor | None = None,
         weights: Tensor | None = None,
         attn_mask: Tensor | None = None,
-        places: Tensor | None = None,
+        positions: Tensor | None = None,
     ) -> Tensor | TokenLoss:
         """(B, N) ids to (B, N, V) logits; with targets, to the loss: wrappers such as DDP see no other method."""
         if targets is not None:
-            return self.loss(tokens, targets, weights, attn_mask, places)
+            return self.loss(tokens, targets, weights, attn_mask, positions)
         return self.logits(self.features(self.embed(tokens), attn_mask))
 
     def compile_parts(self) -> list[nn.Module]:

@@ -47,7 +47,7 @@ class KVCache(TorchFunctionMode):
         self.calls += 1
         if block == self.depth - 1:
             self.length = stop
-        # Query i stands at place start + i. SDPA's own causal mask counts places from 0 for queries and keys alike.
+        # Query i stands at position start + i. SDPA's own causal mask counts from 0 for queries and keys alike.
         mask = torch.ones(new, stop, dtype=torch.bool, device=q.device).tril(start) if start and new > 1 else None
         return F.scaled_dot_product_attention(
             q, keys[:, :, :stop], values[:, :, :stop], attn_mask=mask, is_causal=start == 0 and new > 1

@@ -1,0 +1,161 @@
+"""What a recipe is made of: its main stage, the model, the warm-up, the weights that were given. Decided here alone."""
+
+import contextlib
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from vitwarm.checks import MAIN_STAGES, main_stage, rule_of, starts_from_given, warms_up
+from vitwarm.config import Config
+from vitwarm.errors import UserError
+from vitwarm.parallel import default_workers
+from vitwarm.stages import RuleStage, make_warmup
+from vitwarm.stages.registry import MainStage, Setup, make_main
+from vitwarm.training.loop import device_batch_size
+from vitwarm.training.param_groups import freeze
+from vitwarm.transfer import Part, TransferReport, canonical, merge, read_source
+from vitwarm.transfer.perturb import describe
+from vitwarm.transfer.warm_start import fitted
+from vitwarm.trunk import Decoder, build_model, configured_decoder, initialise
+
+
+@dataclass
+class Experiment:
+    """A recipe, assembled: everything that can be refused was refused, and nothing is written yet.
+
+    Attributes:
+        config: the recipe.
+        main: the stage that the run is for, bound to `model`; None when the run is a warm-up alone.
+        model: timm model or decoder that the main stage starts from; holds the weights that were given already.
+        warmup: None when the budget is nothing, or given weights take its place.
+        given: what `init_from` or `transfer.sources` brought in; None without them.
+    """
+
+    config: Config
+    main: MainStage | None
+    model: nn.Module
+    warmup: RuleStage | None
+    given: TransferReport | None
+
+    @property
+    def stages(self) -> list[RuleStage | MainStage]:
+        """The stages that train, in order."""
+        return [stage for stage in (self.warmup, self.main) if stage is not None]
+
+    def transfer(self, parts: list[Part]) -> TransferReport:
+        """Bring what the sources give, and what the main stage takes of embeddings, into the model.
+
+        Raises:
+            UserError: they do not fit.
+        """
+        config = self.config
+        if self.main is None and isinstance(self.model, Decoder):  # a warm-up alone makes a language model of its rule
+            whole = ["trunk", "embedding", "head"]
+            parts = [replace(p, groups=whole) if "token_embed.weight" in p.tensors else p for p in parts]
+        report = merge(self.model, parts, config.transfer.controls, seed=config.seed)
+        if self.main is not None and len(parts) == 1 and not config.transfer.sources:  # which give their groups alone
+            self.main.adopt(self.model, parts[0].tensors, report)
+        return report
+
+    def transfer_warmup(self, trained: nn.Module) -> tuple[dict[str, Any], TransferReport]:
+        """Bring the trained warm-up into the model: how the main stage starts (`start_record`), and what was copied."""
+        assert self.warmup is not None
+        tensors = self.warmup.trained_tensors(trained)
+        report = self.transfer([Part(self.config.transfer.groups, tensors, "the warm-up")])
+        text = f"warm-up of {self.warmup.steps} steps on {self.config.warmup.rule['name']}"
+        return start_record(self.config, text, report), report
+
+    def given_record(self) -> dict[str, Any]:
+        """How the main stage starts without a warm-up, as `start_record` says it."""
+        sources = self.config.transfer.sources
+        several = ", ".join(f"{groups} of {source}" for groups, source in sources.items())
+        text = f"weights of {self.config.init_from}" if self.config.init_from else several or "fresh weights"
+        return start_record(self.config, text, self.given)
+
+
+def start_record(config: Config, text: str, report: TransferReport | None) -> dict[str, Any]:
+    """How the weights of the main stage came about, for result and provenance: `start`, `warmed_keys`, `fresh_keys`."""
+    notes = [f"attention: {config.model.init}"] if config.model.init != "default" else []
+    if report and config.transfer.controls:
+        notes.append(f"controls: {describe(config.transfer.controls)}")
+    return {
+        "start": f"{text} ({'; '.join(notes)})" if notes else text,
+        "warmed_keys": report.copied if report else [],
+        "fresh_keys": report.fresh if report else [],
+    }
+
+
+def assemble(
+    config: Config, world: int, *, resumes: bool = False, estimate: bool = False, train_images: int | None = None
+) -> Experiment:
+    """Make an experiment of a recipe.
+
+    Args:
+        config: the recipe.
+        world: processes that train it.
+        resumes: a checkpoint will bring the weights, so that `init_from` need not be there any more.
+        estimate: nothing will be trained: models are on the meta device, nothing given is read, and images that are
+            not here may be assumed.
+        train_images: for an estimate, the size of the training set; None counts it, or assumes ImageNet-1k's.
+
+    Raises:
+        UserError: anything of recipe, data and sources that cannot be right.
+    """
+    workers = default_workers(world) if config.run.workers is None else config.run.workers
+    name, warms = main_stage(config), warms_up(config) and not starts_from_given(config)
+    if name is None and not warms:
+        asked = ", ".join(f"{name}.{section.asks}" for name, section in MAIN_STAGES.items())
+        raise UserError(f"the recipe has nothing to do: no main stage ({asked}), no warm-up (warmup.budget)")
+    main = make_main(name, config, Setup(workers, estimate, train_images)) if name else None
+    with torch.device("meta") if estimate else contextlib.nullcontext():
+        model = main.fresh_model() if main else _model_alone(config)
+        if not estimate:
+            initialise(model, config.model.init, seed=config.seed)
+        if main is not None:
+            main.bind(model)
+            freeze(model, config.train)
+        warmup = make_warmup(config, main.samples if main else None) if warms else None
+    experiment = Experiment(config, main, model, warmup, None)
+    for stage in experiment.stages:
+        stage.check_device_batch(device_batch_size(stage.optim.global_batch, world, config.run.device_batch))
+    if starts_from_given(config) and not resumes and not estimate:
+        experiment.given = experiment.transfer(_given_parts(config, model))
+    return experiment
+
+
+def _model_alone(config: Config) -> nn.Module:
+    """What a warm-up alone leaves: a model that can take all that it trains."""
+    decoder, warmup = config.model.decoder, config.warmup
+    if not decoder.size:
+        return build_model(config.model, "images", seed=config.seed)
+    positions = decoder.positions or warmup.length
+    if warmup.objective == "next_token":
+        positions = warmup.length or positions  # as many as the warm-up trains
+    vocab_size = rule_of(warmup.rule).vocab.size
+    assert positions is not None  # a recipe that does not say was refused
+    return configured_decoder(config.model, vocab_size, positions, "text", seed=config.seed)
+
+
+def _given_parts(config: Config, model: nn.Module) -> list[Part]:
+    """The sources of `init_from` or `transfer.sources`, which must compute what the model computes."""
+    several = [(groups.split(), source) for groups, source in config.transfer.sources.items()]
+    parts = []
+    for groups, source in several or [(config.transfer.groups, config.init_from)]:
+        tensors, found = _tensors_of(config, source)
+        tensors = fitted(model, tensors, found, config.transfer.fit, groups, seed=config.seed)
+        parts.append(Part(groups, tensors, found))
+    return parts
+
+
+def _tensors_of(config: Config, source: str) -> tuple[Mapping[str, Tensor], str]:
+    if not source.startswith("timm:"):
+        return read_source(source)
+    named = replace(config.model, name=source.removeprefix("timm:"))
+    if config.transfer.fit != "exact":
+        named = replace(named, args={})  # the source has a shape of its own
+    tensors = build_model(named, "images", seed=config.seed, pretrained=True).state_dict()
+    names = canonical(tensors)
+    return {names[n]: t for n, t in tensors.items()}, source

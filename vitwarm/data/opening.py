@@ -1,0 +1,108 @@
+"""The images of a recipe: opened, or for an estimate counted."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from vitwarm.config import Config
+from vitwarm.data.digits import digits_shards
+from vitwarm.data.shards import ShardSet, check_labels, expand
+from vitwarm.data.streaming import Stream, is_url, open_stream
+from vitwarm.data.subset import is_list, read_names, subset_size
+from vitwarm.errors import UserError
+
+IMAGENET_CLASSES = 1000
+IMAGENET = {"train": 1_281_167, "val": 50_000}
+IMAGENET_BYTES = {"train": 147_897_477_120, "val": 6_744_924_160}  # ILSVRC2012's archives; shards keep their JPEGs
+
+
+def open_shards(spec: str, split: str, key: str) -> ShardSet:
+    """The tars of a specification; `digits` is scikit-learn's handwritten digits, written to the cache on first use.
+
+    Args:
+        spec: folder, tar, glob or brace pattern, or `digits`.
+        split: `train` or `test`, for `digits`.
+        key: where the user wrote it, which starts every error message.
+
+    Raises:
+        UserError: nothing there, or not a set of labelled images.
+    """
+    try:
+        return ShardSet(expand(digits_shards(split) if spec == "digits" else spec))
+    except UserError as error:
+        raise UserError(f"{key}: {error}") from error
+
+
+def open_training(config: Config) -> ShardSet | Stream:
+    """The training images of a recipe, on a disk or streamed, with labels that fit the classifier.
+
+    Raises:
+        UserError: nothing there, not a set of labelled images, or keys that a stream has no use for.
+    """
+    images, num_classes = config.images, config.model.num_classes
+    if not is_url(images.train):
+        if images.train_samples is not None:
+            raise UserError("images.train_samples is for streamed tars (URLs); these are counted: leave it out")
+        shards = open_shards(images.train, "train", "images.train")
+        check_labels(shards, num_classes)
+        return shards
+    for key, default in (("subset", None), ("repeats", 1)):
+        if getattr(images, key) != default:
+            raise UserError(f"images.{key} needs images by number, which a stream has not; copy the tars to a disk")
+    return open_stream(images.train, images.train_samples, num_classes)
+
+
+@dataclass(frozen=True)
+class ImageCounts:
+    """How many images an estimate reckons with.
+
+    Attributes:
+        full: training images.
+        used: those of them that are trained on.
+        val: validation images.
+        facts: label -> where the numbers are from, in words.
+    """
+
+    full: int
+    used: int
+    val: int
+    facts: dict[str, str]
+
+
+def count_images(config: Config, given: int | None) -> ImageCounts:
+    """Count the images of a recipe, or take ImageNet-1k's numbers where its shards are not here.
+
+    Args:
+        config: the recipe.
+        given: size of the training set, where the user says it.
+
+    Raises:
+        UserError: an unknown number of images.
+    """
+    images = config.images
+    given = given or images.train_samples
+    imagenet = config.model.num_classes == IMAGENET_CLASSES
+    counts, sources = {}, []
+    for split, spec in (("train", images.train), ("val", images.val)):
+        if split == "train" and given:
+            counts[split], source = given, "as told"
+        elif not spec:
+            counts[split], source = 0, "none"
+        else:
+            try:
+                shards = open_shards(spec, "train" if split == "train" else "test", f"images.{split}")
+                size = sum(path.stat().st_size for path in shards.paths) / 1e9
+                counts[split], source = len(shards), f"in {len(shards.paths)} shards of {size:.1f} GB"
+            except UserError as error:
+                if split == "train" and not imagenet:
+                    raise UserError(f"{error}; or say train_images=N") from error
+                counts[split] = IMAGENET[split] if imagenet else 0
+                size = IMAGENET_BYTES[split] / 1e9
+                source = f"ImageNet-1k, {size:.1f} GB; its shards are not here" if imagenet else "not here: not counted"
+        sources.append(f"{counts[split]:,} {split} ({source})")
+    full, facts = counts["train"], {"images": ", ".join(sources)}
+    used = full
+    if spec := images.subset:
+        used = len(read_names(Path(spec).expanduser())) if is_list(spec) else subset_size(spec, full)
+    if used < full:
+        facts["subset"] = f"{used:,} of them (images.subset={spec})"
+    return ImageCounts(full, used, counts["val"], facts)

@@ -1,0 +1,100 @@
+"""What stands in a run's result.json and in the provenance of its exports, and what a person is told at the end."""
+
+import importlib.metadata
+import json
+import math
+import platform
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from vitwarm.assembly import Experiment
+from vitwarm.config import Config
+from vitwarm.export.layout import CONFIG, EXPORT, WARMUP
+from vitwarm.recipe import recipe_hash
+
+
+def result_of(
+    experiment: Experiment, stages: dict[str, Any], start: dict[str, Any], processes: int, device: torch.device
+) -> dict[str, Any]:
+    """What stands in result.json.
+
+    Args:
+        experiment: that was carried out.
+        stages: stage -> outcome, in order.
+        start: record of how the main stage started (`assembly.start_record`).
+        processes: how many trained.
+        device: on which each of them did.
+    """
+    config, main = experiment.config, experiment.main
+    result = {
+        "recipe": config.name,
+        "recipe_hash": recipe_hash(config),
+        "seed": config.seed,
+        "start": start["start"],
+        "metrics": stages[main.name if main else WARMUP]["metrics"],
+        "stages": stages,
+        "processes": processes,
+        "device": device_name(device),
+        "versions": versions(),
+        **(main.facts() if main else {}),
+    }
+    if main and WARMUP in stages:
+        result["warmup_share_of_samples"] = stages[WARMUP]["samples"] / stages[main.name]["samples"]
+    return result
+
+
+def provenance(config: Config, start: dict[str, Any], metrics: dict[str, float]) -> dict[str, Any]:
+    """What an export says of where its weights come from."""
+    return {
+        "recipe": config.name,
+        "recipe_hash": recipe_hash(config),
+        "seed": config.seed,
+        **start,
+        "metrics": metrics,
+        "versions": versions(),
+    }
+
+
+def versions() -> dict[str, str]:
+    """Versions that a number may depend on."""
+    names = ("vitwarm", "torch", "torchvision", "timm", "accelerate", "numpy", "safetensors")
+    found = {"python": platform.python_version()}
+    for name in names:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            found[name] = "not installed as a package"
+    return found
+
+
+def device_name(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads"
+
+
+def summary(result: dict[str, Any], folder: Path) -> str:
+    """What a person wants to know at the end: accuracy, cost of each stage, how to load the model."""
+    lines = [f"recipe {result['recipe']} (hash {result['recipe_hash']}), seed {result['seed']}, {result['start']}"]
+    for name, stage in result["stages"].items():
+        shown = ", ".join(f"{k} {v:.4f}" for k, v in stage["metrics"].items() if k not in ("count", "damaged"))
+        lines.append(
+            f"  {name}: {stage['steps']} steps, {stage['samples']:,.0f} samples, {stage['tokens']:,.0f} tokens, "
+            f"{stage['flops']:.3g} FLOPs, {stage['seconds']:.0f} s; {shown}"
+        )
+    if share := result.get("warmup_share_of_samples"):
+        lines.append(f"  the warm-up took {100 * share:.3g} % of the samples that the main stage took")
+    if "top1" in result["metrics"] and not math.isnan(result["metrics"]["top1"]):
+        metrics = result["metrics"]
+        lines.append(f"top-1 accuracy {100 * metrics['top1']:.2f} % on {metrics['count']:.0f} images")
+    export = folder.resolve() / EXPORT
+    described = json.loads((export / CONFIG).read_text()) if (export / CONFIG).is_file() else {}
+    if "architectures" in described:
+        architecture = described["architectures"][0]
+        load = "import transformers", f'model = transformers.{architecture}.from_pretrained("{export}")'
+    else:
+        load = "import timm", f'model = timm.create_model("local-dir:{export}", pretrained=True)'
+    lines += [f"load it in {load[0].split()[1]}:", *(f"  {line}" for line in load)]
+    return "\n".join(lines)

@@ -1,0 +1,108 @@
+"""What the stages on cached text share: the order of the sequences, the budget, damage, and what was read."""
+
+import math
+from typing import Any
+
+import numpy as np
+
+from vitwarm.amounts import Amount
+from vitwarm.config import Config
+from vitwarm.data.plan import Epochs
+from vitwarm.data.text import Corpus, TextSource, open_corpus
+from vitwarm.data.text.packing import Sentences, Stretches, WholeDocuments
+from vitwarm.data.tokenizers import read_tokenizer
+from vitwarm.errors import UserError
+from vitwarm.stages.decoder import DecoderStage
+from vitwarm.stages.registry import Setup
+from vitwarm.stages.tokens import B
+
+Packed = Stretches | WholeDocuments | Sentences
+
+
+def open_split(config: Config, setup: Setup, spec: str, split: str | None = None, glue: str | None = None) -> Corpus:
+    """Documents under the recipe's tokenizer, tokenised on first use.
+
+    Args:
+        config: the recipe.
+        setup: with the processes that tokenise.
+        spec: files; see `TextSource`.
+        split, glue: of a task that brings its own splits.
+
+    Raises:
+        UserError: files, tokenizer or documents that cannot be right.
+    """
+    text = config.text
+    source = TextSource(spec, text.field, text.heading, split, glue)
+    return open_corpus(source, text.tokenizer, setup.workers, text.max_damaged)
+
+
+class CorpusStage(DecoderStage[B]):
+    """A decoder on cached text.
+
+    Position p of the training is sequence `perm_e[p % n]` of epoch e = p // n, one keyed permutation an epoch.
+
+    Args:
+        config: the recipe.
+        corpora: the data by name; `train` is trained on.
+        rows: the sequences to train on.
+        val_rows: sequences of one evaluation.
+        tokens_per_sample: trunk tokens of a sequence; None is `text.length`.
+
+    Raises:
+        UserError: too little text, or a budget or schedule that cannot be right.
+    """
+
+    name = "text"
+
+    def __init__(
+        self,
+        config: Config,
+        corpora: dict[str, Corpus],
+        rows: Packed,
+        val_rows: int,
+        tokens_per_sample: int | None = None,
+    ):
+        section = config.text
+        self.tokenizer = read_tokenizer(section.tokenizer)
+        super().__init__(config, self.tokenizer.vocab_size, section.length, val_rows, section.eval_every)
+        self.config, self.corpora = section, corpora
+        if not len(rows):
+            tokens = corpora["train"].manifest.tokens
+            raise UserError(f"text.train holds {tokens} tokens, too few for a row of text.length={section.length}")
+        self.tokens_per_sample = tokens_per_sample or section.length
+        budget = Amount.parse(section.budget, "text.budget")
+        self.set_lengths(budget, self.tokens_per_sample, samples_per_epoch=len(rows))
+        self.order = Epochs(len(rows), self.seed, "text")
+        self._events = [
+            {"event": "damaged", "sample": f"{name} {where}", "reason": why}
+            for name, corpus in corpora.items()
+            for where, why in corpus.manifest.named
+        ]
+        self.read: dict[str, Any] = {"rows": len(rows), "epochs": self.samples / len(rows)} | {
+            name: {
+                "documents": len(corpus),
+                "tokens": corpus.manifest.tokens,
+                "damaged": corpus.manifest.damaged,
+                "sha256": corpus.sha256,
+            }
+            for name, corpus in corpora.items()
+        }
+
+    def facts(self) -> dict[str, Any]:
+        return {"data": self.read}
+
+    def data_line(self) -> str:
+        train, epochs = self.read["train"], self.read["epochs"]
+        repeated = f": each token is repeated up to {math.ceil(epochs) - 1} times" if epochs > 1 else ""
+        return (
+            f"text: {train['documents']:,} documents, {train['tokens']:,} tokens in {self.read['rows']:,} rows, "
+            f"{epochs:.3g} epochs{repeated}"
+        )
+
+    def train_rows(self, start: int, stop: int) -> np.ndarray:
+        """(B,) the sequences at positions [start, stop) of the training."""
+        return self.order.at(np.arange(start, stop, dtype=np.int64))[1]
+
+    def events(self) -> list[dict[str, Any]]:
+        events, self._events = self._events, []
+        return events

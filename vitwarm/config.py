@@ -41,7 +41,7 @@ class DecoderConfig:
 class ModelConfig:
     """The model whose trunk every stage shares: of timm, or a decoder."""
 
-    name: str = key("vit_tiny_patch16_224", "timm model name (a ViT, DeiT, DeiT-III, SigLIP, EVA-02 or DINOv3)")
+    name: str = key("vit_tiny_patch16_224", "timm model name (a ViT, DeiT, DeiT-III, SigLIP, EVA-02, DINOv3 or BEiT)")
     num_classes: int = key(1000, "number of classes of the image head", "[1, inf)")
     args: dict[str, Any] = key({}, "further arguments of timm.create_model (img_size, patch_size, drop_path_rate, ...)")
     init: Init = key("default", "fresh attention weights, in every stage: timm's own, or one in closed form")

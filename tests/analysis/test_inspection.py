@@ -65,7 +65,16 @@ def test_spectra_and_sizes_are_numpys():
     assert again.effective_rank("projection")[0] == pytest.approx(48, abs=1e-3)
 
 
-@pytest.mark.parametrize("name", ["eva02_tiny_patch14_224", "vit_small_patch16_dinov3", "deit3_small_patch16_224"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "eva02_tiny_patch14_224",
+        "vit_small_patch16_dinov3",
+        "deit3_small_patch16_224",
+        "beit_base_patch16_224",
+        "vit_relpos_base_patch16_224",
+    ],
+)
 def test_other_families(name):
     more = {"img_size": 28, "patch_size": 7} if "eva" in name else {}
     assert inspect_trunk(model(0, name, **more), DYCK, rows=2).entropy.shape == (3, 3)

@@ -64,6 +64,10 @@ def load(folder, **arguments):
         ("eva02_tiny_patch14_224", SMALL | {"img_size": 28, "patch_size": 7}),
         ("vit_small_patch16_dinov3", SMALL),
         ("vit_base_patch16_rope_mixed_224", SMALL),
+        ("beit_base_patch16_224", SMALL),
+        ("beitv2_base_patch16_224", SMALL | {"use_shared_rel_pos_bias": True}),
+        ("vit_relpos_base_patch16_224", SMALL | {"rel_pos_type": "bias"}),
+        ("vit_srelpos_small_patch16_224", SMALL | {"rel_pos_type": "bias"}),
         ("test_vit", {}),
         ("test_vit", {"dynamic_img_size": True}),
     ],
@@ -77,6 +81,13 @@ def test_plain_timm_gives_our_logits_bit_for_bit(tmp_path, name, arguments):
     drops = [m for m in theirs.modules() if getattr(m, "p", 0) or getattr(m, "drop_prob", 0)]
     assert type(theirs) is type(model) and not drops  # settings of training are not baked in
     assert torch.equal(theirs.train()(images), theirs(images)) and theirs.pretrained_cfg["tag"] == "vitwarm"
+
+
+def test_an_mlp_of_relative_positions_is_exported_with_the_dropout_that_timm_gives_it(tmp_path):
+    _, model = exported(tmp_path / "export", name="vit_relpos_base_patch16_224")
+    theirs, images = load(tmp_path / "export"), torch.randn(2, 3, 32, 32)
+    assert torch.equal(theirs(images), ImageModel(model).eval()(images))
+    assert theirs.blocks[0].attn.rel_pos.mlp.drop1.p == model.blocks[0].attn.rel_pos.mlp.drop1.p == 0.125
 
 
 def test_other_image_size_and_classes(tmp_path):

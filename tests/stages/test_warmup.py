@@ -212,10 +212,14 @@ def test_stem_adds_symbol_and_position_behind_prefix_tokens_that_have_none():
         ("vit_small_patch16_dinov3", {}, 5),
         ("vit_base_patch16_rope_mixed_224", {}, 1),
         ("deit3_small_patch16_224", {}, 1),
+        ("beit_base_patch16_224", {}, 1),
+        ("beitv2_base_patch16_224", {"use_shared_rel_pos_bias": True}, 1),
+        ("vit_relpos_base_patch16_224", {}, 0),
+        ("vit_srelpos_small_patch16_224", {"class_token": True}, 1),
     ],
 )
 def test_every_family_learns_from_masked_tokens(name, more, prefix):
-    """K = 130 > D = 48. Trunk, prefix and head move; patch embedding, positions and classifier do not."""
+    """K = 130 > D = 48. Trunk, prefix and head move; patch embedding, positions of any kind and classifier do not."""
     s = stage(name, VIT | more, global_batch=8)
     assert s.model.stem.num_prefix_tokens == s.vit.num_prefix_tokens == prefix
     assert s.tokens_per_sample == prefix + 16
@@ -228,7 +232,7 @@ def test_every_family_learns_from_masked_tokens(name, more, prefix):
     assert sum(p.grad.abs().sum() > 0 for p in s.model.parameters()) > 0.8 * len(trained)
     torch.optim.AdamW(s.parameter_groups(), lr=0.1).step()
     for tensor, value in s.vit.state_dict().items():
-        inside = tensor.startswith(("blocks.", "norm.", "fc_norm.", "norm_pre."))
+        inside = tensor.startswith(("blocks.", "norm.", "fc_norm.", "norm_pre.")) and ".rel" not in tensor
         assert torch.equal(value, before[tensor]) == (not inside), tensor
 
 

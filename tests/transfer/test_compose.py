@@ -70,7 +70,13 @@ def test_a_head_works_the_same_after_it_moved(sources):
 
 
 def test_every_tensor_of_a_head_is_found_in_every_layout():
-    for name in ("deit_tiny_patch16_224", "eva02_tiny_patch14_224", "vit_small_patch16_dinov3"):
+    for name in (
+        "deit_tiny_patch16_224",
+        "eva02_tiny_patch14_224",
+        "vit_small_patch16_dinov3",
+        "beit_base_patch16_224",
+        "vit_relpos_base_patch16_224",
+    ):
         more = {"img_size": 28, "patch_size": 7} if "eva" in name else {}
         vit = model(0, name, **more)
         names = select([n for n, _ in vit.named_parameters()], "heads=0")

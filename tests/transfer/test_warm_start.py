@@ -41,7 +41,8 @@ def trunk_file(path, vit):
 
 
 def in_trunk(name):
-    return name.startswith(("blocks.", "norm.", "fc_norm.", "norm_pre."))
+    """Relative positions inside the blocks belong to the image grid."""
+    return name.startswith(("blocks.", "norm.", "fc_norm.", "norm_pre.")) and ".rel" not in name
 
 
 def check_trunk_only(target, before, source):
@@ -91,6 +92,11 @@ def test_final_norm_finds_its_place_under_any_pooling(tmp_path, pool_from, pool_
         ("eva02_tiny_patch14_224", {"img_size": 28, "patch_size": 7}),
         ("vit_small_patch16_dinov3", {}),
         ("vit_base_patch16_rope_mixed_224", {}),
+        ("beit_base_patch16_224", {}),
+        ("beitv2_base_patch16_224", {"use_shared_rel_pos_bias": True}),
+        ("vit_relpos_base_patch16_224", {}),
+        ("vit_srelpos_small_patch16_224", {}),
+        ("vit_relpos_small_patch16_rpn_224", {}),
     ],
 )
 def test_every_family_moves_its_trunk_and_only_that(tmp_path, name, more):
@@ -118,6 +124,18 @@ def test_a_group_moves_alone(group, pieces):
     assert set(report.copied) == expected
     for name, tensor in target.state_dict().items():
         assert torch.equal(tensor, source.state_dict()[name] if name in expected else before[name])
+
+
+@pytest.mark.parametrize("name", ["beit_base_patch16_224", "vit_relpos_base_patch16_cls_224"])
+def test_relative_positions_go_with_the_embedding(name):
+    source, target = model(0, name), model(1, name)
+    before = state(target)
+    report = transfer(target, state(source), source="it", groups=["embedding"])
+    relative = {n for n in before if ".rel" in n}
+    assert relative and set(report.copied) == relative | {n for n in before if n.startswith(("cls_", "patch_embed."))}
+    for other, groups in ((model(2, name, img_size=48), ["embedding"]), (model(2, name, img_size=48), ["trunk"])):
+        refused = transfer(other, state(source), source="it", groups=groups).refused
+        assert bool(refused) == (name.startswith("beit") and groups == ["embedding"])  # the table has the grid's size
 
 
 def test_layer_scale_goes_with_what_it_scales():

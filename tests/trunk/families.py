@@ -29,6 +29,18 @@ FAMILIES = {
     "DINOv3": ("vit_small_patch16_dinov3", SMALL),
     "rope": ("vit_base_patch16_rope_reg1_gap_256", SMALL),
     "rope mixed": ("vit_base_patch16_rope_mixed_224", SMALL),
+    "BEiT": ("beit_base_patch16_224", SMALL),
+    "BEiT-v2": ("beitv2_base_patch16_224", SMALL),
+    "BEiT, shared": ("beit_base_patch16_224", SMALL | {"use_rel_pos_bias": False, "use_shared_rel_pos_bias": True}),
+    "BEiT, both, positions": (
+        "beit_base_patch16_224",
+        SMALL | {"use_shared_rel_pos_bias": True, "use_abs_pos_emb": True, "swiglu_mlp": True, "scale_mlp": True},
+    ),
+    "relpos MLP": ("vit_relpos_base_patch16_224", SMALL),
+    "relpos shared": ("vit_srelpos_small_patch16_224", SMALL),
+    "relpos class token": ("vit_relpos_medium_patch16_cls_224", SMALL),
+    "relpos post-norm": ("vit_relpos_small_patch16_rpn_224", SMALL),
+    "relpos table": ("vit_relpos_base_patch16_cls_224", SMALL | {"rel_pos_type": "bias", "qk_norm": True}),
 }
 
 

@@ -1,13 +1,21 @@
 """The image path of every family against timm's own forward, bit for bit."""
 
 import pytest
+import timm
 import torch
 from families import FAMILIES, tiny
 
-from vitwarm.trunk import ImageModel, token_grid
+from vitwarm.trunk import ImageModel, family_of
 
 DROPS = {"drop_rate": 0.1, "pos_drop_rate": 0.1, "patch_drop_rate": 0.5, "proj_drop_rate": 0.1, "attn_drop_rate": 0.1,
          "drop_path_rate": 0.3}  # fmt: skip
+
+
+def drops(label):
+    """What the family has of all dropouts."""
+    lacks = {"BEiT": {"patch_drop_rate"}, "relpos": {"patch_drop_rate", "pos_drop_rate"}}
+    missing = next((names for family, names in lacks.items() if label.startswith(family)), set())
+    return {name: rate for name, rate in DROPS.items() if name not in missing}
 
 
 def images(model):
@@ -28,7 +36,7 @@ def test_eval_logits_are_timms_own(label):
 @pytest.mark.parametrize("label", FAMILIES)
 def test_train_logits_and_gradients_are_timms_own_under_every_dropout(label, checkpointing):
     """Same draws of dropout, patch dropout and stochastic depth, and the same again when blocks are recomputed."""
-    model = tiny(label, **DROPS).train()
+    model = tiny(label, **drops(label)).train()
     x = images(model)
 
     def run(forward):
@@ -77,7 +85,17 @@ def test_tensor_names_are_timms_behind_one_prefix():
 
 
 def test_grid_is_rows_then_columns():
-    assert token_grid(tiny("token")) == (2, 2)
-    import timm
+    assert family_of(tiny("token")).grid == (2, 2)
+    assert family_of(timm.create_model("test_vit", img_size=(32, 64))).grid == (2, 4)
 
-    assert token_grid(timm.create_model("test_vit", img_size=(32, 64))) == (2, 4)
+
+@pytest.mark.parametrize("label", FAMILIES)
+def test_tokens_of_an_image_are_those_of_the_first_block(label):
+    model, seen = tiny(label).eval(), []
+    model.blocks[0].register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].shape[1]))
+    model(images(model))
+    family = family_of(model)
+    assert family.tokens() == seen.pop() and family.input_size == tuple(model.patch_embed.img_size)
+    if family.any_size:
+        model(torch.randn(1, 3, 64, 64))
+        assert family.tokens(64) == seen.pop() > family.tokens()

@@ -148,14 +148,25 @@ def test_impulse_enlarges_the_positions_and_nothing_else_of_the_stem():
 
 
 @pytest.mark.parametrize("init", [name for name in RIVALS if name != "impulse"])
-@pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "deit3_small_patch16_224", "eva02_tiny_patch14_224"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "vit_tiny_patch16_224",
+        "deit3_small_patch16_224",
+        "eva02_tiny_patch14_224",
+        "beit_base_patch16_224",
+        "vit_relpos_base_patch16_224",
+    ],
+)
 def test_arms_of_a_seed_differ_in_attention_alone(init, name):
     arguments = SMALL | ({"img_size": 28, "patch_size": 7} if "eva" in name else {})
     before, after = (made(arm, name=name, **arguments).state_dict() for arm in ("default", init))
     changed = {n for n in before if not torch.equal(before[n], after[n])}
     assert changed and all(".attn." in n and group_of(n) == "attention" for n in changed)
     assert {f"blocks.{i}.attn.qkv.weight" for i in range(2)} <= changed
-    assert all(not t.any() for n, t in after.items() if ".attn." in n and n.endswith("bias"))
+    assert all(not t.any() for n, t in after.items() if n in changed and n.endswith("bias"))
+    biases = [n for n in after if group_of(n) == "attention" and n.endswith("bias")]
+    assert biases and all(not after[n].any() for n in biases)
 
 
 @pytest.mark.parametrize("init", RIVALS)
@@ -212,6 +223,9 @@ def test_a_run_starts_both_stages_alike_and_builds_the_same_again():
         ("conditioned", "vit_small_patch16_18x2_224", {}, "no single attention"),
         ("conditioned", "vit_base_patch16_xp_224", {}, "no single attention"),
         ("impulse", "vit_small_patch16_dinov3", {}, "no learned position"),
+        ("impulse", "beit_base_patch16_224", {}, "no learned position"),
+        ("impulse", "vit_relpos_base_patch16_224", {}, "no learned position"),
+        ("mimetic", "vit_relpos_base_patch16_224", {"qk_norm": True}, r"more than query, key.*q_norm\.weight"),
         ("impulse", "vit_tiny_patch16_224", {"num_heads": 1}, "16 positions do not span the 48 channels"),
     ],
 )

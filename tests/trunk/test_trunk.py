@@ -9,7 +9,8 @@ from torch import nn
 
 from vitwarm.config import ModelConfig
 from vitwarm.errors import UserError
-from vitwarm.trunk import Trunk, build_model, image_size, merge_causal, refusal
+from vitwarm.transfer import canonical, select
+from vitwarm.trunk import Family, Trunk, build_model, family, family_of, merge_causal
 
 MASKED = sorted(set(FAMILIES) - {"dynamic size"})
 
@@ -38,7 +39,9 @@ def test_merged_mask_is_mask_and_causal(kind, shape):
 
 
 @pytest.mark.parametrize("fused", [True, False])
-@pytest.mark.parametrize("label", ["token", "EVA-02", "parallel scaling", "differential"])
+@pytest.mark.parametrize(
+    "label", ["token", "EVA-02", "parallel scaling", "differential", "BEiT", "relpos MLP", "relpos shared"]
+)
 def test_mask_with_causality_equals_one_mask(label, fused):
     """timm raises on the pair (fused) or forgets the mask (unfused); the trunk does neither."""
     set_fused_attn(fused)
@@ -71,16 +74,17 @@ def test_checkpointing_works_under_masks(label):
     """Recomputed blocks (counted), equal gradients: timm's own loop gives up checkpointing when a mask is set."""
     model = tiny(label, drop_path_rate=0.2, proj_drop_rate=0.1).train()
     calls = []
-    for block in model.blocks:
-        block.register_forward_pre_hook(lambda *_: calls.append(1))
 
     def run(checkpointing):
         model.zero_grad()
         calls.clear()
         torch.manual_seed(5)
         trunk = Trunk(model, grad_checkpointing=checkpointing).train()
+        hooks = [block.register_forward_pre_hook(lambda *_: calls.append(1)) for block in trunk.blocks]
         mask = torch.rand(9, 9) < 0.7
         trunk(tokens(trunk), attn_mask=mask | torch.eye(9, dtype=torch.bool), is_causal=True).square().sum().backward()
+        for hook in hooks:
+            hook.remove()
         return len(calls), {n: p.grad.clone() for n, p in trunk.named_parameters()}
 
     once, expected = run(False)
@@ -119,10 +123,8 @@ def test_trunk_names_are_the_same_for_every_pooling(label):
     [
         ("swin_tiny_patch4_window7_224", "no plain sequence of transformer blocks"),
         ("convnext_atto", "no plain sequence of transformer blocks"),
-        ("beit_base_patch16_224", "do not take attn_mask"),
         ("cait_xxs24_224", "do not take attn_mask"),
         ("xcit_nano_12_p16_224", "do not take attn_mask"),
-        ("test_vit_relpos", "do not take attn_mask"),
         ("naflexvit_base_patch16_gap", "no patch_embed"),
         ("resnet18", "no plain sequence of transformer blocks"),
     ],
@@ -135,8 +137,64 @@ def test_other_families_are_refused_with_the_reason(name, reason):
     assert "\n" not in str(caught.value)
 
 
-def test_a_supported_family_is_not_refused():
-    assert refusal(tiny("token")) is None
+@pytest.mark.parametrize("label", [n for n in FAMILIES if n.startswith(("BEiT", "relpos"))])
+def test_symbols_meet_no_bias_of_the_image_grid(label):
+    """timm's own blocks with every bias at zero; the model keeps its biases, and the trunk has no tensor of them."""
+    model = tiny(label).eval()
+    trunk = Trunk(model).eval()
+    x = tokens(trunk, length=family_of(model).tokens())
+    found = trunk(x)
+    biases = [n for n in model.state_dict() if "rel_pos" in n or "relative_position" in n]
+    assert biases and not set(biases) & set(trunk.state_dict())
+    image = torch.randn(1, 3, *model.patch_embed.img_size)
+    before = model(image)
+    with torch.no_grad():
+        for name in biases:
+            model.state_dict()[name].zero_()
+        expected = x
+        for block in model.blocks:
+            expected = block(expected)
+    torch.testing.assert_close(found, trunk.norm(expected))
+    assert not torch.allclose(model(image), before, atol=1e-4)
+    assert trunk(x[:, :7]).shape[1] == 7  # whatever the length
+
+
+@pytest.mark.parametrize("label", FAMILIES)
+def test_groups_hold_every_tensor_once(label):
+    """The trunk's group is what a trunk holds; in front of it is the embedding, behind it the head."""
+    model = tiny(label)
+    names = canonical(model.state_dict()).values()
+    groups = {g: set(select(names, [g])) for g in ("trunk", "embedding", "head", "attention", "mlp", "norm")}
+    assert groups["trunk"] == set(Trunk(model).state_dict())
+    assert sorted([*groups["trunk"], *groups["embedding"], *groups["head"]]) == sorted(names)
+    parts = [n for g in ("attention", "mlp", "norm") for n in groups[g]]
+    assert len(parts) == len(set(parts)) and set(parts) <= groups["trunk"]
+    model.eval().forward_head(model.norm(torch.randn(2, family_of(model).tokens(), model.embed_dim))).sum().backward()
+    behind = canonical(model.state_dict())
+    behind = {behind[n] for n, p in model.named_parameters() if p.grad is not None}
+    assert behind - groups["trunk"] <= groups["head"] and behind & groups["head"]
+
+
+def test_families_do_not_contradict_each_other():
+    with pytest.raises(ValueError, match="blocks.attn is mlp here, attention in another family"):
+
+        @family(nn.Identity)
+        class Wrong(Family):
+            tensors = {"blocks.attn": "mlp"}
+
+    with pytest.raises(UserError, match="no plain sequence"):
+        family_of(nn.Identity())
+
+
+def test_an_adapter_serves_subclasses_of_its_model():
+    class Mine(type(tiny("EVA-02"))):
+        pass
+
+    model = tiny("EVA-02")
+    expected = type(family_of(model))
+    model.__class__ = Mine
+    assert type(family_of(model)) is expected is not Family
+    assert type(family_of(tiny("DeiT distilled"))) is Family
 
 
 def test_unknown_model_names_the_nearest():
@@ -170,18 +228,19 @@ def test_fresh_weights_depend_on_seed_and_key_alone():
 
 
 def test_image_size_is_square_or_refused():
-    assert image_size(tiny("token")) == 32
+    assert family_of(tiny("token")).image_size == 32
     with pytest.raises(UserError, match="square"):
-        image_size(timm.create_model("test_vit", img_size=(32, 64)))
+        _ = family_of(timm.create_model("test_vit", img_size=(32, 64))).image_size
 
 
-def test_compiled_blocks_keep_their_names_and_values():
-    model = tiny("DeiT-III")
+@pytest.mark.parametrize("label", ["DeiT-III", "BEiT"])
+def test_compiled_blocks_keep_their_names_and_values(label):
+    model = tiny(label)
     trunk = Trunk(model, grad_checkpointing=True).train()
     names = list(model.state_dict())
     x = tokens(trunk)
     expected = trunk(x, is_causal=True)
-    for block in model.blocks:
+    for block in trunk.blocks:
         block.compile(backend="aot_eager")
     compiled = trunk(x, is_causal=True)
     compiled.square().sum().backward()

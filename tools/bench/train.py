@@ -44,7 +44,7 @@ from vitwarm.training.loop import Context, Training
 from vitwarm.training.processes import Processes, start_accelerator
 from vitwarm.training.protocol import Stage
 from vitwarm.training.tracking import Tracker
-from vitwarm.trunk import build_model
+from vitwarm.trunk import build_model, family_of
 
 DEFAULTS = {"model": "vit_base_patch16_224", "batch": 256, "steps": 20, "rounds": 7, "size": 0, "classes": 1000}
 DEFAULTS |= {"precision": "bf16", "compile": "true"}
@@ -167,7 +167,7 @@ class Bare:
         if config.train.compile:
             for block in self.model.blocks:
                 block.compile()
-        side = self.model.patch_embed.img_size[0]
+        side = family_of(self.model).image_size
         self.images = torch.randn(config.train.global_batch, 3, side, side, device=device)
         self.labels = torch.randint(config.model.num_classes, (config.train.global_batch,), device=device)
         self.bf16, self.device = config.train.precision == "bf16", device

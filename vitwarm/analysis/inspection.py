@@ -1,8 +1,6 @@
 """What a warm-up left in a trunk: attention entropy of each head, size and spectrum of each block's matrices."""
 
 import math
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -11,7 +9,7 @@ from torch import Tensor, nn
 
 from vitwarm.errors import UserError
 from vitwarm.procedural import Rule, RuleStream
-from vitwarm.trunk import Decoder, SymbolStem, Trunk, token_grid
+from vitwarm.trunk import Decoder, Family, SymbolStem, Trunk, family_of
 
 MATRICES = ("query", "key", "value", "projection", "MLP in", "MLP out")
 
@@ -63,10 +61,10 @@ def inspect_trunk(
     Raises:
         UserError: a rule that does not fit the model, or blocks without the usual attention and MLP.
     """
-    Trunk(model)
-    parts = [_matrices(block) for block in model.blocks]
+    family = family_of(model)
+    parts = [_matrices(family, block) for block in family.model.blocks]
     decoder = isinstance(model, Decoder)
-    length = length or (model.n_positions if decoder else math.prod(token_grid(model)))
+    length = length or (model.n_positions if decoder else math.prod(family.grid))
     try:
         symbols = torch.from_numpy(RuleStream(rule, seed, "validation", length).rows(0, rows).tokens)
     except ValueError as error:
@@ -76,12 +74,12 @@ def inspect_trunk(
             f"the rule has {rule.vocab.size} symbols in rows of {length}, the decoder {model.vocab_size} tokens and "
             f"{model.n_positions} positions; name the rule that it learnt"
         )
-    with _watched(model) as seen:
-        model.eval()
+    trunk = Trunk(model.eval())
+    with family.watch(trunk.blocks) as seen:
         if decoder:
             model(symbols)
         else:
-            Trunk(model)(SymbolStem(model, rule.vocab.size, length, seed)(symbols))
+            trunk(SymbolStem(model, rule.vocab.size, length, seed)(symbols))
     found = Inspection(np.stack([_entropy(a, decoder) for a in seen]))
     for name in MATRICES:
         weights = [part[name].float() for part in parts]
@@ -94,30 +92,15 @@ def inspect_trunk(
     return found
 
 
-def _matrices(block: nn.Module) -> dict[str, Tensor]:
+def _matrices(family: Family, block: nn.Module) -> dict[str, Tensor]:
     """The six matrices of a block; a gated MLP's gate and value count as one."""
-    own = {n: p for n, p in block.named_parameters() if p.ndim == 2}
-    inputs = [own[n] for n in ("attn.q_proj.weight", "attn.k_proj.weight", "attn.v_proj.weight") if n in own]
-    if not inputs and "attn.qkv.weight" in own:
-        inputs = list(own["attn.qkv.weight"].chunk(3))
-    into = [own[n] for n in own if n.startswith("mlp.fc1")]
-    out = [own[n] for n in ("attn.proj.weight", "mlp.fc2.weight") if n in own]
-    if len(inputs) != 3 or not into or len(out) != 2:
-        raise UserError(f"a {type(block).__name__} has no attention and MLP of the usual kind to look into")
-    return dict(zip(MATRICES, (*inputs, out[0], torch.cat(into), out[1]), strict=True))
-
-
-@contextmanager
-def _watched(model: nn.Module) -> Iterator[list[Tensor]]:
-    """(B, H, N, N) attention of each block, as the model computes it: fused kernels keep it to themselves."""
-    seen: list[Tensor] = []
-    with ExitStack() as held:
-        for block in model.blocks:
-            fused, block.attn.fused_attn = block.attn.fused_attn, False
-            held.callback(setattr, block.attn, "fused_attn", fused)
-            hook = block.attn.attn_drop.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].detach()))
-            held.callback(hook.remove)
-        yield seen
+    try:
+        attention, (into, out) = family.attention(block), family.mlp(block)
+    except ValueError as error:
+        kind = type(block).__name__
+        raise UserError(f"a {kind} has no attention and MLP of the usual kind to look into") from error
+    own = attention.query, attention.key, attention.value, attention.projection, into, out
+    return dict(zip(MATRICES, own, strict=True))
 
 
 def _entropy(attention: Tensor, causal: bool) -> np.ndarray:

@@ -10,7 +10,7 @@ from vitwarm.config import Config
 from vitwarm.errors import UserError
 from vitwarm.export.layout import CONFIG, PROVENANCE
 from vitwarm.files import whole_folder
-from vitwarm.trunk import is_drop_rate, trunk_facts
+from vitwarm.trunk import family_of, is_drop_rate, trunk_facts
 
 TAG = "vitwarm"
 LICENSE = "apache-2.0"
@@ -46,13 +46,12 @@ def export_model(model: nn.Module, folder: Path, config: Config, provenance: dic
 
 def _pretrained_cfg(model: nn.Module, config: Config, timms: dict) -> dict:
     """What timm reads as the weights' own description: preprocessing of the recipe, our tag and licence."""
-    size = model.patch_embed.img_size or timms["input_size"][1:]
     return {k: timms[k] for k in _OF_THE_ARCHITECTURE if k in timms} | {
         "tag": TAG,
         "num_classes": model.num_classes,
         "license": LICENSE,
         "paper_ids": f"arXiv:{PAPER}",
-        "input_size": [3, *size],
+        "input_size": [3, *family_of(model).input_size],
         "mean": list(config.images.mean),
         "std": list(config.images.std),
         "interpolation": config.images.interpolation,

@@ -26,8 +26,7 @@ from vitwarm.stages.registry import MainStage, Setup, main_stage
 from vitwarm.training.batch import Sums, Totals
 from vitwarm.training.param_groups import with_rates
 from vitwarm.training.schedule import check_lengths
-from vitwarm.trunk import ImageModel, build_model
-from vitwarm.trunk.build import image_size
+from vitwarm.trunk import ImageModel, build_model, family_of
 
 
 def image_lengths(config: Config, full: int, used: int) -> tuple[int, int, tuple[int, int]]:
@@ -169,11 +168,11 @@ class ImagesStage(MainStage[ImageBatch]):
         images, vit = self.config, model
         self.vit = vit
         self.model = ImageModel(vit, self.model_config.grad_checkpointing)
-        self.size = images.size or image_size(vit)
-        takes = image_size(vit)
-        if self.size != takes and not getattr(vit, "dynamic_img_size", False):
+        self.size = images.size or family_of(vit).image_size
+        takes = family_of(vit).image_size
+        if self.size != takes and not family_of(vit).any_size:
             raise UserError(f"images.size={self.size}, but the model takes {takes} pixels; set model.args.img_size too")
-        self.tokens_per_sample = vit.patch_embed.num_patches + vit.num_prefix_tokens
+        self.tokens_per_sample = family_of(vit).tokens(self.size)
         self.transform = TrainTransform(
             self.size,
             images.crop,

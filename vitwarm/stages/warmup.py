@@ -18,7 +18,7 @@ from vitwarm.procedural.composite import Curriculum
 from vitwarm.stages.batches import MaskedBatch
 from vitwarm.stages.tokens import B, Split, TokenStage
 from vitwarm.training.batch import Sums, Totals
-from vitwarm.trunk import SymbolStem, Trunk, build_model, configured_decoder, initialise, is_drop_rate, token_grid
+from vitwarm.trunk import SymbolStem, Trunk, build_model, configured_decoder, family_of, initialise, is_drop_rate
 
 
 class WarmupModel(nn.Module):
@@ -130,7 +130,7 @@ def sequence_length(config: Config, model: nn.Module | None = None) -> int:
     if config.warmup.length is not None:
         return config.warmup.length
     if model is not None and not config.model.decoder.size:
-        rows, columns = token_grid(model)
+        rows, columns = family_of(model).grid
         return rows * columns
     if config.model.decoder.positions is None:
         raise UserError("how long are the rows? set warmup.length (or model.decoder.positions)")

@@ -6,11 +6,13 @@
 | `mlp`       | `blocks.N.mlp.*` and the layer scale behind it (`ls2`, `gamma_2`)                |
 | `norm`      | `norm1`, `norm2` of the blocks, `norm_pre`, the final norm                       |
 | `trunk`     | the three above, and what attention and MLP share in parallel blocks (`in_proj`) |
-| `embedding` | `patch_embed`, `token_embed`, `pos_embed`, prefix tokens, rotary tables          |
+| `embedding` | `patch_embed`, `token_embed`, `pos_embed`, prefix tokens, tensors of rotary      |
+|             | positions and of relative ones, those inside the blocks too                      |
 | `head`      | everything after the final norm: classifier, attention pooling                   |
 
 `vitwarm.selection` says how blocks and heads narrow them. Norms inside the attention or the MLP belong to those. Names
-are canonical (see `canonical`): the final norm is `norm.*` in every model.
+are canonical (see `canonical`): the final norm is `norm.*` in every model. Which tensor of which family belongs where
+stands in `vitwarm.trunk.families`.
 """
 
 import re
@@ -21,34 +23,17 @@ from torch import Tensor
 
 from vitwarm.errors import UserError
 from vitwarm.selection import GROUPS, Selection
-from vitwarm.trunk import PREFIX_TOKENS
+from vitwarm.trunk.families import canonical, stacked, tensor_group
 
-__all__ = ["GROUPS", "block_of", "canonical", "group_of", "head_mask", "input_rows", "select"]
+__all__ = ["GROUPS", "block_of", "canonical", "group_of", "head_mask", "input_letters", "input_rows", "select"]
 
-_BLOCK = re.compile(r"^blocks\.(\d+)\.(\w+)")
-_PARTS = {
-    "attention": {"attn", "ls1", "gamma_1", "attns", "attn_out_proj", "q_norm", "k_norm"},
-    "mlp": {"mlp", "ls2", "gamma_2", "ffns", "mlp_out_proj"},
-    "norm": {"norm1", "norm2", "in_norm"},
-}
-_EMBEDDING = ("patch_embed.", "token_embed.", "pos_embed", "rope.", *PREFIX_TOKENS)
-_INPUTS = re.compile(r"attn\.(?:(qkv)\.(?:weight|bias)|[qkv]_(?:proj\.(?:weight|bias)|bias))$")
-
-
-def canonical(names: Iterable[str]) -> dict[str, str]:
-    """Model names to canonical ones: a final norm that timm keeps behind the pooling (`fc_norm`) is `norm`."""
-    names = list(names)
-    moved = any(n.startswith("fc_norm.") for n in names) and not any(n.startswith("norm.") for n in names)
-    return {n: n.removeprefix("fc_") if moved and n.startswith("fc_norm.") else n for n in names}
+_BLOCK = re.compile(r"^blocks\.(\d+)\.")
+_TRUNK = ("trunk", "attention", "mlp", "norm")
 
 
 def group_of(name: str) -> str:
     """The narrowest group that a canonical tensor name belongs to."""
-    if block := _BLOCK.match(name):
-        return next((part for part, modules in _PARTS.items() if block[2] in modules), "trunk")
-    if name.startswith(("norm.", "norm_pre.")):
-        return "norm"
-    return "embedding" if name.startswith(_EMBEDDING) else "head"
+    return tensor_group(_BLOCK.sub("blocks.", name))
 
 
 def block_of(name: str) -> int | None:
@@ -56,10 +41,14 @@ def block_of(name: str) -> int | None:
     return int(block[1]) if (block := _BLOCK.match(name)) else None
 
 
+def input_letters(name: str) -> str:
+    """Which of query, key and value a tensor stacks in its rows, such as `qkv` or `q`; empty for any other tensor."""
+    return stacked(_BLOCK.sub("", name))
+
+
 def input_rows(name: str) -> int:
     """How many of query, key and value a tensor stacks in its rows, head by head; 0 for any other tensor."""
-    found = _INPUTS.search(name)
-    return 0 if found is None else 3 if found[1] else 1
+    return len(input_letters(name))
 
 
 def select(names: Iterable[str], groups: str | Iterable[str] | Selection, depth: int | None = None) -> list[str]:
@@ -75,7 +64,7 @@ def select(names: Iterable[str], groups: str | Iterable[str] | Selection, depth:
     """
     chosen = groups if isinstance(groups, Selection) else Selection.parse(groups)
     names = list(names)
-    kinds = {kind for g in chosen.kinds for kind in (("trunk", *_PARTS) if g == "trunk" else (g,))}
+    kinds = {kind for g in chosen.kinds for kind in (_TRUNK if g == "trunk" else (g,))}
     if depth is None:
         depth = 1 + max((b for n in names if (b := block_of(n)) is not None), default=-1)
     blocks = chosen.blocks(depth)

@@ -25,11 +25,10 @@ from torch import Tensor, nn
 
 from vitwarm.errors import UserError
 from vitwarm.keys import keyed_rng
-from vitwarm.transfer.groups import block_of, canonical, group_of, input_rows
+from vitwarm.transfer.groups import block_of, canonical, group_of, input_letters, input_rows
 from vitwarm.trunk import trunk_facts
 
 NOISE = 0.1
-_ASKS = re.compile(r"attn\.[qk]_(proj\.weight|proj\.bias|bias)$")  # queries or keys that stand alone
 
 Fit = Literal["select", "expand"]
 
@@ -128,7 +127,7 @@ def _tile(
     else:
         rows = np.arange(shape[0]) % len(tensor)
     made = tensor[torch.from_numpy(rows)]
-    if (asked := 2 if parts == 3 else int(_ASKS.search(name) is not None)) > 0:
+    if asked := len(input_letters(name).removesuffix("v")):
         made[: asked * len(head)] *= (channels / new_channels) ** 0.25  # queries, keys: logits add up over channels
     if made.ndim == 2:
         ratio = shape[1] / tensor.shape[1]

@@ -20,7 +20,7 @@ from vitwarm.selection import GROUPS, Selection
 from vitwarm.transfer.core import CORE
 from vitwarm.transfer.groups import block_of, canonical, group_of, head_mask, select
 from vitwarm.transfer.resize import Fit, resize
-from vitwarm.trunk import Trunk, trunk_facts
+from vitwarm.trunk import trunk_facts
 
 TOKENS, POSITIONS = "token_embed.weight", "pos_embed.weight"  # of a decoder; a picture's positions are `pos_embed`
 PACKAGED = "vitwarm:core"  # the compact core inside the package, as a source
@@ -112,7 +112,6 @@ def transfer(
     Raises:
         UserError: unknown group, no such block or head, unsupported family.
     """
-    Trunk(model)
     own, facts, chosen = model.state_dict(), trunk_facts(model), Selection.parse(groups)
     names = {c: n for n, c in canonical(own).items()}  # canonical -> the model's own name
     if len(tensors.get(POSITIONS, ())) > len(own.get(POSITIONS, ())) > 0:
@@ -193,7 +192,6 @@ def warm_start(
 def require_same_blocks(model: nn.Module, found: str | Path) -> None:
     """Refuse a source whose export says that its blocks compute something else, though the shapes may be equal."""
     theirs = _facts_beside(Path(found))
-    Trunk(model)
     for fact, ours in trunk_facts(model).items():
         if theirs.get(fact, ours) != ours:
             raise UserError(
@@ -223,7 +221,6 @@ def fitted(
         return tensors
     if outside := {"embedding", "head"} & set(Selection.parse(groups).kinds):
         raise UserError(f"transfer.fit={fit} resizes the trunk alone; leave out {' and '.join(sorted(outside))}")
-    Trunk(model)
     return resize(tensors, model, fit, heads=_facts_beside(Path(found)).get("heads"), seed=seed)
 
 

@@ -1,6 +1,7 @@
 """Real timm models from a recipe, with errors that a person can act on."""
 
 from difflib import get_close_matches
+from typing import Any
 
 import timm
 import torch
@@ -9,7 +10,7 @@ from torch import nn
 from vitwarm.config import ModelConfig
 from vitwarm.errors import UserError
 from vitwarm.keys import keyed_rng
-from vitwarm.trunk.trunk import Trunk
+from vitwarm.trunk.families import family_of
 
 
 def build_model(
@@ -34,11 +35,11 @@ def build_model(
             model = timm.create_model(config.name, pretrained=pretrained, **arguments)
         except Exception as error:  # whatever a model's constructor makes of arguments that it cannot use
             raise UserError(_why(config.name, arguments, error)) from error
-    Trunk(model)  # refuses a family without a usable trunk before anything runs
+    family_of(model)  # refuses a family without a usable trunk before anything runs
     return model
 
 
-def _why(name: str, arguments: dict, error: Exception) -> str:
+def _why(name: str, arguments: dict[str, Any], error: Exception) -> str:
     base = name.removeprefix("timm:").split(".")[0].split("/")[-1]
     if not timm.is_model(base) and ":" not in name:
         near = get_close_matches(base, timm.list_models(), n=3, cutoff=0.5)
@@ -50,20 +51,3 @@ def _why(name: str, arguments: dict, error: Exception) -> str:
 def is_drop_rate(argument: str) -> bool:
     """Whether an argument of `timm.create_model` is a dropout of some kind: a setting of training, not of the model."""
     return argument.endswith(("drop_rate", "drop_path_rate"))
-
-
-def token_grid(model: nn.Module) -> tuple[int, int]:
-    """(rows, columns) of the model's patch tokens."""
-    return tuple(model.patch_embed.grid_size)
-
-
-def image_size(model: nn.Module) -> int:
-    """Side in pixels of the square images that the model takes.
-
-    Raises:
-        UserError: the model takes images that are not square.
-    """
-    height, width = model.patch_embed.img_size or model.pretrained_cfg["input_size"][1:]
-    if height != width:
-        raise UserError(f"the model takes {height}x{width} images; set model.args.img_size to a square size")
-    return height

@@ -24,8 +24,8 @@ from torch import Tensor, nn
 from vitwarm.config import ModelConfig
 from vitwarm.errors import UserError
 from vitwarm.keys import keyed_rng
+from vitwarm.trunk.blocks import in_order, mask_arguments, run_blocks
 from vitwarm.trunk.token_loss import MAX_LOGITS, HeadChunk, TokenLoss, token_loss
-from vitwarm.trunk.trunk import in_order, run_blocks
 
 LAYER_NORM_EPS = 1e-5
 INIT_STD = 0.02
@@ -158,10 +158,10 @@ class Decoder(nn.Module):
 
         Args:
             x: what `embed` gives, or another stem's tokens.
-            attn_mask: as in `run_blocks`, on top of causality; keeps packed documents apart, say.
+            attn_mask: as in `mask_arguments`, on top of causality; keeps packed documents apart, say.
         """
         blocks = in_order(self.blocks, self.middle_runs)
-        x = run_blocks(blocks, x, attn_mask=attn_mask, is_causal=True, grad_checkpointing=self.grad_checkpointing)
+        x = run_blocks(blocks, x, mask_arguments(x, attn_mask, True), grad_checkpointing=self.grad_checkpointing)
         return self.norm(x)
 
     def logits(self, features: Tensor) -> Tensor:

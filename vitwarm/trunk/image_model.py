@@ -2,7 +2,8 @@
 
 from torch import Tensor, nn
 
-from vitwarm.trunk.trunk import Trunk, run_blocks
+from vitwarm.trunk.blocks import run_blocks
+from vitwarm.trunk.families import family_of
 
 
 class ImageModel(nn.Module):
@@ -17,25 +18,14 @@ class ImageModel(nn.Module):
 
     def __init__(self, vit: nn.Module, grad_checkpointing: bool = False):
         super().__init__()
-        Trunk(vit)  # refuses what has no trunk
+        self.family = family_of(vit)
         self.vit = vit
         self.grad_checkpointing = grad_checkpointing
 
     def forward(self, images: Tensor) -> Tensor:
         """(B, 3, H, W) normalised images to (B, num_classes) logits."""
-        vit = self.vit
-        tokens = vit._pos_embed(vit.patch_embed(images))
-        rope = None
-        if isinstance(tokens, tuple):  # EVA family: patch dropout is already applied and the rotation comes along
-            tokens, rope = tokens
-        else:
-            tokens = vit.patch_drop(tokens)
-        tokens = vit.norm_pre(tokens)
-        tokens = run_blocks(
-            vit.blocks,
-            tokens,
-            rope=rope,
-            rope_per_block=getattr(vit, "rope_mixed", False),
-            grad_checkpointing=self.grad_checkpointing,
-        )
-        return vit.forward_head(vit.norm(tokens))
+        vit = self.family.model
+        tokens, arguments = self.family.embed(images)
+        tokens = run_blocks(vit.blocks, tokens, arguments, grad_checkpointing=self.grad_checkpointing)
+        logits: Tensor = vit.forward_head(vit.norm(tokens))
+        return logits

@@ -16,8 +16,6 @@ A linear layer of timm computes x W^T: its weight is the transpose of the matrix
 Shapes: D width, H heads, k = D / H channels a head, N positions of the grid.
 """
 
-from dataclasses import dataclass
-
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -26,8 +24,7 @@ from torch import Tensor, nn
 from vitwarm.config import INITS
 from vitwarm.errors import UserError
 from vitwarm.keys import keyed_rng
-from vitwarm.trunk.build import token_grid
-from vitwarm.trunk.trunk import Trunk
+from vitwarm.trunk.families import Attention, Family, family_of
 
 QUERY_KEY, VALUE_PROJECTION = 0.7, 0.4  # share of the noise and of the identity alike
 QUERY_KEY_AS_PUBLISHED = 0.4
@@ -37,31 +34,6 @@ VALUE_BETA, VALUE_NOISE = 0.05, 0.01  # of a language model: x -> V -> projectio
 SHIFTS = ((0, 0), (-1, 0), (0, 1), (0, -1), (1, 0), (-1, -1), (-1, 1), (1, -1), (1, 1))  # (rows, columns)
 SHIFT_LOGIT, NOISE_LOGIT, NOISE_STD, NOISE_BOUND = 1000.0, 3.0, 0.6, 2.0
 POSITION_GAIN, FACTOR_NORM = 18.0, 7.0
-
-_OUTPUT = {"proj.weight", "proj.bias"}
-_FUSED = {"qkv.weight", "qkv.bias", "q_bias", "v_bias"} | _OUTPUT
-_SEPARATE = {f"{letter}_proj.{kind}" for letter in "qkv" for kind in ("weight", "bias")} | _OUTPUT
-
-
-@dataclass(frozen=True)
-class Attention:
-    """Weights of one attention layer, each (D, D) as (out, in); views that can be written to."""
-
-    query: Tensor
-    key: Tensor
-    value: Tensor
-    projection: Tensor
-    biases: tuple[Tensor, ...]
-    heads: int
-
-    @property
-    def head_width(self) -> int:
-        return len(self.query) // self.heads
-
-    def head_rows(self) -> list[slice]:
-        """The rows of query, key and value that belong to each head."""
-        k = self.head_width
-        return [slice(h * k, (h + 1) * k) for h in range(self.heads)]
 
 
 @torch.no_grad()
@@ -86,10 +58,10 @@ def initialise(model: nn.Module, name: str, *, seed: int) -> nn.Module:
         raise UserError(f"unknown initialisation {name!r}; known: {', '.join(INITS)}")
     if name == "default":
         return model
-    Trunk(model)
+    family = family_of(model)
     try:
-        layers = [_attention(block) for block in model.blocks]
-        positions = _positions(model, layers[0].head_width) if name == "impulse" else None
+        layers = [_attention(family, block) for block in family.model.blocks]
+        positions = _positions(family, layers[0].head_width) if name == "impulse" else None
     except ValueError as error:
         raise UserError(f"model.init={name} does not apply to this {type(model).__name__}: {error}") from error
     stream = "mimetic" if name == "mimetic_as_published" else name
@@ -100,36 +72,29 @@ def initialise(model: nn.Module, name: str, *, seed: int) -> nn.Module:
         elif name == "mimetic_value":
             _mimetic_value(layer, rng)
         elif positions is not None:
-            _impulse(layer, rng, positions, token_grid(model))
+            _impulse(layer, rng, positions, family.grid)
         else:
             _mimetic(layer, rng, as_published=name == "mimetic_as_published")
         for bias in layer.biases:
             bias.zero_()
-    if positions is not None:
-        model.pos_embed.mul_(POSITION_GAIN)
+    if positions is not None and (found := family.positions()) is not None:
+        found[0].mul_(POSITION_GAIN)
     return model
 
 
-def _attention(block: nn.Module) -> Attention:
+def _attention(family: Family, block: nn.Module) -> Attention:
     """The weights to set.
 
     Raises:
         ValueError: the block computes more than x -> query, key, value -> projection, which the formulas assume.
     """
-    attn = getattr(block, "attn", None)
-    if attn is None:
-        raise ValueError(f"a {type(block).__name__} has no single attention")
-    own = dict(attn.named_parameters())
-    known = _FUSED if "qkv.weight" in own else _SEPARATE
-    if others := [n for n in own if n not in known]:
-        raise ValueError(f"its attention has more than query, key, value and projection ({others[0]})")
-    projection = own["proj.weight"]
-    width = len(projection)
-    inputs = own["qkv.weight"].chunk(3) if known is _FUSED else [own[f"{letter}_proj.weight"] for letter in "qkv"]
-    if any(w.shape != (width, width) for w in (*inputs, projection)):
+    layer = family.attention(block)
+    if layer.others:
+        raise ValueError(f"its attention has more than query, key, value and projection ({layer.others[0]})")
+    width = len(layer.projection)
+    if any(w.shape != (width, width) for w in (layer.query, layer.key, layer.value, layer.projection)):
         raise ValueError("its heads together are not as wide as the model")
-    biases = tuple(p for n, p in own.items() if n.endswith("bias"))
-    return Attention(*inputs, projection, biases, attn.num_heads)
+    return layer
 
 
 def _mimetic(layer: Attention, rng: np.random.Generator, as_published: bool) -> None:
@@ -185,21 +150,19 @@ def _conditioned(layer: Attention, rng: np.random.Generator) -> None:
     layer.value.copy_(torch.eye(width))
 
 
-def _positions(model: nn.Module, rank: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _positions(family: Family, rank: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """The leading part of the SVD of the normalised grid positions: (N, k), (k,), (D, k).
 
     Raises:
         ValueError: no learned positions on the grid, or too few of them.
     """
-    table = getattr(model, "pos_embed", None)
-    rows, columns = token_grid(model)
-    prefix = 0 if table is None else table.shape[1] - rows * columns
-    if table is None or prefix not in (0, model.num_prefix_tokens):
+    if (found := family.positions()) is None:
         raise ValueError("it has no learned position for each patch")
+    table, prefix = found
     grid = F.layer_norm(POSITION_GAIN * table[0, prefix:].double().cpu(), table.shape[-1:])
     u, s, vh = np.linalg.svd(grid.numpy(), full_matrices=False)
     if len(s) < rank or s[rank - 1] < 1e-6 * s[0]:
-        raise ValueError(f"{rows * columns} positions do not span the {rank} channels of a head; take more heads")
+        raise ValueError(f"{len(grid)} positions do not span the {rank} channels of a head; take more heads")
     return u[:, :rank], s[:rank], vh[:rank].T
 
 

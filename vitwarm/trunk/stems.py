@@ -5,8 +5,8 @@ import torch
 from torch import Tensor, nn
 
 from vitwarm.keys import keyed_rng
+from vitwarm.trunk.families import family_of
 
-PREFIX_TOKENS = ("cls_token", "dist_token", "reg_token")  # in the order in which timm prepends them
 SCALE = 0.02  # norm of every row of both tables: the standard deviation of timm's own embeddings
 
 
@@ -49,12 +49,14 @@ class SymbolStem(nn.Module):
 
     def __init__(self, model: nn.Module, vocab_size: int, length: int, seed: int):
         super().__init__()
-        width = model.embed_dim
+        family = family_of(model)
+        width = int(family.model.embed_dim)
+        self.tokens: Tensor
+        self.positions: Tensor
         self.register_buffer("tokens", token_table(vocab_size, width, seed), persistent=False)
         self.register_buffer("positions", position_table(length, width, seed), persistent=False)
-        parts = [getattr(model, name, None) for name in PREFIX_TOKENS]
-        parts = [p.detach().clone() for p in parts if p is not None]
-        self.prefix = nn.Parameter(torch.cat(parts, dim=1)) if parts else None  # (1, P, D)
+        prefix = family.prefix()
+        self.prefix = None if prefix is None else nn.Parameter(prefix)  # (1, P, D)
         self.num_prefix_tokens = 0 if self.prefix is None else self.prefix.shape[1]
 
     def forward(self, symbols: Tensor) -> Tensor:

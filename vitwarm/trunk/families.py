@@ -1,0 +1,484 @@
+"""What timm's families do differently: one adapter a family, found by the model's class.
+
+`family_of(model)` is the one place to ask. `Family` itself is the plain ViT; a family that differs is one class below,
+registered for its timm class:
+
+    @family(timm_class)
+    class Mine(Family):
+        examples = ("MyViT",)
+        ...
+
+| what | plain ViT | who differs |
+|---|---|---|
+| masks | `attn_mask`, `is_causal` of a block | BEiT, ViT with relative positions: a bias of the logits |
+| positions of an image | added to the tokens | EVA: rotary; BEiT, ViT with relative positions: biases of attention |
+| query, key, value | one matrix | EVA: perhaps three; EVA, BEiT: biases of their own |
+| embedding | patches, positions, prefix tokens | what each family has for positions; decoders: token table |
+
+Positions of the image grid mean nothing to symbols. So a trunk runs without rotation and without relative-position
+biases, and their tensors belong to the embedding: a warm-up neither trains nor hands them on.
+
+Shapes: B sequences, N tokens, D channels, H heads.
+"""
+
+import copy
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from inspect import signature
+from typing import Any, ClassVar, TypeVar
+
+import torch
+from timm.models.beit import Beit
+from timm.models.eva import Eva
+from timm.models.vision_transformer_relpos import VisionTransformerRelPos
+from torch import Tensor, nn
+
+from vitwarm.errors import UserError
+from vitwarm.trunk.blocks import additive_mask, mask_arguments
+from vitwarm.trunk.decoder import Decoder
+
+BlockArguments = Mapping[str, Any] | Sequence[Mapping[str, Any]]  # of all blocks, or of each; see `run_blocks`
+
+_SEPARATE = {f"attn.{letter}_proj.{kind}": letter for letter in "qkv" for kind in ("weight", "bias")}
+_OWN_BIASES = {f"attn.{letter}_bias": letter for letter in "qkv"}
+
+
+@dataclass(frozen=True)
+class Attention:
+    """Weights of one attention layer as (out, in); views that can be written to.
+
+    Attributes:
+        query, key, value, projection: (D, D) where the heads together are as wide as the model.
+        biases: of these four, as far as there are any.
+        others: names of the layer's further parameters (norms of query and key, gates); positions do not count.
+        heads: H.
+    """
+
+    query: Tensor
+    key: Tensor
+    value: Tensor
+    projection: Tensor
+    biases: tuple[Tensor, ...]
+    others: tuple[str, ...]
+    heads: int
+
+    @property
+    def head_width(self) -> int:
+        return len(self.query) // self.heads
+
+    def head_rows(self) -> list[slice]:
+        """The rows of query, key and value that belong to each head."""
+        k = self.head_width
+        return [slice(h * k, (h + 1) * k) for h in range(self.heads)]
+
+
+class Family:
+    """The plain ViT of timm, with DeiT, DeiT-III, SigLIP, CLIP and all that share its interface.
+
+    Args:
+        model: whose questions are answered. Ask `family_of` for an adapter.
+
+    Attributes:
+        examples: what people call the models, for messages.
+        tensors: module or parameter -> group, block numbers left out; the longest name that fits counts. What is in
+            no table is the head's.
+        stacks: tensor of a block -> which of query, key and value its rows hold, head by head.
+        prefix_names: tokens in front of the patches, in timm's order.
+        takes: arguments of a block that carry masks.
+        needs: attributes without which the image path cannot run.
+    """
+
+    examples: ClassVar[tuple[str, ...]] = ("ViT", "DeiT", "DeiT-III", "SigLIP")
+    tensors: ClassVar[Mapping[str, str]] = {
+        **dict.fromkeys(("patch_embed", "pos_embed", "cls_token", "dist_token", "reg_token"), "embedding"),
+        **dict.fromkeys(("norm_pre", "norm", "blocks.norm1", "blocks.norm2", "blocks.in_norm"), "norm"),
+        **dict.fromkeys(("blocks.attn", "blocks.ls1", "blocks.attns", "blocks.attn_out_proj"), "attention"),
+        **dict.fromkeys(("blocks.q_norm", "blocks.k_norm"), "attention"),  # of parallel blocks
+        **dict.fromkeys(("blocks.mlp", "blocks.ls2", "blocks.ffns", "blocks.mlp_out_proj"), "mlp"),
+        "blocks": "trunk",  # what attention and MLP share in parallel blocks
+    }
+    stacks: ClassVar[Mapping[str, str]] = {"attn.qkv.weight": "qkv", "attn.qkv.bias": "qkv"}
+    prefix_names: ClassVar[tuple[str, ...]] = ("cls_token", "dist_token", "reg_token")
+    takes: ClassVar[tuple[str, ...]] = ("attn_mask", "is_causal")
+    needs: ClassVar[tuple[str, ...]] = ("patch_embed", "_pos_embed", "norm", "forward_head")
+
+    def __init__(self, model: nn.Module):
+        self.model: Any = model
+
+    # Support
+
+    @property
+    def refusal(self) -> str | None:
+        """Why the model's blocks cannot serve as a trunk, or None."""
+        blocks = getattr(self.model, "blocks", None)
+        if not isinstance(blocks, nn.Sequential | nn.ModuleList) or len(blocks) == 0:
+            return "it has no plain sequence of transformer blocks"
+        for name in self.takes:
+            if name not in signature(blocks[0].forward).parameters:
+                return f"its blocks do not take {name} ({type(blocks[0]).__name__})"
+        if missing := [n for n in self.needs if not hasattr(self.model, n)]:
+            return f"it has no {missing[0]}, so its tokens cannot be replaced"
+        if "patch_embed" in self.needs and not hasattr(self.model.patch_embed, "grid_size"):
+            return "its patch embedding has no fixed grid"
+        return None
+
+    @property
+    def facts(self) -> dict[str, str | int | None]:
+        """What two trunks must share before tensors can go from one to the other; head count and block type leave no
+        trace in the shapes."""
+        block = self.model.blocks[0]
+        return {
+            "block": type(block).__name__,
+            "width": self.model.embed_dim,
+            "depth": len(self.model.blocks),
+            "heads": getattr(getattr(block, "attn", block), "num_heads", None),
+        }
+
+    # Images
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """(rows, columns) of the patch tokens."""
+        rows, columns = self.model.patch_embed.grid_size
+        return rows, columns
+
+    @property
+    def input_size(self) -> tuple[int, int]:
+        """(height, width) in pixels of the images that the model takes."""
+        height, width = self.model.patch_embed.img_size or self.model.pretrained_cfg["input_size"][1:]
+        return height, width
+
+    @property
+    def image_size(self) -> int:
+        """Side in pixels of the square images that the model takes.
+
+        Raises:
+            UserError: the model takes images that are not square.
+        """
+        height, width = self.input_size
+        if height != width:
+            raise UserError(f"the model takes {height}x{width} images; set model.args.img_size to a square size")
+        return height
+
+    @property
+    def any_size(self) -> bool:
+        """Whether the model takes images of other sizes as well."""
+        return bool(getattr(self.model, "dynamic_img_size", False))
+
+    def tokens(self, size: int | None = None) -> int:
+        """Tokens of an image in the trunk, prefix tokens included; pooling by attention adds none.
+
+        Args:
+            size: side in pixels of a square image; None is the model's own size. Other sizes need `any_size`.
+        """
+        rows, columns = self.model.patch_embed.dynamic_feat_size((size, size)) if size and self.any_size else self.grid
+        return int(rows * columns + self.model.num_prefix_tokens)
+
+    def embed(self, images: Tensor) -> tuple[Tensor, BlockArguments]:
+        """(B, 3, H, W) normalised images to the (B, N, D) tokens of the first block, and what the blocks take along."""
+        tokens = self.model.patch_drop(self.model._pos_embed(self.model.patch_embed(images)))
+        return self.model.norm_pre(tokens), {}
+
+    def prefix(self) -> Tensor | None:
+        """(1, P, D) values of the prefix tokens, a copy; None without any."""
+        found = [getattr(self.model, name, None) for name in self.prefix_names]
+        parts: list[Tensor] = [part.detach().clone() for part in found if part is not None]
+        return torch.cat(parts, dim=1) if parts else None
+
+    def positions(self) -> tuple[Tensor, int] | None:
+        """The learned positions (1, P + N, D) that are added to the tokens, and P, those of prefix tokens.
+
+        None where patches have no learned position of their own.
+        """
+        table = getattr(self.model, "pos_embed", None)
+        if table is None:
+            return None
+        rows, columns = self.grid
+        prefix = table.shape[1] - rows * columns
+        return (table, prefix) if prefix in (0, self.model.num_prefix_tokens) else None
+
+    # Trunk
+
+    @property
+    def final_norm(self) -> str:
+        """Name of the norm that closes the trunk: `norm`, or `fc_norm` where timm moves it behind the pooling.
+
+        timm sets the other one to Identity. A token-level objective on an average-pooled model must still pass
+        through `fc_norm`, or its head would read un-normalised features.
+        """
+        fc_norm = getattr(self.model, "fc_norm", None)
+        if isinstance(self.model.norm, nn.Identity) and fc_norm is not None and not isinstance(fc_norm, nn.Identity):
+            return "fc_norm"
+        return "norm"
+
+    def blocks(self) -> nn.Sequential | nn.ModuleList:
+        """The blocks as they run on symbols: with the model's own parameters, without places on the image grid."""
+        blocks: nn.Sequential | nn.ModuleList = self.model.blocks
+        return blocks
+
+    @classmethod
+    def mask_arguments(cls, x: Tensor, attn_mask: Tensor | None, is_causal: bool) -> BlockArguments:
+        """How the blocks that run on symbols are told a mask; see `vitwarm.trunk.blocks.mask_arguments`."""
+        return mask_arguments(x, attn_mask, is_causal)
+
+    # Weights
+
+    @classmethod
+    def group(cls, name: str) -> str:
+        """Group of a canonical tensor name without its block number; see `tensors`."""
+        return _longest(cls.tensors, name)
+
+    def attention(self, block: nn.Module) -> Attention:
+        """The weights of a block's attention.
+
+        Raises:
+            ValueError: the block has not one attention of query, key, value and projection.
+        """
+        attn: Any = getattr(block, "attn", None)
+        if attn is None:
+            raise ValueError(f"a {type(block).__name__} has no single attention")
+        own = {f"attn.{n}": p for n, p in attn.named_parameters()}
+        own = {n: p for n, p in own.items() if self.group(f"blocks.{n}") == "attention"}
+        inputs: dict[str, Tensor] = {}
+        for name, letters in self.stacks.items():
+            if name in own and name.endswith("weight"):
+                inputs |= dict(zip(letters, own[name].chunk(len(letters)), strict=True))
+        if set(inputs) != set("qkv") or "attn.proj.weight" not in own:
+            raise ValueError(f"a {type(block).__name__} has no query, key, value and projection of the usual kind")
+        known = {*self.stacks, "attn.proj.weight", "attn.proj.bias"}
+        return Attention(
+            query=inputs["q"],
+            key=inputs["k"],
+            value=inputs["v"],
+            projection=own["attn.proj.weight"],
+            biases=tuple(p for n, p in own.items() if n in known and n.endswith("bias")),
+            others=tuple(n.removeprefix("attn.") for n in own if n not in known),
+            heads=attn.num_heads,
+        )
+
+    def mlp(self, block: nn.Module) -> tuple[Tensor, Tensor]:
+        """(hidden, D) matrix into a block's MLP, a gate's below that of the values, and the (D, hidden) one out of it.
+
+        Raises:
+            ValueError: the block has not one MLP of two layers.
+        """
+        own: dict[str, Tensor] = {n: p for n, p in block.named_parameters() if p.ndim == 2}
+        into = [p for n, p in own.items() if n.startswith("mlp.fc1")]
+        if not into or "mlp.fc2.weight" not in own:
+            raise ValueError(f"a {type(block).__name__} has no MLP of the usual kind")
+        return torch.cat(into), own["mlp.fc2.weight"]
+
+    @contextmanager
+    def watch(self, blocks: Iterable[nn.Module]) -> Iterator[list[Tensor]]:
+        """Collects each block's (B, H, N, N) attention as it runs: fused kernels keep it to themselves."""
+        seen: list[Tensor] = []
+        with ExitStack() as held:
+            for block in blocks:
+                attn: Any = block.attn
+                held.callback(setattr, attn, "fused_attn", attn.fused_attn)
+                attn.fused_attn = False
+                hook = attn.attn_drop.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].detach()))
+                held.callback(hook.remove)
+            yield seen
+
+
+# The one lookup
+
+_ADAPTERS: dict[type[nn.Module], type[Family]] = {}
+_TENSORS: dict[str, str] = dict(Family.tensors)
+_STACKS: dict[str, str] = dict(Family.stacks)
+
+Adapter = TypeVar("Adapter", bound=type[Family])
+
+
+def family(model_class: type[nn.Module]) -> Callable[[Adapter], Adapter]:
+    """Register an adapter for a model's class and its subclasses.
+
+    Raises:
+        ValueError: a table of the adapter contradicts another family's: names alone must tell a tensor's group.
+    """
+
+    def register(adapter: Adapter) -> Adapter:
+        tables = ((_TENSORS, adapter.tensors), (_STACKS, adapter.stacks))
+        for known, own in tables:
+            if wrong := next((n for n, what in own.items() if known.get(n, what) != what), None):
+                raise ValueError(f"{adapter.__name__}: {wrong} is {own[wrong]} here, {known[wrong]} in another family")
+        for known, own in tables:
+            known.update(own)
+        _ADAPTERS[model_class] = adapter
+        return adapter
+
+    return register
+
+
+def family_of(model: nn.Module) -> Family:
+    """The adapter of a model. Classes that nobody registered are taken for plain ViTs.
+
+    Args:
+        model: timm model, or our decoder.
+
+    Raises:
+        UserError: the model's blocks cannot serve as a trunk; the message says why.
+    """
+    found = next((_ADAPTERS[c] for c in type(model).__mro__ if c in _ADAPTERS), Family)(model)
+    if reason := found.refusal:
+        known: list[type[Family]] = [Family, *_ADAPTERS.values()]
+        *names, last = dict.fromkeys(name for f in known for name in f.examples)
+        raise UserError(
+            f"{type(model).__name__} cannot be warmed up: {reason}; use a {', '.join(names)} or {last} of timm"
+        )
+    return found
+
+
+# Names without a model
+
+
+def canonical(names: Iterable[str]) -> dict[str, str]:
+    """Model names to canonical ones: a final norm that timm keeps behind the pooling (`fc_norm`) is `norm`."""
+    names = list(names)
+    moved = any(n.startswith("fc_norm.") for n in names) and not any(n.startswith("norm.") for n in names)
+    return {n: n.removeprefix("fc_") if moved and n.startswith("fc_norm.") else n for n in names}
+
+
+def tensor_group(name: str) -> str:
+    """Group of a canonical tensor name without its block number, in whichever family has it."""
+    return _longest(_TENSORS, name)
+
+
+def stacked(name: str) -> str:
+    """Which of `q`, `k`, `v` the rows of a block's tensor hold, such as `qkv`; empty for any other tensor.
+
+    Args:
+        name: inside the block, such as `attn.qkv.weight`.
+    """
+    while name not in _STACKS and name:
+        name = name.partition(".")[2]  # parallel attention stands one level deeper
+    return _STACKS.get(name, "")
+
+
+def _longest(table: Mapping[str, str], name: str) -> str:
+    while name not in table and name:
+        name = name.rpartition(".")[0]
+    return table.get(name, "head")
+
+
+# The families that differ
+
+
+@family(Decoder)
+class DecoderFamily(Family):
+    """Our decoder, made of timm's ViT blocks: tokens instead of an image."""
+
+    examples = ()
+    tensors: ClassVar[Mapping[str, str]] = {**Family.tensors, "token_embed": "embedding"}
+    prefix_names = ()
+    needs = ()
+
+    def positions(self) -> None:
+        """None: its positions are those of a text."""
+        return None
+
+
+@family(Eva)
+class EvaFamily(Family):
+    """EVA, EVA-02, DINOv3 and ViTs with rotary positions."""
+
+    examples = ("EVA-02", "DINOv3")
+    tensors: ClassVar[Mapping[str, str]] = {
+        **Family.tensors,
+        "rope": "embedding",
+        "blocks.gamma_1": "attention",
+        "blocks.gamma_2": "mlp",
+    }
+    stacks: ClassVar[Mapping[str, str]] = {**Family.stacks, **_SEPARATE, **_OWN_BIASES}
+
+    def embed(self, images: Tensor) -> tuple[Tensor, BlockArguments]:
+        """See `Family.embed`; patch dropout is part of timm's own step, since it drops rotations too."""
+        tokens, rope = self.model._pos_embed(self.model.patch_embed(images))
+        tokens = self.model.norm_pre(tokens)
+        if rope is None:
+            return tokens, {}
+        if getattr(self.model, "rope_mixed", False):  # the first axis is the block
+            return tokens, [{"rope": rope[i]} for i in range(len(rope))]
+        return tokens, {"rope": rope}
+
+
+@family(Beit)
+class BeitFamily(Family):
+    """BEiT and BEiT-v2: a table of relative positions biases attention, in each block or shared by all.
+
+    A block takes the shared bias as an argument, which masks use as well.
+    """
+
+    examples = ("BEiT", "BEiT-v2")
+    tensors: ClassVar[Mapping[str, str]] = {
+        **Family.tensors,
+        "rel_pos_bias": "embedding",
+        "blocks.attn.relative_position_bias_table": "embedding",
+        "blocks.gamma_1": "attention",
+        "blocks.gamma_2": "mlp",
+    }
+    stacks: ClassVar[Mapping[str, str]] = {**Family.stacks, **_OWN_BIASES}
+    takes = ("shared_rel_pos_bias",)
+    needs = ("patch_embed", "norm", "forward_head")
+
+    def embed(self, images: Tensor) -> tuple[Tensor, BlockArguments]:
+        vit = self.model
+        tokens = vit.patch_embed(images)
+        tokens = torch.cat((vit.cls_token.expand(len(tokens), -1, -1), tokens), dim=1)
+        if vit.pos_embed is not None:
+            tokens = tokens + vit.pos_embed
+        tokens = vit.pos_drop(tokens)
+        return tokens, {"shared_rel_pos_bias": None if vit.rel_pos_bias is None else vit.rel_pos_bias()}
+
+    def blocks(self) -> nn.ModuleList:
+        return nn.ModuleList(_without(block, "relative_position_bias_table") for block in self.model.blocks)
+
+    @classmethod
+    def mask_arguments(cls, x: Tensor, attn_mask: Tensor | None, is_causal: bool) -> BlockArguments:
+        return {"shared_rel_pos_bias": additive_mask(x, attn_mask, is_causal)}
+
+
+@family(VisionTransformerRelPos)
+class RelPosFamily(Family):
+    """ViTs with relative positions alone, from a table or a small MLP, in each block or shared by all."""
+
+    examples = ("relative-position ViT (vit_relpos)",)
+    tensors: ClassVar[Mapping[str, str]] = {
+        **Family.tensors,
+        "shared_rel_pos": "embedding",
+        "blocks.attn.rel_pos": "embedding",
+    }
+    takes = ("shared_rel_pos",)
+    needs = ("patch_embed", "norm", "forward_head")
+
+    def embed(self, images: Tensor) -> tuple[Tensor, BlockArguments]:
+        vit = self.model
+        tokens = vit.patch_embed(images)
+        if vit.cls_token is not None:
+            tokens = torch.cat((vit.cls_token.expand(len(tokens), -1, -1), tokens), dim=1)
+        return tokens, {"shared_rel_pos": None if vit.shared_rel_pos is None else vit.shared_rel_pos.get_bias()}
+
+    def blocks(self) -> nn.ModuleList:
+        return nn.ModuleList(_without(block, "rel_pos") for block in self.model.blocks)
+
+    @classmethod
+    def mask_arguments(cls, x: Tensor, attn_mask: Tensor | None, is_causal: bool) -> BlockArguments:
+        return {"shared_rel_pos": additive_mask(x, attn_mask, is_causal)}
+
+
+def _without(block: nn.Module, name: str) -> nn.Module:
+    """A block of the same parameters whose attention lacks one of its parts; the given one is not changed."""
+    block, attn = _shallow(block), _shallow(block.attn)
+    setattr(attn, name, None)
+    block.attn = attn
+    return block
+
+
+def _shallow(module: Any) -> Any:
+    """A module that holds the same parameters, buffers and modules, and can be given others."""
+    other = copy.copy(module)
+    for kind in ("_parameters", "_buffers", "_modules"):
+        other.__dict__[kind] = other.__dict__[kind].copy()
+    return other

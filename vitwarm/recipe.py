@@ -2,15 +2,21 @@
 
 A recipe is a YAML file that sets some of the keys of `vitwarm.config.Config`. It is read in layers, each overriding the
 one before: the defaults of the dataclasses, the recipe's ancestors (`base:`), the recipe itself, the command line.
+A file may also hold variants of its recipe (`variants:`), recipes with names of their own that inherit the file's.
 It is data only: interpolations are refused, so that reading a stranger's recipe runs nothing.
+
+The ancestors come in the order of a walk: depth first, parents from left to right, each recipe once, after its own
+ancestors. So a recipe overrides all its ancestors, of two parents the later one wins, and what both inherit undoes
+nothing that one of them says. A list of parents whose later one comes first in this order is refused.
 """
 
 import hashlib
 import json
 import re
 from dataclasses import MISSING, fields
+from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import yaml
 from omegaconf import DictConfig, OmegaConf
@@ -28,14 +34,29 @@ _NOT_RECIPES = ("budgets", "accelerate")  # folders beside the recipes, with set
 _USAGE = "say recipe=NAME or recipe=PATH.yaml (recipe=list lists the shipped ones)"
 
 
+class _Place(NamedTuple):
+    """Where a recipe is: a file, or a variant within it; written PATH.yaml or PATH.yaml:VARIANT."""
+
+    path: Path
+    variant: str = ""
+
+    @property
+    def name(self) -> str:
+        return self.variant or self.path.stem
+
+    def __str__(self) -> str:
+        return f"{self.path}:{self.variant}" if self.variant else str(self.path)
+
+
 def load_recipe(arguments: list[str]) -> Config:
     """Read the recipe that a command line names, with its overrides, and check it.
 
     Args:
-        arguments: One `recipe=NAME_OR_PATH` and any number of `a.b=c`; of two overrides of a key the last one counts.
+        arguments: One `recipe=NAME`, `recipe=PATH.yaml` or `recipe=PATH.yaml:VARIANT`, and any number of `a.b=c`; of
+            two overrides of a key the last one counts.
 
     Returns:
-        The resolved recipe. `name` is its file's name; `warmup.rule` carries every parameter of the rule.
+        The resolved recipe. `name` is that of its file or variant; `warmup.rule` carries every parameter of the rule.
 
     Raises:
         UserError: The recipe is not found, not readable, or says something impossible.
@@ -44,17 +65,37 @@ def load_recipe(arguments: list[str]) -> Config:
     named = [value for key, value in pairs if key == "recipe"]
     if len(named) != 1:
         raise UserError(f"no recipe: {_USAGE}" if not named else f"{len(named)} recipes: {_USAGE}, once")
-    path = _find(named[0])
+    place = _find(named[0])
     overrides: dict = {}
     for key, value in pairs:
         if key != "recipe":
             _insert(overrides, key, value)
-    return _resolve([*_lineage(path), ("", overrides)], name=path.stem)
+    return _resolve([*_lineage(place), ("", overrides)], name=place.name)
 
 
 def list_recipes() -> list[tuple[str, Path, str]]:
-    """The shipped recipes as (name, path, one-line purpose), sorted by path."""
-    return [(path.stem, path, str(read_yaml(path).get("description", ""))) for path in _shipped()]
+    """The shipped recipes as (name, path, one-line purpose), sorted by path; variants follow their file."""
+    rows = []
+    for path in _shipped():
+        recipe, variants = _read(path)
+        for place, tree in [(_Place(path), recipe), *((_Place(path, name), tree) for name, tree in variants.items())]:
+            rows.append((place.name, path, str(tree.get("description", ""))))
+    return rows
+
+
+def recipe_text(name: str) -> str:
+    """What a user copies to change a shipped recipe: its file, or a variant as a file of its own.
+
+    Raises:
+        UserError: No recipe of that name is shipped.
+    """
+    place = _find_shipped(name)
+    if not place.variant:
+        return place.path.read_text()
+    tree = dict(_read(place.path)[1][name])
+    base = [place.path.stem, *_parents(place, tree)]
+    tree = {"base": base if len(base) > 1 else base[0], **tree}
+    return f"# {name}, a variant in {place.path.name}\n\n{OmegaConf.to_yaml(tree)}"
 
 
 def freeze(config: Config) -> str:
@@ -130,17 +171,21 @@ def _shipped() -> list[Path]:
     return sorted(path for path in folder.rglob("*.yaml") if path.relative_to(folder).parts[0] not in _NOT_RECIPES)
 
 
-def _find(name: str, beside: Path | None = None) -> Path:
-    """Resolve a recipe's name, or a path relative to the folder `beside` (the working folder by default)."""
-    if name.endswith((".yaml", ".yml")):
-        return (beside or Path()) / name
-    sibling = beside / f"{name}.yaml" if beside else None
-    if sibling is not None and name and sibling.is_file():
-        return sibling
-    shipped = {path.stem: path for path in _shipped()}
-    if name not in shipped:
-        raise UserError(f"no recipe named {name!r}{nearest(name, shipped)}; {_USAGE}")
-    return shipped[name]
+def _find(name: str, beside: Path = Path()) -> _Place:
+    """Resolve a recipe's name, or a path relative to the folder `beside`."""
+    path = re.fullmatch(r"(.*\.ya?ml)(?::(.+))?", name)
+    return _Place(beside / path[1], path[2] or "") if path else _find_shipped(name)
+
+
+def _find_shipped(name: str) -> _Place:
+    for path in _shipped():
+        if path.stem == name:
+            return _Place(path)
+    for path in _shipped():
+        if f"{name}:" in path.read_text() and name in _read(path)[1]:  # parsing every file takes a third of a second
+            return _Place(path, name)
+    names = [known for known, _, _ in list_recipes()]
+    raise UserError(f"no recipe named {name!r}{nearest(name, names)}; {_USAGE}")
 
 
 def read_yaml(path: Path) -> dict:
@@ -163,27 +208,73 @@ def read_yaml(path: Path) -> dict:
     return loaded
 
 
-def _lineage(path: Path) -> list[tuple[str, dict]]:
-    """The recipe and its ancestors, oldest first, as (where to say an error is, tree)."""
-    layers: list[tuple[str, dict]] = []
-    seen: list[Path] = []
-    while True:
-        if path.resolve() in seen:
-            raise UserError(f"{path}: base leads back to this recipe; a recipe cannot inherit from itself")
-        seen.append(path.resolve())
-        tree = read_yaml(path)
-        base = tree.pop("base", None)
-        layers.insert(0, (f"{path}: ", tree))
-        if base is None:
-            return layers
-        if not isinstance(base, str):
-            raise UserError(f"{path}: base is the name or the path of one recipe, not {base!r}")
-        try:
-            path = _find(base, beside=path.parent)
-            path.stat()
-        except (UserError, OSError) as error:
-            reason = error if isinstance(error, UserError) else f"no recipe file {path}"
-            raise UserError(f"{seen[-1]}: base: {reason}") from error
+def _read(path: Path) -> tuple[dict, dict[str, dict]]:
+    """A file's recipe, and its variants by name, as written."""
+    tree = read_yaml(path)
+    variants = tree.pop("variants", {})
+    if not isinstance(variants, dict):
+        raise UserError(f"{path}: variants are recipes by their names, not {variants!r}")
+    for name, variant in variants.items():
+        if not isinstance(name, str) or not re.fullmatch(r"\w+", name) or not isinstance(variant, dict):
+            raise UserError(f"{path}: variants: write NAME: {{key: value}}, a name of letters, digits and _")
+    return tree, variants
+
+
+def _parents(place: _Place, tree: dict) -> list[str]:
+    """What a recipe names as its `base`, which is taken out of its tree."""
+    base = tree.pop("base", None)
+    names = [base] if isinstance(base, str) else [] if base is None else base
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise UserError(f"{place}: base is the name or the path of a recipe, or a list of them, not {base!r}")
+    return names
+
+
+def _lineage(place: _Place) -> list[tuple[str, dict]]:
+    """The recipe after its ancestors, in the order in which they apply, as (where to say an error is, tree)."""
+    layers: dict[_Place, tuple[str, dict]] = {}
+    _visit(place, layers, ())
+    return list(layers.values())
+
+
+def _visit(place: _Place, layers: dict[_Place, tuple[str, dict]], below: tuple[_Place, ...]) -> None:
+    """Append a recipe's ancestors and the recipe to the layers; `below` are the recipes that led to it."""
+    itself = _identity(place)
+    if itself in below:
+        raise UserError(f"{place}: base leads back to this recipe; a recipe cannot inherit from itself")
+    if itself in layers:
+        return
+    tree, variants = _read(place.path)
+    parents = []
+    if place.variant:
+        if place.variant not in variants:
+            raise UserError(f"{place.path}: no variant {place.variant!r}{nearest(place.variant, variants)}")
+        tree = variants[place.variant]
+        parents.append(_Place(place.path))
+    for name in _parents(place, tree):
+        parents.append(_Place(place.path, name) if name in variants else _find_base(name, place))
+    for parent in parents:
+        _visit(parent, layers, (*below, itself))
+    order = list(layers)
+    for left, right in pairwise(parents):
+        if order.index(_identity(right)) <= order.index(_identity(left)):
+            raise UserError(f"{place}: base: {right.name} already applies before {left.name}; leave it out or reorder")
+    layers[itself] = (f"{place}: ", tree)
+
+
+def _identity(place: _Place) -> _Place:
+    return place._replace(path=place.path.resolve())
+
+
+def _find_base(name: str, child: _Place) -> _Place:
+    """Resolve what a recipe names as its base: a file beside it, a shipped recipe or a path."""
+    sibling = child.path.parent / f"{name}.yaml"
+    try:
+        place = _Place(sibling) if name and sibling.is_file() else _find(name, child.path.parent)
+    except UserError as error:
+        raise UserError(f"{child}: base: {error}") from error
+    if not place.path.exists():
+        raise UserError(f"{child}: base: no recipe file {place.path}")
+    return place
 
 
 # Overriding

@@ -263,7 +263,8 @@ def _arm(path: Path, name: str, spec: Any) -> Arm:
     if not re.fullmatch(r"[A-Za-z0-9_.-]+", name) or name.startswith("."):
         raise UserError(f"{path}: arms: {name!r} becomes part of a folder's name; use letters, digits and _")
     recipe = spec["recipe"]
-    if recipe.endswith((".yaml", ".yml")) and (path.parent / recipe).is_file():
+    beside = path.parent / recipe.partition(":")[0]
+    if beside.suffix in (".yaml", ".yml") and beside.is_file():
         recipe = str(path.parent / recipe)
     return Arm(name, recipe, _mapping(path, spec, "set"))
 

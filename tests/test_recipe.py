@@ -1,8 +1,11 @@
 """Recipes: found, inherited, overridden, frozen and hashed by their laws, and a bad file is one line that names it."""
 
+import json
 import re
 from dataclasses import replace
+from itertools import combinations
 from pathlib import Path
+from random import Random
 
 import pytest
 import yaml
@@ -12,8 +15,10 @@ from vitwarm.checks import KEYS, check_tree, value_of
 from vitwarm.config import Config, ModelConfig
 from vitwarm.errors import UserError
 from vitwarm.procedural import make_rule
-from vitwarm.recipe import freeze, list_recipes, load_recipe, read_frozen, recipe_hash, recipes_folder
+from vitwarm.recipe import freeze, list_recipes, load_recipe, read_frozen, recipe_hash, recipe_text, recipes_folder
 
+HASHES = json.loads((Path(__file__).parent / "recipe_hashes.json").read_text())
+CHANGED: dict[str, str] = {}  # shipped recipes whose experiment is another than in recipe_hashes.json, and why
 SHIPPED = [name for name, _, _ in list_recipes()]
 
 
@@ -46,18 +51,38 @@ def test_shipped_recipes_load_and_say_what_they_are_for(name):
     assert type(config) is Config and type(config.model) is ModelConfig
     assert config.name == name
     _, path, purpose = next(row for row in list_recipes() if row[0] == name)
-    assert purpose == config.description and yaml.safe_load(path.read_text())["description"] == purpose, "own purpose"
-    header = path.read_text().split("\n\n")[0]
+    assert purpose == config.description, "own purpose"
+    recipe, _, variants = path.read_text().partition("\nvariants:")
+    header = recipe.split("\n\n")[0]
     assert all(f"# {part}" in header for part in ("Expected", "Cost", "Command"))
-    assert f"recipe={name}" in header
+    assert f"recipe={path.stem}" in header
+    if name != path.stem:
+        before, declared, _ = variants.partition(f"\n  {name}:\n")
+        assert declared and "Expected  " in before
+
+
+@pytest.mark.parametrize("name", sorted(HASHES.keys() | set(SHIPPED)))
+def test_shipped_recipes_keep_their_names_and_hashes(name):
+    assert (recipe_hash(load_recipe([f"recipe={name}"])) == HASHES.get(name)) == (name not in CHANGED)
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_the_text_of_a_shipped_recipe_is_the_same_recipe_anywhere(name, write):
+    copied, original = load_recipe([write(recipe_text(name))]), load_recipe([f"recipe={name}"])
+    assert copied == replace(original, name="mine") and copied.description
+
+
+def test_no_text_without_a_name():
+    with pytest.raises(UserError, match="did you mean digits_default"):
+        recipe_text("digit_default")
 
 
 def test_names_of_shipped_recipes_are_unique():
     assert len(set(SHIPPED)) == len(SHIPPED) >= 8
     others = {"budgets", "accelerate"}
-    assert {path for path in recipes_folder().rglob("*.yaml") if not others & set(path.parts)} == {
-        path for _, path, _ in list_recipes()
-    }
+    files = {path for path in recipes_folder().rglob("*.yaml") if not others & set(path.parts)}
+    assert files == {path for _, path, _ in list_recipes()}
+    assert {path.stem for path in files} < set(SHIPPED)
 
 
 @pytest.mark.parametrize(
@@ -143,9 +168,8 @@ def test_big_visions_settings():
 
 def test_the_page_on_recipes_lists_them_all_and_speaks_of_real_keys():
     page = (recipes_folder().parent / "docs/recipes.md").read_text()
-    assert set(re.findall(r"^\| \[`(\w+)`\]", page, re.M)) == set(SHIPPED)
-    for _, path, _ in list_recipes():
-        assert f"(../recipes/{path.relative_to(recipes_folder())})" in page
+    listed = re.findall(r"^\| \[`(\w+)`\]\(../recipes/(.+?)\)", page, re.M)
+    assert sorted(listed) == sorted((name, str(path.relative_to(recipes_folder()))) for name, path, _ in list_recipes())
     overrides = re.findall(r"\b((?:model|warmup|images|train|run|transfer)\.\w+(?:\.\w+)*)=", page)
     assert overrides and all(any(key == name or key.startswith(name + ".") for name in KEYS) for key in overrides)
     for written in re.findall(r"^\| (`.+?) \| .+ \|$", page.split("## Amounts")[1].split("##")[0], re.M):
@@ -174,6 +198,100 @@ def test_a_users_recipe_inherits_a_shipped_one(write):
     config = load_recipe([write("base: digits_default\nseed: 5")])
     assert (config.seed, config.name) == (5, "mine")
     assert config.images == load_recipe(["recipe=digits_default"]).images
+
+
+def args_of(argument: str) -> dict:
+    return load_recipe([argument]).model.args
+
+
+def test_of_two_parents_the_later_wins_and_the_recipe_over_both(write):
+    write("images: {train: x}\nmodel: {args: {a: 1, both: 1, all: 1}}", "one")
+    write("model: {args: {b: 2, both: 2, all: 2}}", "two")
+    args = args_of(write("base: [one, two]\nmodel: {args: {all: 3}}"))
+    assert args == {"a": 1, "b": 2, "both": 2, "all": 3}
+
+
+def test_what_two_parents_inherit_undoes_nothing_that_one_of_them_says(write):
+    write("images: {train: x}\nmodel: {args: {a: 0, b: 0, c: 0}}", "root")
+    write("base: root\nmodel: {args: {a: 1}}", "one")
+    write("base: root\nmodel: {args: {b: 2}}", "two")
+    for base in ("[one, two]", "[two, one]", "[root, one, two]"):
+        assert args_of(write(f"base: {base}")) == {"a": 1, "b": 2, "c": 0}
+
+
+def test_the_laws_of_inheritance_hold_in_any_family(write):
+    """In random families each recipe sets a key of its own, and for each pair a key that both of the pair set."""
+    random, refused, size = Random(0), 0, 6
+    for family in range(40):
+        bases, ancestors = [], []
+        for child in range(size):
+            base = random.sample(range(child), k=random.randint(0, min(child, 3)))
+            bases.append(base)
+            ancestors.append({child}.union(*(ancestors[parent] for parent in base)))
+            keys = {f"own{child}": child}
+            keys |= {f"pair{a}{b}": child for a, b in combinations(range(size), 2) if child in (a, b)}
+            names = [f"f{family}r{parent}" for parent in base]
+            tree = {"base": names, "images": {"train": "x"}, "model": {"args": keys}}
+            argument = write(yaml.safe_dump(tree), f"f{family}r{child}")
+        lists = [base for child, base in enumerate(bases) if child in ancestors[-1]]
+        try:
+            args = args_of(argument)
+        except UserError as error:
+            assert re.search(r"base: f\d+r\d already applies before f\d+r\d", str(error))
+            refused += 1
+            continue
+        assert {args[key] for key in args if key.startswith("own")} == ancestors[-1]
+        for low, high in combinations(sorted(ancestors[-1]), 2):
+            if low in ancestors[high]:
+                assert args[f"pair{low}{high}"] == high, "a recipe overrides its ancestors"
+        for first, second in (pair for base in lists for pair in combinations(base, 2)):
+            assert args[f"pair{min(first, second)}{max(first, second)}"] == second, "the later parent wins"
+    assert 0 < refused < 30
+
+
+@pytest.mark.parametrize("base", ["[two, one]", "[one, one]", "[three, two]"])
+def test_parents_whose_later_one_cannot_win_are_refused(write, base):
+    write("seed: 1", "one")
+    write("base: one", "two")
+    write("base: [one, two]", "three")
+    assert re.search(r"mine\.yaml: base: (one|two) already applies before", refusal([write(f"base: {base}")]))
+
+
+def test_the_rules_of_two_parents_merge_as_layers_do(write):
+    write("images: {train: x}\nwarmup: {rule: {name: dyck, k: 7, p_open: 0.3}, length: 8}", "one")
+    write("warmup: {rule: {k: 9}}", "two")
+    write("warmup: {rule: {name: ww}}", "three")
+    rule = load_recipe([write("base: [one, two]")]).warmup.rule
+    assert (rule["name"], rule["k"], rule["p_open"]) == ("dyck", 9, 0.3)
+    assert load_recipe([write("base: [one, two, three]")]).warmup.rule == make_rule("ww").spec()
+
+
+STUDY = """
+images: {train: x}
+seed: 1
+variants:
+  small: {seed: 2, description: a variant, model: {args: {depth: 3}}}
+  smaller: {base: small, model: {args: {embed_dim: 8}}}
+  both: {base: [other, smaller], train: {lr: 4}}
+"""
+
+
+def test_a_variant_inherits_its_file_and_then_its_own_parents(write):
+    write("seed: 7\ntrain: {lr: 7, min_lr: 0.7}", "other")
+    path = write(STUDY, "study")
+    assert (load_recipe([path]).seed, load_recipe([path]).model.args) == (1, {})
+    small = load_recipe([f"{path}:small"])
+    assert (small.name, small.description, small.seed, small.images.train) == ("small", "a variant", 2, "x")
+    both = load_recipe([f"{path}:both"])
+    assert (both.seed, both.train.lr, both.train.min_lr) == (2, 4.0, 0.7)
+    assert both.model.args == {"depth": 3, "embed_dim": 8}
+
+
+def test_a_variant_is_a_base(write):
+    path = write(STUDY, "folder/study")
+    config = load_recipe([write("base: folder/study.yaml:small\ntrain: {lr: 3}")])
+    assert (config.name, config.seed, config.train.lr) == ("mine", 2, 3.0)
+    assert replace(config, name="", train=Config().train) == replace(load_recipe([f"{path}:small"]), name="")
 
 
 def test_another_rule_does_not_inherit_the_parents_parameters(write):
@@ -269,7 +387,15 @@ def test_which_recipe():
         ("train: {lr: {a: 1}}\n", r"mine\.yaml: train\.lr: expected number"),
         ("train: {lr: abc}\n", r"mine\.yaml: train\.lr: expected number, got 'abc'"),
         ("images: {auto_augment: off}\n", r"mine\.yaml: images\.auto_augment: expected text or null, got False"),
-        ("base: [a, b]\n", r"mine\.yaml: base is the name or the path of one recipe"),
+        ("base: [1]\n", r"mine\.yaml: base is the name or the path of a recipe, or a list"),
+        ("base: {a: b}\n", r"mine\.yaml: base is the name or the path of a recipe, or a list"),
+        ("base: [digits_proc, digit_proc]\n", r"mine\.yaml: base: .*did you mean digits_proc"),
+        ("base: [digits_proc, mine]\n", r"inherit from itself"),
+        ("base: mine.yaml:a\nvariants: {a: {}}\n", r"inherit from itself"),
+        ("base: mine.yaml:b\nvariants: {a: {}}\n", r"mine\.yaml: no variant 'b'"),
+        ("variants: [a]\n", r"mine\.yaml: variants are recipes by their names"),
+        ("variants: {a: 3}\n", r"mine\.yaml: variants: write NAME"),
+        ("variants: {a.b: {}}\n", r"mine\.yaml: variants: write NAME"),
         ("base: mine\n", r"inherit from itself"),
         ("base: digit_proc\n", r"mine\.yaml: base: .*did you mean digits_proc"),
         ("base: gone.yaml\n", r"mine\.yaml: base: no recipe file .*gone\.yaml"),
@@ -277,6 +403,23 @@ def test_which_recipe():
 )
 def test_refused_files(write, text, says):
     assert re.search(says, refusal([write(text)]))
+
+
+@pytest.mark.parametrize(
+    "text, says",
+    [
+        ("{train: {lrr: 2}}", r"mine\.yaml:small: unknown key train\.lrr"),
+        ("{seed: '${oc.env:HOME}'}", r"mine\.yaml:small: seed: .*not evaluated"),
+        ("{variants: {a: {}}}", r"mine\.yaml:small: unknown key variants"),
+        ("{base: small}", r"mine\.yaml:small: base leads back"),
+        ("{base: [1]}", r"mine\.yaml:small: base is the name"),
+        ("{base: gone.yaml}", r"mine\.yaml:small: base: no recipe file .*gone\.yaml"),
+        ("{base: mine.yaml}", r"mine\.yaml:small: base: mine already applies before mine"),
+    ],
+)
+def test_refused_variants(write, text, says):
+    assert re.search(says, refusal([write(f"variants: {{small: {text}}}") + ":small"]))
+    assert "did you mean small?" in refusal([write("variants: {small: {}}") + ":smal"])
 
 
 def test_a_cycle_of_two_is_refused(write):

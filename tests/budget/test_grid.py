@@ -191,6 +191,13 @@ def test_the_command_line_overrides_plan_and_recipe(tmp_path):
     assert (plan.seeds, plan.setting, plan.set) == ((3, 4), "substitutive", {"images.epochs": "20"})
 
 
+def test_an_arm_is_a_recipe_beside_the_plan_or_a_variant_of_one(tmp_path, monkeypatch):
+    (tmp_path / "mine.yaml").write_text("base: digits_proc\nvariants: {small: {seed: 3, train: {lr: 0.5}}}")
+    plan = read(tmp_path, arms={"a": {"recipe": "mine.yaml"}, "b": {"recipe": "mine.yaml:small"}}, baseline="a")
+    monkeypatch.chdir("/")
+    assert [plan.recipe_of(arm).train.lr for arm in "ab"] == [2e-3, 0.5]
+
+
 @pytest.mark.parametrize("name", [name for name, _ in list_plans()])
 def test_every_shipped_plan_has_its_cells(name, tmp_path):
     plan = read_plan(find_plan(name), {"seeds": "0"})  # of each seed the same

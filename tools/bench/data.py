@@ -12,7 +12,6 @@ of the shards are unpacked into a temporary one. Each round is a pass over all i
 import io
 import json
 import logging
-import os
 import platform
 import random
 import statistics
@@ -39,6 +38,7 @@ from vitwarm.data.loading import AT_ONCE, ImageDataset, train_loader
 from vitwarm.data.plan import ImagePlan
 from vitwarm.data.shards import ShardSet, expand
 from vitwarm.errors import UserError
+from vitwarm.files import write_text
 from vitwarm.keys import keyed_rng
 
 NUMBERS = {"size": 224, "batch": 50, "rounds": 9}
@@ -316,7 +316,7 @@ def run(options: dict[str, Any]) -> dict[str, Any]:
 
 def _processor() -> str:
     cpuinfo = Path("/proc/cpuinfo")
-    for line in cpuinfo.read_text().splitlines() if cpuinfo.exists() else ():
+    for line in cpuinfo.read_text(encoding="utf-8").splitlines() if cpuinfo.exists() else ():
         if line.startswith("model name"):
             return line.split(":", 1)[1].strip()
     return platform.processor() or platform.machine()
@@ -335,7 +335,5 @@ def main(arguments: list[str]) -> int:
         return 2
     print(markdown(result))
     if file:
-        aside = file.with_name(f".{file.name}.tmp")
-        aside.write_text(json.dumps(result, indent=1) + "\n")
-        os.replace(aside, file)
+        write_text(file, json.dumps(result, indent=1) + "\n")
     return 0

@@ -11,6 +11,7 @@ from vitwarm.budget.runs import Run
 from vitwarm.budget.statistics import holm, paired_interval, paired_p_value
 from vitwarm.checks import KEYS, differences, nearest, value_of
 from vitwarm.errors import UserError
+from vitwarm.files import write_text
 
 STAGE, METRIC = "images", "top1"
 CURVES = (("warmup", "accuracy"), (STAGE, METRIC))
@@ -244,8 +245,8 @@ def report(arms: dict[str, list[Run]], folder: Path, tuned: Sequence[str] = ()) 
         for arm, runs in arms.items()
     }
     content = {"rows": [asdict(r) for r in rows], "curves": curves, "versions": arms[rows[0].arm][0].result["versions"]}
-    (folder / "compare.md").write_text(text)
-    (folder / "compare.json").write_text(json.dumps(content, indent=1) + "\n")
+    write_text(folder / "compare.md", text)
+    write_text(folder / "compare.json", json.dumps(content, indent=1) + "\n")
     plot(arms, folder / "compare.png")
     plot_differences(rows, folder / "differences.png")
     return text

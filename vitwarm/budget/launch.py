@@ -14,6 +14,7 @@ from typing import Any
 from vitwarm.budget.cells import BEGUN, DONE, RUNNING, WAITING, Folders, Status, progress
 from vitwarm.budget.grid import Grid
 from vitwarm.errors import Interrupted, UserError
+from vitwarm.files import write_text
 
 POLL = 2.0  # seconds
 _GIVE_UP = 3  # failures in a row
@@ -208,6 +209,4 @@ def _trainings(controller: int) -> list[Any]:
 
 def _write(path: Path, content: dict[str, str]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.tmp")
-    aside.write_text(json.dumps(content, indent=1) + "\n")
-    os.replace(aside, path)
+    write_text(path, json.dumps(content, indent=1) + "\n")

@@ -63,7 +63,9 @@ def read_labels(path: Path) -> Labels:
     if path.name.endswith((".tar.gz", ".tgz", ".tar")):
         return Labels(path, in_order=_devkit(path))
     try:
-        lines = [line.split() for line in path.read_text().replace(",", " ").splitlines() if line.strip()]
+        lines = [
+            line.split() for line in path.read_text(encoding="utf-8").replace(",", " ").splitlines() if line.strip()
+        ]
     except (OSError, UnicodeDecodeError):
         raise UserError(f"{path}: is missing or is no text") from None
     if lines and lines[0][0].lower() == "imageid":

@@ -1,8 +1,6 @@
 """From a source to a folder of shards: plan, write, verify, and only then appear under the name that was asked for."""
 
 import contextlib
-import errno
-import fcntl
 import hashlib
 import json
 import math
@@ -21,6 +19,7 @@ from vitwarm.data.making.tars import describe_tars
 from vitwarm.data.making.write import Record, Task, read_record, record_path, verify_shard, write_shard
 from vitwarm.data.manifest import Manifest, SplitManifest
 from vitwarm.errors import Interrupted, UserError
+from vitwarm.files import locked, write_text
 from vitwarm.keys import keyed_rng
 from vitwarm.parallel import progress_bar, spread
 
@@ -112,19 +111,19 @@ def _make(
         say(f"not used: {', '.join(source.ignored)}")
     partial = out.with_name(f"{out.name}.partial")
     tasks = _tasks(source, partial, options)
-    plan = _digest(source, tasks, options)
-    if (made := _already_made(out, plan)) is not None:
+    digest = _digest(source, tasks, options)
+    if (made := _already_made(out, digest)) is not None:
         say(f"{out}: is made already; source={out} checks it against its manifest")
         return made
     _check_space(out, sum(s.size for task in tasks if not task.tar.exists() for s in task.samples))
-    _open(partial, plan, held)
+    _open(partial, digest, held)
     records = _write(tasks, workers, options.max_damaged, say)
     _verify(tasks, records, workers)
-    made = _manifest(source, tasks, records, options, plan)
+    made = _manifest(source, tasks, records, options, digest)
     for split in made.splits.values():
         for key, reason in split.damaged:
             say(f"damaged, left out: {key}: {reason}")
-    (partial / manifests.NAME).write_text(made.dump(), encoding="utf-8")
+    write_text(partial / manifests.NAME, made.dump())
     for left in [*partial.glob("*.tar.json"), partial / _PLAN, partial / _LOCK]:
         left.unlink()
     if out.exists():
@@ -164,11 +163,11 @@ def _digest(source: Source, tasks: list[Task], options: Options) -> str:
     return digest.hexdigest()
 
 
-def _already_made(out: Path, plan: str) -> Manifest | None:
+def _already_made(out: Path, digest: str) -> Manifest | None:
     place = out / manifests.NAME
     if place.is_file():
         made = manifests.load(place.read_text(encoding="utf-8"), place)
-        if made.plan == plan:
+        if made.plan == digest:
             return made
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"{out}: exists and holds something else; choose another out=")
@@ -182,25 +181,19 @@ def _check_space(out: Path, needed: int) -> None:
         raise UserError(f"{out}: the shards take {needed / 1e9:.1f} GB more, but {free / 1e9:.1f} GB are free there")
 
 
-def _open(partial: Path, plan: str, held: contextlib.ExitStack) -> None:
-    """The folder in the making, ours alone: new, or begun by a killed call of the same plan."""
+def _open(partial: Path, digest: str, held: contextlib.ExitStack) -> None:
+    """The folder in the making, ours alone: new, or begun by a killed call for the same shards."""
     try:
         partial.mkdir(parents=True, exist_ok=True)
-        lock = open(partial / _LOCK, "w")  # noqa: SIM115 (held until the end)
+        held.enter_context(
+            locked(partial / _LOCK, f"{partial}: another process is at work there; wait for it, or end it")
+        )
     except OSError as error:
         raise UserError(f"{partial}: cannot be made ({error.strerror}); choose another out=") from None
-    held.enter_context(lock)
-    try:
-        fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        if error.errno in (errno.EACCES, errno.EAGAIN):
-            raise UserError(f"{partial}: another process is at work there; wait for it, or end it") from None
-        # A file system without locks: go on without.
-    file, aside = partial / _PLAN, partial / f".{_PLAN}.tmp"
-    if file.exists() and file.read_text() != plan:
+    file = partial / _PLAN
+    if file.exists() and file.read_text(encoding="utf-8") != digest:
         raise UserError(f"{partial}: was begun from another source or with other options; remove it to start over")
-    aside.write_text(plan)
-    os.replace(aside, file)
+    write_text(file, digest)
     for left in partial.glob(".*.tmp"):
         left.unlink()
 
@@ -246,7 +239,7 @@ def _verify(tasks: list[Task], records: list[Record], workers: int) -> None:
             bar.update(record.shard.samples)
 
 
-def _manifest(source: Source, tasks: list[Task], records: list[Record], options: Options, plan: str) -> Manifest:
+def _manifest(source: Source, tasks: list[Task], records: list[Record], options: Options, digest: str) -> Manifest:
     splits = {}
     for name in dict.fromkeys(task.split for task in tasks):
         parts = [record for task, record in zip(tasks, records, strict=True) if task.split == name]
@@ -264,4 +257,4 @@ def _manifest(source: Source, tasks: list[Task], records: list[Record], options:
             stored_as_png=[pair for part in parts for pair in part.stored_as_png],
             damaged=[pair for part in parts for pair in part.damaged],
         )
-    return Manifest(source.kind, source.classes, splits, plan)
+    return Manifest(source.kind, source.classes, splits, digest)

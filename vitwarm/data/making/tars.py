@@ -1,7 +1,5 @@
 """Existing WebDataset tars: indices and a manifest beside them, or a check against the manifest that they have."""
 
-import contextlib
-import os
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +9,7 @@ from vitwarm.data.making.write import describe
 from vitwarm.data.manifest import Manifest, SplitManifest
 from vitwarm.data.shards import expand
 from vitwarm.errors import UserError
+from vitwarm.files import write_text
 from vitwarm.parallel import progress_bar, spread
 
 MOST_CLASSES = 1_000_000  # the manifest counts each
@@ -59,13 +58,9 @@ def describe_tars(folder: Path, workers: int, say: Callable[[str], None]) -> Man
                 shards=shards,
             )
     made = Manifest("tars", None, splits)
-    aside = folder / f".{manifests.NAME}.tmp"
     try:
-        aside.write_text(made.dump(), encoding="utf-8")
-        os.replace(aside, place)
+        write_text(place, made.dump())
     except OSError as error:
-        with contextlib.suppress(OSError):
-            aside.unlink(missing_ok=True)
         raise UserError(f"{place}: cannot be written ({error.strerror})") from None
     return made
 

@@ -3,7 +3,6 @@
 import hashlib
 import io
 import json
-import os
 import tarfile
 from collections import Counter
 from dataclasses import asdict, dataclass
@@ -17,6 +16,7 @@ from vitwarm.data.manifest import Shard
 from vitwarm.data.shards import DamagedSample
 from vitwarm.data.tar_index import load_index
 from vitwarm.errors import UserError
+from vitwarm.files import sha256_of, whole_file, write_text
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ def record_path(tar: Path) -> Path:
 def read_record(tar: Path) -> Record | None:
     """The record of a finished shard; None when it is not finished, or not whole."""
     try:
-        tree = json.loads(record_path(tar).read_text())
+        tree = json.loads(record_path(tar).read_text(encoding="utf-8"))
         record = Record(
             Shard(**tree.pop("shard")),
             {int(label): count for label, count in tree.pop("labels").items()},
@@ -91,13 +91,12 @@ class _Hashing(io.RawIOBase):
 
 
 def write_shard(task: Task) -> Record:
-    """Write a shard aside, rename it, then leave its record.
+    """Write a whole shard, then its record.
 
     Its bytes depend on the samples alone: headers carry no time, owner or machine.
     """
     labels, notes, converted, damaged = Counter(), Counter(), [], []
-    aside = task.tar.with_name(f".{task.tar.name}.{os.getpid()}.tmp")
-    with open(aside, "wb") as file, Reader() as reader:
+    with whole_file(task.tar, shared=True) as aside, open(aside, "wb") as file, Reader() as reader:
         hashing = _Hashing(file)
         with tarfile.open(fileobj=hashing, mode="w|", format=tarfile.USTAR_FORMAT) as archive:
             for sample in task.samples:
@@ -115,13 +114,9 @@ def write_shard(task: Task) -> Record:
                 labels[sample.label] += 1
                 _add(archive, f"{sample.key}.{extension}", data)
                 _add(archive, f"{sample.key}.cls", str(sample.label).encode())
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(aside, task.tar)
     shard = Shard(task.tar.name, sum(labels.values()), hashing.count, hashing.digest.hexdigest())
     record = Record(shard, dict(labels), dict(notes), converted, damaged)
-    aside.write_text(json.dumps(asdict(record)))
-    os.replace(aside, record_path(task.tar))
+    write_text(record_path(task.tar), json.dumps(asdict(record)))
     return record
 
 
@@ -138,14 +133,9 @@ def describe(tar: Path) -> tuple[Shard, dict[int, int]]:
         UserError: it is damaged or no set of labelled images.
     """
     index = load_index(tar)
-    digest, size = hashlib.sha256(), 0
-    with open(tar, "rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-            size += len(block)
     numbers, counts = np.unique(index.label, return_counts=True)
     labels = dict(zip(numbers.tolist(), counts.tolist(), strict=True))
-    return Shard(tar.name, len(index), size, digest.hexdigest()), labels
+    return Shard(tar.name, len(index), tar.stat().st_size, sha256_of(tar)), labels
 
 
 def verify_shard(task: tuple[Path, Record]) -> str | None:

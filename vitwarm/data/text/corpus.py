@@ -10,11 +10,8 @@
 Every document stands behind a separator, and one more stands at the end: `s d1 s d2 s ... dn s`.
 """
 
-import contextlib
-import fcntl
 import hashlib
 import json
-import shutil
 import tempfile
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -28,6 +25,7 @@ from vitwarm.data.text.encode import Task, encode, question_mark, separator
 from vitwarm.data.text.readers import TextSource, list_files, read_records
 from vitwarm.data.tokenizers import Tokenizer, read_tokenizer
 from vitwarm.errors import UserError
+from vitwarm.files import locked, sha256_of, whole_folder, write_text
 from vitwarm.parallel import progress_bar, spread, spread_in_order
 
 VERSION = 1
@@ -135,7 +133,7 @@ def open_corpus(source: TextSource, tokenizer: str, workers: int, max_damaged: f
     key = hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:16]
     folder = cache_dir() / "text" / key
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with _locked(folder.with_name(f".{key}.lock")):
+    with locked(folder.with_name(f".{key}.lock")):
         if not _is_current(folder, files, workers):
             _make(folder, source, files, tokenizer, workers)
         corpus = Corpus(folder)
@@ -162,14 +160,6 @@ def fingerprint(tokenizer: Tokenizer) -> str:
     return digest.hexdigest()
 
 
-@contextlib.contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    with open(path, "w") as handle:
-        with contextlib.suppress(OSError):  # a file system without locks: go on without
-            fcntl.lockf(handle, fcntl.LOCK_EX)
-        yield
-
-
 def _stamps(files: list[Path]) -> dict[str, int]:
     return {str(path.resolve()): path.stat().st_mtime_ns for path in files}
 
@@ -192,28 +182,16 @@ def _is_current(folder: Path, files: list[Path], workers: int) -> bool:
     return True
 
 
-def sha256_of(path: Path) -> str:
-    """SHA-256 of a file, in hexadecimal."""
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
-
-
 def _make(folder: Path, source: TextSource, files: list[Path], tokenizer: str, workers: int) -> None:
-    """Write the cache aside and rename it: it is there whole or not at all."""
+    """Write the cache, whole or not at all."""
     made = read_tokenizer(tokenizer)
     dtype = "uint16" if made.vocab_size <= 1 << 16 else "uint32"
     stamps = _stamps(files)  # before they are read
     digests = dict(spread(sha256_of, files, workers))
-    aside = folder.with_name(f".{folder.name}.tmp")
-    shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir()
     tokens = text_bytes = empty = damaged = documents = 0
     named: list[list[str]] = []
     end = np.array([separator(made)], dtype)
-    try:
+    with whole_folder(folder) as aside:
         with (
             open(aside / TOKENS, "wb") as ids,
             open(aside / OFFSETS, "wb") as offsets,
@@ -251,11 +229,6 @@ def _make(folder: Path, source: TextSource, files: list[Path], tokenizer: str, w
         )
         _write_json(aside / SEEN, stamps)
         _write_json(aside / MANIFEST, asdict(manifest))
-    except BaseException:
-        shutil.rmtree(aside, ignore_errors=True)
-        raise
-    shutil.rmtree(folder, ignore_errors=True)
-    aside.rename(folder)
 
 
 def _tasks(source: TextSource, files: list[Path], tokenizer: str, progress) -> Iterator[Task]:
@@ -274,4 +247,4 @@ def _tasks(source: TextSource, files: list[Path], tokenizer: str, progress) -> I
 
 
 def _write_json(path: Path, content: Any) -> None:
-    path.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    write_text(path, json.dumps(content, indent=1, ensure_ascii=False) + "\n")

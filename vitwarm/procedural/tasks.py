@@ -13,9 +13,9 @@ from typing import ClassVar
 
 import numpy as np
 
-from vitwarm.keys import below, bernoulli
 from vitwarm.procedural.registry import register
 from vitwarm.procedural.rule import Rule, Sequences, Vocab, parameter
+from vitwarm.procedural.sampling import below, bernoulli
 
 __all__ = ["Delete", "Identity", "Reverse", "SetTask", "Sort", "Stack", "TaskRule", "Union"]
 

@@ -11,7 +11,7 @@ from bench.sequential import SEQUENTIAL, sequential_batch
 from vitwarm.cli import call
 from vitwarm.errors import UserError
 from vitwarm.procedural import keyed_rng, list_rules, make_rule
-from vitwarm.procedural.draw import partners
+from vitwarm.procedural.figures import partners
 from vitwarm.procedural.show import colours, glyphs, render
 
 COMPOSITE = {

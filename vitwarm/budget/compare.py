@@ -12,6 +12,7 @@ from vitwarm.budget.statistics import holm, paired_interval, paired_p_value
 from vitwarm.checks import KEYS, differences, nearest, value_of
 from vitwarm.errors import UserError
 from vitwarm.files import write_text
+from vitwarm.plotting import new_figure, save_figure
 
 STAGE, METRIC = "images", "top1"
 CURVES = (("warmup", "accuracy"), (STAGE, METRIC))
@@ -181,19 +182,12 @@ def plot(arms: dict[str, list[Run]], path: Path) -> None:
     Raises:
         UserError: matplotlib is missing.
     """
-    try:
-        import matplotlib
-    except ImportError as error:
-        raise UserError("the picture needs matplotlib: pip install 'vitwarm[plot]'") from error
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
     panels = [(STAGE, METRIC, "images seen", "top-1 accuracy on the validation images, %")]
     if any("warmup" in runs[0].result["stages"] for runs in arms.values()):
         asked = "warm-up: masked tokens restored, %"
         panels.insert(0, ("warmup", "accuracy", "sequences seen", asked))
-    size = (5.2 * len(panels) + 1, 4.2)
-    figure, axes = plt.subplots(1, len(panels), figsize=size, layout="constrained", squeeze=False)
+    figure = new_figure(figsize=(5.2 * len(panels) + 1, 4.2), layout="constrained")
+    axes = figure.subplots(1, len(panels), squeeze=False)
     for (stage, metric, x, y), ax in zip(panels, axes[0], strict=True):
         for i, (arm, runs) in enumerate(arms.items()):
             curves = [np.array(r.curve(stage, metric)) for r in runs if stage in r.result["stages"]]
@@ -207,16 +201,14 @@ def plot(arms: dict[str, list[Run]], path: Path) -> None:
         ax.set_ylim(bottom=0)
         ax.grid(alpha=0.3)
         ax.legend(loc="lower right", frameon=False)
-    figure.savefig(path, dpi=120)
-    plt.close(figure)
+    save_figure(figure, path, dpi=120)
 
 
 def plot_differences(rows: list[ArmRow], path: Path) -> None:
     """Differences to the baseline, an arm a line: each seed, their mean and its interval."""
-    from matplotlib import pyplot as plt
-
     baseline, *others = rows
-    figure, ax = plt.subplots(figsize=(7.2, 1.4 + 0.3 * len(others)), layout="constrained")
+    figure = new_figure(figsize=(7.2, 1.4 + 0.3 * len(others)), layout="constrained")
+    ax = figure.subplots()
     for place, r in enumerate(others):
         by_seed = [r.per_seed[seed] - value for seed, value in baseline.per_seed.items()]
         apart = r.low is not None and (r.low > 0 or r.high < 0)
@@ -231,8 +223,7 @@ def plot_differences(rows: list[ArmRow], path: Path) -> None:
     ax.grid(axis="x", alpha=0.3)
     ax.spines[["top", "right", "left"]].set_visible(False)
     ax.tick_params(axis="y", length=0)
-    figure.savefig(path, dpi=120)
-    plt.close(figure)
+    save_figure(figure, path, dpi=120)
 
 
 def report(arms: dict[str, list[Run]], folder: Path, tuned: Sequence[str] = ()) -> str:

@@ -30,6 +30,7 @@ from PIL import Image
 from torch.utils.data import DataLoader
 from torchvision.transforms import InterpolationMode, v2
 
+from vitwarm.budget.statistics import load_scipy
 from vitwarm.data import decoding
 from vitwarm.data.cropping import cut, random_crop_box, resize
 from vitwarm.data.decoding import Jpeg, decode
@@ -174,18 +175,13 @@ def crops(encoded: list[bytes]) -> list[dict[str, Any]]:
             "centre from the top": (y + h / 2) / height,
         }
     chance = 1.95 * (2 / CROPS) ** 0.5
+    distance = load_scipy().stats.ks_2samp
     return [
         {"property": name}
         | {who: np.quantile(found[who][name], (0.1, 0.5, 0.9)).tolist() for who in found}
-        | {"distance": _distance(found["ours"][name], found["timm"][name]), "chance": chance}
+        | {"distance": float(distance(found["ours"][name], found["timm"][name]).statistic), "chance": chance}
         for name in found["ours"]
     ]
-
-
-def _distance(one: np.ndarray, other: np.ndarray) -> float:
-    places = np.concatenate([one, other])
-    below = (np.searchsorted(np.sort(values), places, side="right") / values.size for values in (one, other))
-    return float(np.abs(next(below) - next(below)).max())
 
 
 def fidelity(encoded: list[bytes], size: int) -> dict[str, float]:

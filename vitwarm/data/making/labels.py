@@ -88,7 +88,9 @@ def _devkit(path: Path) -> list[str]:
     try:
         from scipy.io import loadmat
     except ImportError:
-        raise UserError("reading the devkit's meta.mat needs scipy: pip install scipy, or give labels=FILE") from None
+        raise UserError(
+            "reading the devkit's meta.mat needs scipy: pip install 'vitwarm[plot]', or give labels=FILE"
+        ) from None
     wanted = {"ILSVRC2012_validation_ground_truth.txt": b"", "meta.mat": b""}
     try:
         with tarfile.open(path) as archive:

@@ -36,7 +36,7 @@ from vitwarm.data.cropping import cut, random_crop_box, resize
 from vitwarm.data.decoding import Jpeg, decode
 from vitwarm.data.images import TrainTransform
 from vitwarm.data.loading import AT_ONCE, ImageDataset, train_loader
-from vitwarm.data.plan import ImagePlan
+from vitwarm.data.order import ImageOrder
 from vitwarm.data.shards import ShardSet, expand
 from vitwarm.errors import UserError
 from vitwarm.files import write_text
@@ -87,7 +87,7 @@ def loaders(shards: ShardSet, folder: Path, size: int, batch: int) -> dict[str, 
     """Arms from the number of a round to an iterable over the batches of one epoch."""
     steps = len(shards) // batch
     ours = ImageDataset(shards, TrainTransform(size))
-    plan = ImagePlan(len(shards), batch, seed=0)
+    order = ImageOrder(len(shards), batch, seed=0)
     crop = v2.RandomResizedCrop(size, interpolation=InterpolationMode.BICUBIC, antialias=True)
     plain = torchvision.datasets.ImageFolder(folder, v2.Compose([crop, v2.RandomHorizontalFlip(), v2.PILToTensor()]))
     names = "::".join(str(path.resolve()) for path in shards.paths)
@@ -101,7 +101,7 @@ def loaders(shards: ShardSet, folder: Path, size: int, batch: int) -> dict[str, 
         return loader.loader  # what its PrefetchLoader adds is done by the device
 
     return {
-        OURS: lambda turn: train_loader(ours, plan, turn * steps, (turn + 1) * steps),
+        OURS: lambda turn: train_loader(ours, order, turn * steps, (turn + 1) * steps),
         "timm, ImageFolder": lambda turn: timms(timm.data.create_dataset("", str(folder))),
         "timm, ReaderWds": lambda turn: timms(timm.data.create_dataset("wds/", **tars)),
         "torchvision, ImageFolder": lambda turn: DataLoader(plain, batch, shuffle=True, drop_last=True),

@@ -21,7 +21,7 @@ ARM_KEYS = ("seed", "name", "description", "init_from", "resume_from", "model.in
 
 
 @dataclass(frozen=True)
-class ArmRow:
+class ComparedArm:
     """One line of the table; accuracies in per cent, differences in points against the baseline, same seeds.
 
     Attributes:
@@ -75,8 +75,8 @@ def check_comparable(arms: dict[str, list[Run]], tuned: Sequence[str] = ()) -> N
                 "a paired comparison needs the same ones"
             )
         for run in runs:
-            if spread := differences(runs[0].config, run.config, tuple(k for k in KEYS if k not in tuned)):
-                raise UserError(f"{run.folder} differs from {runs[0].folder} in {next(iter(spread))}, in one arm")
+            if changed := differences(runs[0].config, run.config, tuple(k for k in KEYS if k not in tuned)):
+                raise UserError(f"{run.folder} differs from {runs[0].folder} in {next(iter(changed))}, in one arm")
             if STAGE not in run.result["stages"]:
                 raise UserError(f"{run.folder} trained on no images; nothing to compare")
             for key, (theirs, value) in differences(first_runs[0].config, run.config, (*ARM_KEYS, *tuned)).items():
@@ -86,7 +86,7 @@ def check_comparable(arms: dict[str, list[Run]], tuned: Sequence[str] = ()) -> N
                 )
 
 
-def compare(arms: dict[str, list[Run]], tuned: Sequence[str] = ()) -> list[ArmRow]:
+def compare(arms: dict[str, list[Run]], tuned: Sequence[str] = ()) -> list[ComparedArm]:
     """The table, baseline (the first arm) first; arguments as in `check_comparable`.
 
     Raises:
@@ -104,7 +104,7 @@ def compare(arms: dict[str, list[Run]], tuned: Sequence[str] = ()) -> list[ArmRo
         low, high = paired_interval(values - baseline)
         images = [r.result["stages"][STAGE]["samples"] for r in runs]
         rows.append(
-            ArmRow(
+            ComparedArm(
                 arm=arm,
                 per_seed={r.config.seed: float(v) for r, v in zip(runs, values, strict=True)},
                 mean=float(values.mean()),
@@ -123,7 +123,7 @@ def compare(arms: dict[str, list[Run]], tuned: Sequence[str] = ()) -> list[ArmRo
     return rows
 
 
-def markdown(rows: list[ArmRow], arms: dict[str, list[Run]]) -> str:
+def markdown(rows: list[ComparedArm], arms: dict[str, list[Run]]) -> str:
     """The table with what a reader needs to trust it."""
     seeds = ", ".join(str(s) for s in rows[0].per_seed)
     several, keys = len(rows) > 2 and rows[1].holm is not None, list(rows[0].tuned)
@@ -166,7 +166,7 @@ def markdown(rows: list[ArmRow], arms: dict[str, list[Run]]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _verdict(row: ArmRow, baseline: str) -> str:
+def _verdict(row: ComparedArm, baseline: str) -> str:
     if row.low is None:
         return "one seed has no interval and decides nothing."
     if row.low > 0 or row.high < 0:
@@ -204,7 +204,7 @@ def plot(arms: dict[str, list[Run]], path: Path) -> None:
     save_figure(figure, path, dpi=120)
 
 
-def plot_differences(rows: list[ArmRow], path: Path) -> None:
+def plot_differences(rows: list[ComparedArm], path: Path) -> None:
     """Differences to the baseline, an arm a line: each seed, their mean and its interval."""
     baseline, *others = rows
     figure = new_figure(figsize=(7.2, 1.4 + 0.3 * len(others)), layout="constrained")

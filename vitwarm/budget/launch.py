@@ -108,7 +108,7 @@ def carry_out(grid: Grid, folders: Folders, launch: Launch, out: Path, stop: lis
                 words = train_command(cell.arguments, cell.folder, launch)
                 print(f"start {cell.title}: {shlex.join(words)}", flush=True)
                 devices = _devices(launch, slots[cell.hash])
-                jobs[cell.hash] = executor.submit(_task(_on_devices(words, launch, devices)))
+                jobs[cell.hash] = executor.submit(_command(_on_devices(words, launch, devices)))
         statuses = folders.statuses(grid) if not jobs else statuses
         if not jobs and not any(status.state == RUNNING for status in statuses.values()):
             return _check_needs(grid, statuses)
@@ -141,7 +141,7 @@ def _executor(launch: Launch, out: Path) -> Any:
     return executor
 
 
-def _task(words: list[str]) -> Any:
+def _command(words: list[str]) -> Any:
     import submitit
 
     return submitit.helpers.CommandFunction(words)

@@ -91,12 +91,12 @@ def markdown(rows: list[SeedRow]) -> str:
             before = r.panel, r.metric
         digits = 3 if r.metric.endswith(_PLAIN) else 1
         values = np.array(list(r.values.values()))
-        spread = f"{values.std(ddof=1):.{digits}f}" if len(values) > 1 else ""
+        deviation = f"{values.std(ddof=1):.{digits}f}" if len(values) > 1 else ""
         difference = "" if r.difference is None else f"{r.difference:+.{digits}f}"
         if r.low is not None:
             difference += f" [{r.low:+.{digits}f}, {r.high:+.{digits}f}]"
         each = ", ".join(f"{v:.{digits}f}" for v in values)
-        lines.append(f"| {r.arm} | {values.mean():.{digits}f} | {spread} | {difference} | {each} |")
+        lines.append(f"| {r.arm} | {values.mean():.{digits}f} | {deviation} | {difference} | {each} |")
     return "\n".join(lines[1:])
 
 

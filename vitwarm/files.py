@@ -1,11 +1,17 @@
-"""Files and folders that appear whole or not at all, and their digests."""
+"""Files and folders that appear whole or not at all, their digests, and locks between processes."""
 
 import contextlib
+import errno
+import fcntl
 import hashlib
 import os
+import secrets
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import IO
+
+from vitwarm.errors import UserError
 
 
 def flush(path: Path) -> None:
@@ -21,47 +27,96 @@ def flush(path: Path) -> None:
         os.close(descriptor)
 
 
-def write_text(path: Path, text: str) -> None:
-    """A whole file or none, in UTF-8: written aside, flushed to the disk, renamed.
+@contextlib.contextmanager
+def whole_file(path: Path, *, shared: bool = False) -> Iterator[Path]:
+    """A path to write to, whose file is flushed and takes the place of `path` when the block ends, or vanishes.
+
+    Args:
+        path: the file; its folder must exist.
+        shared: several processes may write the file at once; each writes aside under a name of its own, and the last
+            one's stays.
 
     Raises:
         OSError: full disk, no permission.
     """
-    aside = path.with_name(f".{path.name}.tmp")
+    aside = _aside(path, shared)
     try:
-        with open(aside, "w", encoding="utf-8") as handle:
-            handle.write(text)
-            handle.flush()
-            os.fsync(handle.fileno())
+        yield aside
+        flush(aside)
         os.replace(aside, path)
     except BaseException:
-        aside.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # the first error is the one to tell
+            aside.unlink(missing_ok=True)
         raise
 
 
-@contextlib.contextmanager
-def whole_folder(folder: Path) -> Iterator[Path]:
-    """A folder to write into, which takes the place of `folder` when the block ends, and vanishes when it fails.
+def write_text(path: Path, text: str) -> None:
+    """Write a whole file or none, in UTF-8.
 
     Raises:
         OSError: full disk, no permission.
     """
-    aside, old = (folder.with_name(f".{folder.name}.{suffix}") for suffix in ("tmp", "old"))
-    for left in (aside, old):
-        shutil.rmtree(left, ignore_errors=True)
+    with whole_file(path) as aside:
+        aside.write_text(text, encoding="utf-8")
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a whole file or none.
+
+    Raises:
+        OSError: full disk, no permission.
+    """
+    with whole_file(path) as aside:
+        aside.write_bytes(content)
+
+
+@contextlib.contextmanager
+def whole_folder(folder: Path, *, shared: bool = False) -> Iterator[Path]:
+    """A folder to write into, which takes the place of `folder` when the block ends, and vanishes when it fails.
+
+    Args:
+        folder: the folder; those above it are made.
+        shared: several processes may make the same folder at once; each writes aside under a name of its own, and the
+            first one's stays.
+
+    Raises:
+        OSError: full disk, no permission.
+    """
+    aside = _aside(folder, shared)
+    shutil.rmtree(aside, ignore_errors=True)  # of a process that was killed
     try:
         aside.mkdir(parents=True)
         yield aside
         for path in (*aside.iterdir(), aside):
             flush(path)
+        (_keep_first if shared else _replace)(aside, folder)
     except BaseException:
         shutil.rmtree(aside, ignore_errors=True)
         raise
+
+
+def _aside(path: Path, shared: bool) -> Path:
+    return path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp" if shared else f".{path.name}.tmp")
+
+
+def _replace(aside: Path, folder: Path) -> None:
+    old = folder.with_name(f".{folder.name}.old")
+    shutil.rmtree(old, ignore_errors=True)
     if folder.exists():
         folder.rename(old)
     aside.rename(folder)
     flush(folder.parent)
     shutil.rmtree(old, ignore_errors=True)
+
+
+def _keep_first(aside: Path, folder: Path) -> None:
+    try:
+        aside.rename(folder)
+        flush(folder.parent)
+    except OSError:
+        if not folder.is_dir():
+            raise
+        shutil.rmtree(aside)  # another process was first, and its folder is as good
 
 
 def sha256_of(path: Path) -> str:
@@ -71,3 +126,49 @@ def sha256_of(path: Path) -> str:
         while chunk := handle.read(1 << 22):
             digest.update(chunk)
     return digest.hexdigest()
+
+
+@contextlib.contextmanager
+def locked(path: Path, refusal: str | None = None) -> Iterator[None]:
+    """Hold a lock file until the block ends, or the process does, however it ends.
+
+    Forked loader workers do not hold the lock, so that they cannot outlive its owner with it. Where the file system
+    has no locks, the block goes on without.
+
+    Args:
+        path: the lock file; made, and left there.
+        refusal: what to tell the user when another process holds the lock; None waits until it is free.
+
+    Raises:
+        UserError: another process holds the lock.
+        OSError: the file cannot be made.
+    """
+    with open(path, "w", encoding="utf-8") as handle:
+        if refusal is None:
+            with contextlib.suppress(OSError):
+                fcntl.lockf(handle, fcntl.LOCK_EX)
+        elif not _try_lock(handle):
+            raise UserError(refusal)
+        yield
+
+
+def is_locked(path: Path) -> bool:
+    """Whether another process on this machine holds a lock file; one that may not be opened counts as held.
+
+    Not for a lock of this process, which would lose it.
+    """
+    try:
+        with open(path, "r+", encoding="utf-8") as handle:
+            return not _try_lock(handle)
+    except FileNotFoundError:
+        return False
+    except OSError:
+        return True
+
+
+def _try_lock(handle: IO[str]) -> bool:
+    try:
+        fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        return error.errno not in (errno.EACCES, errno.EAGAIN)  # others: a file system without locks
+    return True

@@ -24,20 +24,20 @@ def default_workers(world: int) -> int:
     return max(0, min(8, cpus // world - 1))
 
 
-def spread(function: Callable[[Any], Any], tasks: Sequence[Any], workers: int) -> Iterator[tuple[int, Any]]:
-    """(number of the task, result) as the results come; with one worker in this process, in order.
+def run_in_pool(function: Callable[[Any], Any], jobs: Sequence[Any], workers: int) -> Iterator[tuple[int, Any]]:
+    """(number of the job, result) as the results come; with one worker in this process, in order.
 
-    The first exception of a task is raised here, and what has not begun is dropped.
+    The first exception of a job is raised here, and what has not begun is dropped.
 
     Raises:
         UserError: a worker was killed.
     """
-    workers = min(workers, len(tasks))
+    workers = min(workers, len(jobs))
     if workers <= 1:
-        yield from ((number, function(task)) for number, task in enumerate(tasks))
+        yield from ((number, function(job)) for number, job in enumerate(jobs))
         return
     with _pool(workers) as pool:
-        numbers = {pool.submit(function, task): number for number, task in enumerate(tasks)}
+        numbers = {pool.submit(function, job): number for number, job in enumerate(jobs)}
         try:
             for future in as_completed(numbers):
                 yield numbers.pop(future), future.result()
@@ -47,20 +47,20 @@ def spread(function: Callable[[Any], Any], tasks: Sequence[Any], workers: int) -
             pool.shutdown(wait=True, cancel_futures=True)
 
 
-def spread_in_order(function: Callable[[Any], Any], tasks: Iterable[Any], workers: int) -> Iterator[Any]:
-    """Results in the order of the tasks, of which few are held at a time; with one worker in this process.
+def run_in_order(function: Callable[[Any], Any], jobs: Iterable[Any], workers: int) -> Iterator[Any]:
+    """Results in the order of the jobs, of which few are held at a time; with one worker in this process.
 
     Raises:
         UserError: a worker was killed.
     """
     if workers <= 1:
-        yield from map(function, tasks)
+        yield from map(function, jobs)
         return
     with _pool(workers) as pool:
         pending: deque = deque()
         try:
-            for task in tasks:
-                pending.append(pool.submit(function, task))
+            for job in jobs:
+                pending.append(pool.submit(function, job))
                 if len(pending) > 4 * workers:
                     yield pending.popleft().result()
             while pending:

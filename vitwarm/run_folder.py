@@ -1,8 +1,6 @@
 """A run's folder: whose it is, what may be in it, and how a run begins to write there."""
 
 import contextlib
-import errno
-import fcntl
 import shutil
 import sys
 from collections.abc import Callable
@@ -13,7 +11,7 @@ from vitwarm.checks import LENGTHS, differences, value_of
 from vitwarm.config import Config
 from vitwarm.data.subset import SUBSET
 from vitwarm.errors import UserError
-from vitwarm.files import write_text
+from vitwarm.files import locked, whole_folder, write_text
 from vitwarm.recipe import NOT_IDENTITY, freeze, frozen_hash, read_frozen, recipe_hash
 from vitwarm.training.checkpoint import Checkpoints, State, read_state, relabel
 from vitwarm.transfer.warm_start import WARMUP
@@ -67,7 +65,10 @@ def open_folder(folder: Path, config: Config, held: contextlib.ExitStack, steady
         folder.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, FileNotFoundError) as error:  # a link to what is not mounted; /proc
         raise UserError(f"run.dir: cannot make {folder}: {error.strerror} ({error.filename})") from error
-    _lock(folder, held)
+    # A launcher that was killed can leave its process at work: two of them in one folder would spoil it.
+    held.enter_context(
+        locked(folder / LOCK, f"another process is carrying out the run in {folder}; wait for it, or end it")
+    )
     for left in [*folder.glob(".*.tmp"), *folder.glob(".*.old"), *folder.glob(f"{CHECKPOINTS}/.*")]:
         shutil.rmtree(left, ignore_errors=True) if left.is_dir() else left.unlink(missing_ok=True)
     frozen = folder / RECIPE
@@ -107,18 +108,6 @@ def record_fixed(folder: Path, name: str, text: str) -> None:
 def warn(text: str) -> None:
     """A line for the person who watches, before the run's tracker is there."""
     print(f"vitwarm: warning: {text}", file=sys.stderr, flush=True)
-
-
-def _lock(folder: Path, held: contextlib.ExitStack) -> None:
-    """A launcher that was killed can leave its process at work: two of them in one folder would spoil it."""
-    handle = open(folder / LOCK, "w")  # noqa: SIM115 (lives as long as the run)
-    held.enter_context(handle)
-    try:
-        fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)  # forked loader workers do not hold it; a kill frees it
-    except OSError as error:
-        if error.errno in (errno.EACCES, errno.EAGAIN):
-            raise UserError(f"another process is carrying out the run in {folder}; wait for it, or end it") from error
-        # A file system without locks: go on without.
 
 
 def _is_of(state: State, folder: Path, config: Config) -> bool:
@@ -184,12 +173,7 @@ def _adopt(folder: Path, config: Config, steady_steps: int) -> None:
     for name in (LOG, SUBSET):
         if (owner / name).is_file():
             shutil.copyfile(owner / name, folder / name)
-    aside = folder / CHECKPOINTS / f".{path.name}.tmp"
-    try:
-        shutil.copytree(path, aside)
+    with whole_folder(folder / CHECKPOINTS / path.name) as aside:
+        shutil.copytree(path, aside, dirs_exist_ok=True)
         if state.recipe_hash != recipe_hash(config):
             relabel(aside, recipe_hash(config))
-        aside.rename(folder / CHECKPOINTS / path.name)
-    except BaseException:
-        shutil.rmtree(aside, ignore_errors=True)
-        raise

@@ -14,7 +14,7 @@ from tarmaking import encode, random_image, samples, write_tar
 from vitwarm.data import loading
 from vitwarm.data.images import EvalTransform, TrainTransform
 from vitwarm.data.loading import ImageDataset, eval_loader, train_loader
-from vitwarm.data.plan import ImagePlan
+from vitwarm.data.order import ImageOrder
 from vitwarm.data.shards import ShardSet
 from vitwarm.errors import UserError
 
@@ -141,7 +141,7 @@ def run_case(folder, seed):
         shards = ShardSet([path])
         labels = shards.labels.tolist()
         batches = list(eval_loader(ImageDataset(shards, EvalTransform(16)), batch=4))
-        trained = list(train_loader(ImageDataset(shards, TrainTransform(16)), ImagePlan(6, 3, 0), 0, 4))
+        trained = list(train_loader(ImageDataset(shards, TrainTransform(16)), ImageOrder(6, 3, 0), 0, 4))
     except UserError as error:
         assert path.name in str(error) and "\n" not in str(error)
         assert not known or damaged is None, f"{member_fault.__name__}: {error}"
@@ -185,7 +185,7 @@ def shards(tars):
 
 
 def test_tars_that_shrink_under_a_run_end_it_in_one_line(tars, shards):
-    loader = iter(train_loader(ImageDataset(shards, TrainTransform(8)), ImagePlan(20, 4, 0), 0, 1000, workers=2))
+    loader = iter(train_loader(ImageDataset(shards, TrainTransform(8)), ImageOrder(20, 4, 0), 0, 1000, workers=2))
     next(loader)
     for path in tars:
         path.write_bytes(path.read_bytes()[:1024])
@@ -214,17 +214,17 @@ class ShardSetAgain(ShardSet):
 
 @pytest.mark.parametrize("world", [1, 4, 8])
 def test_more_processes_than_uneven_tars_share_every_batch(shards, world):
-    plan, dataset = ImagePlan(20, 8, 3), ImageDataset(shards, TrainTransform(8), 3)
-    ranks = [list(train_loader(dataset, plan, 0, 10, rank, world)) for rank in range(world)]
+    order, dataset = ImageOrder(20, 8, 3), ImageDataset(shards, TrainTransform(8), 3)
+    ranks = [list(train_loader(dataset, order, 0, 10, rank, world)) for rank in range(world)]
     for step in range(10):
-        assert torch.cat([rank[step]["sample"] for rank in ranks]).tolist() == plan.batch(step)[1].tolist()
+        assert torch.cat([rank[step]["sample"] for rank in ranks]).tolist() == order.batch(step)[1].tolist()
     shown = Counter(int(s) for rank in ranks for batch in rank for s in batch["sample"])
     assert set(shown.values()) == {4}, "80 presentations of 20 images"
 
 
 def test_a_set_smaller_than_a_batch_is_gone_through_several_times(tmp_path):
     shards = ShardSet([write_tar(tmp_path / "t.tar", samples(3))])
-    batches = list(train_loader(ImageDataset(shards, TrainTransform(8)), ImagePlan(3, 8, 0), 0, 3, workers=1))
+    batches = list(train_loader(ImageDataset(shards, TrainTransform(8)), ImageOrder(3, 8, 0), 0, 3, workers=1))
     assert [len(batch["sample"]) for batch in batches] == [8, 8, 8]
     assert Counter(torch.cat([batch["sample"] for batch in batches]).tolist()) == {0: 8, 1: 8, 2: 8}
     (last,) = eval_loader(ImageDataset(shards, EvalTransform(8)), batch=8)
@@ -257,15 +257,15 @@ def same(left, right):
 
 
 def test_a_slow_worker_changes_nothing_but_time(shards):
-    plan = ImagePlan(20, 4, 0)
+    order = ImageOrder(20, 4, 0)
     slow = ImageDataset(shards, Transform(3, lambda: time.sleep(0.5)))
     plain = ImageDataset(shards, EvalTransform(8))
-    assert same(list(train_loader(slow, plan, 0, 8, workers=2)), list(train_loader(plain, plan, 0, 8)))
+    assert same(list(train_loader(slow, order, 0, 8, workers=2)), list(train_loader(plain, order, 0, 8)))
 
 
 def test_a_killed_worker_is_replaced_and_nothing_lost_or_shown_twice(shards, tmp_path, monkeypatch, caplog):
     monkeypatch.setattr(loading, "_PATIENCE", 1)
-    mark, plan = tmp_path / "killed", ImagePlan(20, 4, 0)
+    mark, order = tmp_path / "killed", ImageOrder(20, 4, 0)
 
     def once():
         if not mark.exists():
@@ -273,8 +273,8 @@ def test_a_killed_worker_is_replaced_and_nothing_lost_or_shown_twice(shards, tmp
             os.kill(os.getpid(), signal.SIGKILL)
 
     before = signal.getsignal(signal.SIGCHLD)
-    found = list(train_loader(ImageDataset(shards, Transform(3, once)), plan, 0, 8, workers=2))
-    assert mark.exists() and same(found, list(train_loader(ImageDataset(shards, EvalTransform(8)), plan, 0, 8)))
+    found = list(train_loader(ImageDataset(shards, Transform(3, once)), order, 0, 8, workers=2))
+    assert mark.exists() and same(found, list(train_loader(ImageDataset(shards, EvalTransform(8)), order, 0, 8)))
     assert "worker died (exit code -9" in caplog.text
     assert signal.getsignal(signal.SIGCHLD) == before
 
@@ -283,7 +283,7 @@ def test_an_image_that_kills_every_worker_ends_the_run_in_one_line(shards, monke
     monkeypatch.setattr(loading, "_PATIENCE", 1)
     dataset = ImageDataset(shards, Transform(3, lambda: os._exit(1)))
     with pytest.raises(UserError, match=r"worker died \(exit code 1") as caught:
-        list(train_loader(dataset, ImagePlan(20, 4, 0), 0, 50, workers=1))
+        list(train_loader(dataset, ImageOrder(20, 4, 0), 0, 50, workers=1))
     assert "\n" not in str(caught.value)
 
 
@@ -292,11 +292,11 @@ def test_a_stuck_worker_ends_the_run_in_one_line(shards, monkeypatch):
     monkeypatch.setattr(loading, "_STALLED", 2)
     dataset = ImageDataset(shards, Transform(3, lambda: os.kill(os.getpid(), signal.SIGSTOP)))
     with pytest.raises(UserError, match="no batch for 2 s") as caught:
-        list(train_loader(dataset, ImagePlan(20, 4, 0), 0, 50, workers=1))
+        list(train_loader(dataset, ImageOrder(20, 4, 0), 0, 50, workers=1))
     assert "\n" not in str(caught.value)
 
 
 def test_a_fault_of_ours_in_a_worker_keeps_its_traceback(shards):
     dataset = ImageDataset(shards, Transform(3, lambda: 1 / 0))
     with pytest.raises(ZeroDivisionError, match="Traceback"):
-        list(train_loader(dataset, ImagePlan(20, 4, 0), 0, 50, workers=1))
+        list(train_loader(dataset, ImageOrder(20, 4, 0), 0, 50, workers=1))

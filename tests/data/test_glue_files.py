@@ -53,7 +53,7 @@ def test_rows_of_each_task_in_its_own_layout(tmp_path, task, newline):
 
 
 def test_any_number_of_workers_reads_the_same(tmp_path, monkeypatch):
-    monkeypatch.setattr("vitwarm.data.text.corpus._TASK_BYTES", 40)
+    monkeypatch.setattr("vitwarm.data.text.corpus._JOB_BYTES", 40)
     write(tmp_path / "train.tsv", "rte", [("entailment", f"a{i}" * i, f"b{i}") for i in range(30)])
     first = opened(tmp_path, "rte")
     monkeypatch.setenv("VITWARM_CACHE", str(tmp_path / "other"))

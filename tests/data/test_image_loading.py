@@ -8,7 +8,7 @@ from tarmaking import encode, random_image, samples, write_tar
 from vitwarm.data.decoding import decode
 from vitwarm.data.images import EvalTransform, TrainTransform
 from vitwarm.data.loading import ImageDataset, eval_loader, train_loader
-from vitwarm.data.plan import ImagePlan
+from vitwarm.data.order import ImageOrder
 from vitwarm.data.shards import ShardSet
 from vitwarm.errors import UserError
 
@@ -40,9 +40,9 @@ def same(left, right):
 
 
 def test_a_batch_holds_what_the_plan_says(train_set, shards):
-    plan = ImagePlan(len(shards), 8, seed=5)
-    for step, batch in enumerate(train_loader(train_set, plan, 0, 6)):
-        epochs, ids = plan.batch(step)
+    order = ImageOrder(len(shards), 8, seed=5)
+    for step, batch in enumerate(train_loader(train_set, order, 0, 6)):
+        epochs, ids = order.batch(step)
         assert batch["image"].shape == (8, 3, 8, 8) and batch["image"].dtype == torch.uint8
         assert batch["label"].dtype == torch.int64 and batch["valid"].dtype == torch.bool and batch["valid"].all()
         assert batch["damage"] == []
@@ -59,23 +59,23 @@ def test_images_are_augmented_anew_each_epoch_and_seed(train_set, shards):
 
 
 def test_workers_change_nothing(train_set, shards):
-    plan = ImagePlan(len(shards), 8, seed=5)
-    alone, one, two = (list(train_loader(train_set, plan, 0, 7, device_batch=4, workers=n)) for n in (0, 1, 2))
+    order = ImageOrder(len(shards), 8, seed=5)
+    alone, one, two = (list(train_loader(train_set, order, 0, 7, device_batch=4, workers=n)) for n in (0, 1, 2))
     assert len(alone) == 14 and same(alone, one) and same(alone, two)
 
 
 def test_a_restart_goes_on_with_the_same_batches(train_set, shards):
-    plan = ImagePlan(len(shards), 8, seed=5)
-    whole = list(train_loader(train_set, plan, 0, 9))
-    rest = list(train_loader(train_set, ImagePlan(len(shards), 8, seed=5), 4, 9, workers=2))
+    order = ImageOrder(len(shards), 8, seed=5)
+    whole = list(train_loader(train_set, order, 0, 9))
+    rest = list(train_loader(train_set, ImageOrder(len(shards), 8, seed=5), 4, 9, workers=2))
     assert same(whole[4:], rest)
 
 
 @pytest.mark.parametrize(("world", "device_batch"), [(2, None), (2, 2), (4, 1), (1, 2)])
 def test_processes_and_micro_batches_make_up_the_same_global_batch(train_set, shards, world, device_batch):
-    plan = ImagePlan(len(shards), 8, seed=5)
-    whole = list(train_loader(train_set, plan, 0, 4))
-    parts = [list(train_loader(train_set, plan, 0, 4, rank, world, device_batch)) for rank in range(world)]
+    order = ImageOrder(len(shards), 8, seed=5)
+    whole = list(train_loader(train_set, order, 0, 4))
+    parts = [list(train_loader(train_set, order, 0, 4, rank, world, device_batch)) for rank in range(world)]
     per_step = len(parts[0]) // 4
     for step in range(4):
         pieces = [piece for part in parts for piece in part[step * per_step : (step + 1) * per_step]]
@@ -84,7 +84,7 @@ def test_processes_and_micro_batches_make_up_the_same_global_batch(train_set, sh
 
 
 def test_lengths_are_known_beforehand(train_set, eval_set, shards):
-    loader = train_loader(train_set, ImagePlan(len(shards), 8, 0), 2, 5, rank=1, world=2, device_batch=2)
+    loader = train_loader(train_set, ImageOrder(len(shards), 8, 0), 2, 5, rank=1, world=2, device_batch=2)
     assert len(loader) == len(list(loader)) == 6
     for rank in range(3):
         loader = eval_loader(eval_set, rank, 3, batch=4)
@@ -109,16 +109,16 @@ def test_loading_draws_nothing_from_the_global_generators(train_set, shards):
     torch.manual_seed(0)
     before = torch.get_rng_state()
     for workers in (0, 2):
-        list(train_loader(train_set, ImagePlan(len(shards), 4, 0), 0, 2, workers=workers))
+        list(train_loader(train_set, ImageOrder(len(shards), 4, 0), 0, 2, workers=workers))
     assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_what_does_not_divide_is_refused(train_set, shards):
-    plan = ImagePlan(len(shards), 8, 0)
+    order = ImageOrder(len(shards), 8, 0)
     with pytest.raises(UserError, match="does not divide among 3"):
-        train_loader(train_set, plan, 0, 1, world=3)
+        train_loader(train_set, order, 0, 1, world=3)
     with pytest.raises(UserError, match="run.device_batch=3 does not divide a process's share 4"):
-        train_loader(train_set, plan, 0, 1, world=2, device_batch=3)
+        train_loader(train_set, order, 0, 1, world=2, device_batch=3)
 
 
 @pytest.mark.parametrize("workers", [0, 2])

@@ -12,7 +12,7 @@ from tarmaking import encode, write_tar
 from vitwarm.data import resident
 from vitwarm.data.images import TrainTransform
 from vitwarm.data.loading import ImageDataset, train_loader
-from vitwarm.data.plan import ImagePlan
+from vitwarm.data.order import ImageOrder
 from vitwarm.data.resident import ResidentImages, resampling
 from vitwarm.data.shards import ShardSet
 from vitwarm.errors import UserError
@@ -31,10 +31,10 @@ def shards_of(folder, sizes, broken=()):
 
 def both(shards, transform, ids=None, workers=0):
     """Batches of either kind, those of the resident set with their pixels."""
-    plan = ImagePlan(len(shards), 8, 3, ids)
+    order = ImageOrder(len(shards), 8, 3, ids)
     on_device = ResidentImages(shards, transform, 3, ids, CPU)
-    theirs = list(train_loader(ImageDataset(shards, transform, 3), plan, 0, 6))
-    ours = list(train_loader(on_device, plan, 0, 6, workers=workers))
+    theirs = list(train_loader(ImageDataset(shards, transform, 3), order, 0, 6))
+    ours = list(train_loader(on_device, order, 0, 6, workers=workers))
     for batch in ours:
         batch["image"] = on_device.images(batch["sample"], batch["box"], batch["flip"])
     for a, b in zip(ours, theirs, strict=True):

@@ -18,7 +18,7 @@ from sourcemaking import pixels, quiet
 from tarmaking import encode, samples, write_tar
 
 from vitwarm.data.images import TrainTransform
-from vitwarm.data.plan import ImagePlan
+from vitwarm.data.order import ImageOrder
 from vitwarm.data.streaming import open_stream, stream_loader
 from vitwarm.data.web import open_url
 from vitwarm.errors import UserError
@@ -93,8 +93,8 @@ def tars(served):
 
 def load(url, start, stop, *, batch=4, seed=0, transform=AS_IS, samples=None, **where):
     stream = open_stream(url, samples, num_classes=4)
-    plan = ImagePlan(len(stream), batch, seed)
-    return list(stream_loader(stream, transform, plan, start, stop, pin_memory=False, **where))
+    order = ImageOrder(len(stream), batch, seed)
+    return list(stream_loader(stream, transform, order, start, stop, pin_memory=False, **where))
 
 
 def rows(batches) -> list[tuple[int, torch.Tensor, int]]:
@@ -131,9 +131,9 @@ def test_ranks_and_workers_share_a_pass_without_overlap(tars):
     """Every lane of every rank up to the end of its first pass: together, each image once."""
     stream = open_stream(tars[0], None, 4)
     for world, workers in ((2, 2), (5, 1), (1, 5), (3, 8)):
-        plan, found = ImagePlan(len(stream), world, 0), []
+        order, found = ImageOrder(len(stream), world, 0), []
         for rank in range(world):
-            dataset = stream_loader(stream, AS_IS, plan, 0, 1, rank, world, workers=workers).dataset
+            dataset = stream_loader(stream, AS_IS, order, 0, 1, rank, world, workers=workers).dataset
             for lane in range(dataset.lanes):
                 first = itertools.takewhile(lambda record: record[0] == 0, dataset._records(lane, 0))
                 found += [(tar, place) for _, tar, place, _ in first]
@@ -201,7 +201,7 @@ def refused(message: str, call) -> None:
 def test_a_server_that_fails_ends_the_run_in_one_line(tars, workers):
     url, _, handler = tars
     stream = open_stream(url, None, 4)
-    loader = stream_loader(stream, AS_IS, ImagePlan(len(stream), 4, 0), 0, 50, workers=workers, pin_memory=False)
+    loader = stream_loader(stream, AS_IS, ImageOrder(len(stream), 4, 0), 0, 50, workers=workers, pin_memory=False)
     handler.error = 404
     handler.asked.clear()
     refused(r"train-\d.tar: cannot be streamed \(HTTP 404", lambda: list(loader))

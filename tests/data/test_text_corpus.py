@@ -57,7 +57,7 @@ def test_documents_stand_between_separators_and_nothing_else_does(tmp_path):
 
 
 def test_any_number_of_workers_writes_the_same_bytes(tmp_path, cache, monkeypatch):
-    monkeypatch.setattr(corpus_module, "_TASK_BYTES", 50)
+    monkeypatch.setattr(corpus_module, "_JOB_BYTES", 50)
     for i in range(3):
         jsonl(tmp_path / f"part-{i}.jsonl.gz", [f"{i} {j} " * j for j in range(12)])
     written = []

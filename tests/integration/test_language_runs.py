@@ -202,7 +202,7 @@ Path.rename = deadly
 @pytest.mark.parametrize("recipe", ["text"], indirect=True)
 def test_killed_while_it_tokenises(tmp_path, recipe, undisturbed, moment):
     """The next start makes the cache anew, to the same bytes, and leaves nothing of the first."""
-    small = "import os; from vitwarm.data.text import corpus; corpus._TASK_BYTES = 200\n"
+    small = "import os; from vitwarm.data.text import corpus; corpus._JOB_BYTES = 200\n"
     arguments = [f"recipe={recipe[0]}", f"run.dir={tmp_path / 'run'}"]
     cache = {"VITWARM_CACHE": str(tmp_path / "cache")}
     assert Command(arguments, tmp_path, before=small + KILLED[moment], environment=cache).wait() == -signal.SIGKILL

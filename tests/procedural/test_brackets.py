@@ -8,9 +8,9 @@ import pytest
 from laws import assert_law, enumerate_dyck, enumerate_shuffle
 from scipy.stats import chisquare
 
-from vitwarm.keys import bernoulli
 from vitwarm.procedural import keyed_rng, make_rule
 from vitwarm.procedural.brackets import depth_path
+from vitwarm.procedural.sampling import bernoulli
 
 
 @pytest.mark.parametrize(("k", "length", "p"), [(2, 8, 0.5), (2, 8, 0.4375), (1, 12, 0.5), (3, 6, 0.625), (1, 2, 0.6)])

@@ -68,4 +68,3 @@ def test_the_python_of_the_gallery_runs():
 def test_the_results_page_shows_what_was_measured():
     result = json.loads((DOCS / "results" / "rules.json").read_text())
     assert markdown(result) in (DOCS / "results" / "rules.md").read_text()
-    assert all(record["passes"] for record in result["rules"])

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from scipy.stats import chisquare
 
-from vitwarm.keys import below, bernoulli
 from vitwarm.procedural import CHUNK, RuleStream, keyed_rng, make_rule, masked_batch
+from vitwarm.procedural.sampling import below, bernoulli
 
 DYCK = make_rule("dyck", k=4)
 

@@ -155,7 +155,7 @@ def test_bce_is_timms_and_counts_mixed_classes_fully(tmp_path):
 
 
 def counted(stage) -> Counter:
-    epochs, samples = map(np.concatenate, zip(*(stage.plan.batch(s) for s in range(stage.steps)), strict=True))
+    epochs, samples = map(np.concatenate, zip(*(stage.order.batch(s) for s in range(stage.steps)), strict=True))
     return Counter(samples.tolist())
 
 
@@ -164,7 +164,7 @@ def test_epochs_pass_over_the_subset_or_last_as_long_as_the_full_set(tmp_path):
     short, long = (stage_of(recipe(tmp_path, *part, f"images.epochs_of={of}")) for of in ("subset", "full"))
     full = stage_of(recipe(tmp_path, *part[1:]))
     ids = balanced(full.shards.labels, 144, seed=0).tolist()
-    assert short.plan.epoch_size == long.plan.epoch_size == 144 and full.plan.epoch_size == 1437
+    assert short.order.epoch_size == long.order.epoch_size == 144 and full.order.epoch_size == 1437
     assert short.steps == 4 * 144 // 12 == 48 and long.steps == full.steps == 479
     assert short.schedule_lengths[0] == 12 and long.schedule_lengths[0] == full.schedule_lengths[0] == 120
     assert short.eval_every == 24 and long.eval_every == full.eval_every == 240
@@ -254,5 +254,5 @@ def test_every_shipped_recipe_builds_on_eight_processes(name):
     model += [f"model.args.{key}={test}" for key, test in (("embed_dim", 96), ("num_heads", 6)) if key in own]
     world = 8 if load_recipe([f"recipe={name}"]).train.global_batch % 16 == 0 else 1
     parts = assemble(load_recipe([f"recipe={name}", *data, *model]), world)
-    epochs, samples = parts.main.plan.batch(0)
+    epochs, samples = parts.main.order.batch(0)
     assert epochs.shape == samples.shape == (parts.main.optim.global_batch,)

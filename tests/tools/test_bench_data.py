@@ -2,11 +2,9 @@
 
 import json
 
-import numpy as np
 import pytest
 from bench import data
 from bench.data import OURS, main
-from scipy.stats import ks_2samp
 from tarmaking import random_image, samples, write_tar
 
 
@@ -35,12 +33,6 @@ def test_a_law_that_differs_is_told_from_timms(monkeypatch):
     monkeypatch.setattr(data, "random_crop_box", lambda w, h, scale, *rest: drawn(w, h, (0.12, 1.0), *rest))
     found = {row["property"]: row for row in data.crops(images)}
     assert found["share of the area"]["distance"] > found["share of the area"]["chance"]
-
-
-def test_the_distance_is_that_of_kolmogorov_and_smirnov():
-    rng = np.random.default_rng(0)
-    for one, other in ((rng.normal(size=300), rng.normal(0.2, size=200)), (rng.integers(5, size=99), np.arange(5))):
-        assert data._distance(one, other) == pytest.approx(ks_2samp(one, other).statistic)
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,6 @@ from safetensors.torch import load_file
 from torch import nn
 
 from vitwarm.errors import UserError
-from vitwarm.training import checkpoint
 from vitwarm.training.checkpoint import (
     Checkpoints,
     State,
@@ -50,14 +49,14 @@ def test_a_checkpoint_holds_safetensors_and_json_only(tmp_path):
     json.loads((path / "state.json").read_text())
 
 
-@pytest.mark.parametrize("moment", ["save_file", "sha256_of", "flush"])
+@pytest.mark.parametrize("moment", ["training.checkpoint.save_file", "training.checkpoint.sha256_of", "files.flush"])
 def test_a_failure_while_writing_leaves_nothing_new(tmp_path, monkeypatch, moment):
     checkpoints = saved(tmp_path, [1])
 
     def fail(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(checkpoint, moment, fail)
+    monkeypatch.setattr(f"vitwarm.{moment}", fail)
     with pytest.raises(OSError, match="No space"):
         checkpoints.save(state(2), tensors())
     assert [p.name for p in tmp_path.iterdir()] == ["step-00000001"]

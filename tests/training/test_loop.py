@@ -6,7 +6,6 @@ import signal
 
 import pytest
 import torch
-from timm.utils import ModelEmaV3
 from torch import nn
 from toy_stage import NEAR, ToyStage, optim_config, reference, toy_context
 
@@ -64,18 +63,6 @@ def test_the_moving_average_is_fp32_and_follows_its_formula(tmp_path):
     weights, mean = reference(ToyStage(optim_config()), decay=0.7)
     same(averaged.state_dict(), mean, rtol=1e-4, atol=1e-6)
     same(stage.model.state_dict(), weights, rtol=1e-4, atol=1e-6)
-
-
-def test_the_moving_average_is_timms():
-    model = ToyStage(optim_config()).model
-    timms, mean = ModelEmaV3(model, decay=0.7), {n: t.clone() for n, t in model.state_dict().items()}
-    for _ in range(3):
-        with torch.no_grad():
-            for p in model.parameters():
-                p += torch.randn_like(p)
-        timms.update(model)
-        mean = {n: 0.7 * mean[n] + 0.3 * t for n, t in model.state_dict().items()}
-    same(dict(timms.module.state_dict()), mean, rtol=1e-5, atol=1e-6)
 
 
 def test_bf16_is_autocast_over_fp32_weights(tmp_path):

@@ -12,7 +12,6 @@ of the shards are unpacked into a temporary one. Each round is a pass over all i
 import io
 import json
 import logging
-import os
 import platform
 import random
 import statistics
@@ -31,14 +30,16 @@ from PIL import Image
 from torch.utils.data import DataLoader
 from torchvision.transforms import InterpolationMode, v2
 
+from vitwarm.budget.statistics import load_scipy
 from vitwarm.data import decoding
 from vitwarm.data.cropping import cut, random_crop_box, resize
 from vitwarm.data.decoding import Jpeg, decode
 from vitwarm.data.images import TrainTransform
 from vitwarm.data.loading import AT_ONCE, ImageDataset, train_loader
-from vitwarm.data.plan import ImagePlan
+from vitwarm.data.order import ImageOrder
 from vitwarm.data.shards import ShardSet, expand
 from vitwarm.errors import UserError
+from vitwarm.files import write_text
 from vitwarm.keys import keyed_rng
 
 NUMBERS = {"size": 224, "batch": 50, "rounds": 9}
@@ -86,7 +87,7 @@ def loaders(shards: ShardSet, folder: Path, size: int, batch: int) -> dict[str, 
     """Arms from the number of a round to an iterable over the batches of one epoch."""
     steps = len(shards) // batch
     ours = ImageDataset(shards, TrainTransform(size))
-    plan = ImagePlan(len(shards), batch, seed=0)
+    order = ImageOrder(len(shards), batch, seed=0)
     crop = v2.RandomResizedCrop(size, interpolation=InterpolationMode.BICUBIC, antialias=True)
     plain = torchvision.datasets.ImageFolder(folder, v2.Compose([crop, v2.RandomHorizontalFlip(), v2.PILToTensor()]))
     names = "::".join(str(path.resolve()) for path in shards.paths)
@@ -100,7 +101,7 @@ def loaders(shards: ShardSet, folder: Path, size: int, batch: int) -> dict[str, 
         return loader.loader  # what its PrefetchLoader adds is done by the device
 
     return {
-        OURS: lambda turn: train_loader(ours, plan, turn * steps, (turn + 1) * steps),
+        OURS: lambda turn: train_loader(ours, order, turn * steps, (turn + 1) * steps),
         "timm, ImageFolder": lambda turn: timms(timm.data.create_dataset("", str(folder))),
         "timm, ReaderWds": lambda turn: timms(timm.data.create_dataset("wds/", **tars)),
         "torchvision, ImageFolder": lambda turn: DataLoader(plain, batch, shuffle=True, drop_last=True),
@@ -174,18 +175,13 @@ def crops(encoded: list[bytes]) -> list[dict[str, Any]]:
             "centre from the top": (y + h / 2) / height,
         }
     chance = 1.95 * (2 / CROPS) ** 0.5
+    distance = load_scipy().stats.ks_2samp
     return [
         {"property": name}
         | {who: np.quantile(found[who][name], (0.1, 0.5, 0.9)).tolist() for who in found}
-        | {"distance": _distance(found["ours"][name], found["timm"][name]), "chance": chance}
+        | {"distance": float(distance(found["ours"][name], found["timm"][name]).statistic), "chance": chance}
         for name in found["ours"]
     ]
-
-
-def _distance(one: np.ndarray, other: np.ndarray) -> float:
-    places = np.concatenate([one, other])
-    below = (np.searchsorted(np.sort(values), places, side="right") / values.size for values in (one, other))
-    return float(np.abs(next(below) - next(below)).max())
 
 
 def fidelity(encoded: list[bytes], size: int) -> dict[str, float]:
@@ -316,7 +312,7 @@ def run(options: dict[str, Any]) -> dict[str, Any]:
 
 def _processor() -> str:
     cpuinfo = Path("/proc/cpuinfo")
-    for line in cpuinfo.read_text().splitlines() if cpuinfo.exists() else ():
+    for line in cpuinfo.read_text(encoding="utf-8").splitlines() if cpuinfo.exists() else ():
         if line.startswith("model name"):
             return line.split(":", 1)[1].strip()
     return platform.processor() or platform.machine()
@@ -335,7 +331,5 @@ def main(arguments: list[str]) -> int:
         return 2
     print(markdown(result))
     if file:
-        aside = file.with_name(f".{file.name}.tmp")
-        aside.write_text(json.dumps(result, indent=1) + "\n")
-        os.replace(aside, file)
+        write_text(file, json.dumps(result, indent=1) + "\n")
     return 0

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from vitwarm.config import AlgorithmicConfig, Config, DecoderConfig, ModelConfig, TrainConfig
+from vitwarm.files import write_text
 from vitwarm.stages.algorithmic import AlgorithmicStage
 from vitwarm.stages.ensemble import EnsembleStage
 from vitwarm.stages.registry import Setup
@@ -38,7 +39,7 @@ def main(options: list[str]) -> int:
         print("| {batch} | {one_ms:.2f} | {all_ms:.2f} | {ratio:.2f} | {speed_up:.2f} |".format(**rows[-1]), flush=True)
     if given.json:
         report = {"task": given.task, "seeds": given.seeds, "torch": torch.__version__, "rows": rows}
-        given.json.write_text(json.dumps(report, indent=2) + "\n")
+        write_text(given.json, json.dumps(report, indent=2) + "\n")
     return 0
 
 

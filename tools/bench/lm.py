@@ -223,12 +223,12 @@ def measure(options: dict[str, Any], nanogpt_folder: Path | None) -> dict[str, A
         for name in arms
     }
     result["ratios"] = {
-        name: spread_of([times[name] / times["ours"] for times in rounds]) for name in arms if name != "ours"
+        name: quartiles([times[name] / times["ours"] for times in rounds]) for name in arms if name != "ours"
     }
     return result | measured_on(device, rate)
 
 
-def spread_of(ratios: list[float]) -> dict[str, float]:
+def quartiles(ratios: list[float]) -> dict[str, float]:
     """Median and quartiles."""
     low, median, high = np.percentile(ratios, [25, 50, 75]).tolist()
     return {"median": median, "low": low, "high": high}

@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 
 from bench.sequential import sequential_batch
+from vitwarm.files import write_text
 from vitwarm.procedural.registry import make_rule
 from vitwarm.procedural.stream import CHUNK, RuleStream
 
@@ -235,15 +236,13 @@ def main(argv: list[str] | None = None) -> int:
     }
     print(markdown(result))
     if options.json:
-        aside = options.json.with_name(f".{options.json.name}.{os.getpid()}")
-        aside.write_text(json.dumps(result, indent=1) + "\n")
-        os.replace(aside, options.json)
+        write_text(options.json, json.dumps(result, indent=1) + "\n")
     return 0 if all(record["passes"] for record in result["rules"] + result["first_batch"]) else 1
 
 
 def _processor() -> str:
     cpuinfo = Path("/proc/cpuinfo")
-    for line in cpuinfo.read_text().splitlines() if cpuinfo.exists() else ():
+    for line in cpuinfo.read_text(encoding="utf-8").splitlines() if cpuinfo.exists() else ():
         if line.startswith("model name"):
             return line.split(":", 1)[1].strip()
     return platform.processor() or platform.machine()

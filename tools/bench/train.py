@@ -13,7 +13,6 @@ product; a profile of the image arm says, after the rounds, where its time goes,
 import gc
 import io
 import json
-import os
 import platform
 import statistics
 import sys
@@ -32,6 +31,7 @@ from torch import nn
 from bench.profile import profile
 from vitwarm.config import Config, RunConfig
 from vitwarm.errors import UserError
+from vitwarm.files import write_text
 from vitwarm.keys import keyed_rng
 from vitwarm.procedural import RuleStream, make_rule
 from vitwarm.procedural.stream import CHUNK
@@ -428,9 +428,7 @@ def command(
         return 2
     print(shown)
     if file:
-        aside = file.with_name(f".{file.name}.tmp")
-        aside.write_text(json.dumps(result, indent=1) + "\n")
-        os.replace(aside, file)
+        write_text(file, json.dumps(result, indent=1) + "\n")
     return 0
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 
 from vitwarm.analysis.inspection import MATRICES, Inspection
-from vitwarm.errors import UserError
+from vitwarm.plotting import load_matplotlib, new_figure, save_figure
 
 GREY = "0.55"
 
@@ -23,7 +23,7 @@ def table(found: Inspection) -> str:
     return "\n".join(lines)
 
 
-def draw(found: dict[str, Inspection], path: Path, about: str) -> None:
+def plot(found: dict[str, Inspection], path: Path, about: str) -> None:
     """Entropy of heads, sizes, ranks and gains by block, then the spectrum of each matrix, a row for each trunk.
 
     Args:
@@ -34,14 +34,8 @@ def draw(found: dict[str, Inspection], path: Path, about: str) -> None:
     Raises:
         UserError: matplotlib is missing.
     """
-    try:
-        import matplotlib
-    except ImportError as error:
-        raise UserError("the picture needs matplotlib: pip install 'vitwarm[plot]'") from error
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
-    figure = plt.figure(figsize=(15, 3.6 + 2.7 * len(found)), layout="constrained")
+    viridis = load_matplotlib().colormaps["viridis"]
+    figure = new_figure(figsize=(15, 3.6 + 2.7 * len(found)), layout="constrained")
     grid = figure.add_gridspec(1 + len(found), 12, height_ratios=[1.25, *[1] * len(found)])
     ax = figure.add_subplot(grid[0, :3])
     for i, one in enumerate(found.values()):
@@ -81,7 +75,7 @@ def draw(found: dict[str, Inspection], path: Path, about: str) -> None:
         for column, matrix in enumerate(MATRICES):
             ax = figure.add_subplot(grid[row, 2 * column : 2 * column + 2])
             for block, values in enumerate(one.spectrum[matrix]):
-                shade = plt.cm.viridis(0.9 * block / max(1, len(one.spectrum[matrix]) - 1))
+                shade = viridis(0.9 * block / max(1, len(one.spectrum[matrix]) - 1))
                 ax.plot(np.arange(1, len(values) + 1), values, color=shade, lw=1.1)
             ax.set(title=matrix, ylim=(0, 1.05 * tops[matrix]))
             ax.set_xlabel("rank of the singular value")
@@ -95,5 +89,4 @@ def draw(found: dict[str, Inspection], path: Path, about: str) -> None:
     dotted = f"Solid: {first}. Grey and dotted: {others[0]}. " if others else f"{first}. "
     figure.suptitle(f"{dotted}{about} Spectra below: first block dark, last block light.", fontsize=10)
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=110)
-    plt.close(figure)
+    save_figure(figure, path, dpi=110)

@@ -1,6 +1,5 @@
 """How far each cell is, read from its folder alone: whoever asks, and whenever, the answer is the same."""
 
-import fcntl
 import json
 import math
 from dataclasses import dataclass
@@ -9,6 +8,7 @@ from pathlib import Path
 from vitwarm.budget.grid import Cell, Grid
 from vitwarm.budget.runs import Run, read_run
 from vitwarm.errors import UserError
+from vitwarm.files import is_locked
 from vitwarm.recipe import read_frozen, recipe_hash
 
 DONE, RUNNING, BEGUN, WAITING, CRASHED, FOREIGN = "done", "running", "begun", "waiting", "crashed", "not usable"
@@ -45,7 +45,7 @@ class Folders:
 
     def failures(self) -> dict[str, str]:
         """Hash of a cell -> last words of its last attempt."""
-        return json.loads(self.failures_file.read_text()) if self.failures_file.is_file() else {}
+        return json.loads(self.failures_file.read_text(encoding="utf-8")) if self.failures_file.is_file() else {}
 
     def statuses(self, grid: Grid) -> dict[str, Status]:
         """Hash -> state of every cell."""
@@ -58,7 +58,7 @@ class Folders:
         found = {}
         for file in sorted(self.runs.glob("*/result.json")):
             try:
-                found[json.loads(file.read_text())["recipe_hash"]] = file.parent
+                found[json.loads(file.read_text(encoding="utf-8"))["recipe_hash"]] = file.parent
             except (ValueError, KeyError, TypeError, OSError):
                 continue  # the cell whose folder it is will say so
         return found
@@ -107,14 +107,7 @@ def _unusable(run: Run, grid: Grid) -> str:
 
 def is_held(folder: Path) -> bool:
     """Whether a process on this machine is at work in a run folder."""
-    try:
-        with open(folder / ".lock", "r+") as handle:
-            fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except FileNotFoundError:
-        return False
-    except OSError:
-        return True
-    return False
+    return is_locked(folder / ".lock")
 
 
 def progress(grid: Grid, statuses: dict[str, Status]) -> str:

@@ -11,6 +11,8 @@ from vitwarm.budget.runs import Run
 from vitwarm.budget.statistics import holm, paired_interval, paired_p_value
 from vitwarm.checks import KEYS, differences, nearest, value_of
 from vitwarm.errors import UserError
+from vitwarm.files import write_text
+from vitwarm.plotting import new_figure, save_figure
 
 STAGE, METRIC = "images", "top1"
 CURVES = (("warmup", "accuracy"), (STAGE, METRIC))
@@ -19,7 +21,7 @@ ARM_KEYS = ("seed", "name", "description", "init_from", "resume_from", "model.in
 
 
 @dataclass(frozen=True)
-class ArmRow:
+class ComparedArm:
     """One line of the table; accuracies in per cent, differences in points against the baseline, same seeds.
 
     Attributes:
@@ -73,8 +75,8 @@ def check_comparable(arms: dict[str, list[Run]], tuned: Sequence[str] = ()) -> N
                 "a paired comparison needs the same ones"
             )
         for run in runs:
-            if spread := differences(runs[0].config, run.config, tuple(k for k in KEYS if k not in tuned)):
-                raise UserError(f"{run.folder} differs from {runs[0].folder} in {next(iter(spread))}, in one arm")
+            if changed := differences(runs[0].config, run.config, tuple(k for k in KEYS if k not in tuned)):
+                raise UserError(f"{run.folder} differs from {runs[0].folder} in {next(iter(changed))}, in one arm")
             if STAGE not in run.result["stages"]:
                 raise UserError(f"{run.folder} trained on no images; nothing to compare")
             for key, (theirs, value) in differences(first_runs[0].config, run.config, (*ARM_KEYS, *tuned)).items():
@@ -84,7 +86,7 @@ def check_comparable(arms: dict[str, list[Run]], tuned: Sequence[str] = ()) -> N
                 )
 
 
-def compare(arms: dict[str, list[Run]], tuned: Sequence[str] = ()) -> list[ArmRow]:
+def compare(arms: dict[str, list[Run]], tuned: Sequence[str] = ()) -> list[ComparedArm]:
     """The table, baseline (the first arm) first; arguments as in `check_comparable`.
 
     Raises:
@@ -102,7 +104,7 @@ def compare(arms: dict[str, list[Run]], tuned: Sequence[str] = ()) -> list[ArmRo
         low, high = paired_interval(values - baseline)
         images = [r.result["stages"][STAGE]["samples"] for r in runs]
         rows.append(
-            ArmRow(
+            ComparedArm(
                 arm=arm,
                 per_seed={r.config.seed: float(v) for r, v in zip(runs, values, strict=True)},
                 mean=float(values.mean()),
@@ -121,7 +123,7 @@ def compare(arms: dict[str, list[Run]], tuned: Sequence[str] = ()) -> list[ArmRo
     return rows
 
 
-def markdown(rows: list[ArmRow], arms: dict[str, list[Run]]) -> str:
+def markdown(rows: list[ComparedArm], arms: dict[str, list[Run]]) -> str:
     """The table with what a reader needs to trust it."""
     seeds = ", ".join(str(s) for s in rows[0].per_seed)
     several, keys = len(rows) > 2 and rows[1].holm is not None, list(rows[0].tuned)
@@ -164,7 +166,7 @@ def markdown(rows: list[ArmRow], arms: dict[str, list[Run]]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _verdict(row: ArmRow, baseline: str) -> str:
+def _verdict(row: ComparedArm, baseline: str) -> str:
     if row.low is None:
         return "one seed has no interval and decides nothing."
     if row.low > 0 or row.high < 0:
@@ -180,19 +182,12 @@ def plot(arms: dict[str, list[Run]], path: Path) -> None:
     Raises:
         UserError: matplotlib is missing.
     """
-    try:
-        import matplotlib
-    except ImportError as error:
-        raise UserError("the picture needs matplotlib: pip install 'vitwarm[plot]'") from error
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
     panels = [(STAGE, METRIC, "images seen", "top-1 accuracy on the validation images, %")]
     if any("warmup" in runs[0].result["stages"] for runs in arms.values()):
         asked = "warm-up: masked tokens restored, %"
         panels.insert(0, ("warmup", "accuracy", "sequences seen", asked))
-    size = (5.2 * len(panels) + 1, 4.2)
-    figure, axes = plt.subplots(1, len(panels), figsize=size, layout="constrained", squeeze=False)
+    figure = new_figure(figsize=(5.2 * len(panels) + 1, 4.2), layout="constrained")
+    axes = figure.subplots(1, len(panels), squeeze=False)
     for (stage, metric, x, y), ax in zip(panels, axes[0], strict=True):
         for i, (arm, runs) in enumerate(arms.items()):
             curves = [np.array(r.curve(stage, metric)) for r in runs if stage in r.result["stages"]]
@@ -206,16 +201,14 @@ def plot(arms: dict[str, list[Run]], path: Path) -> None:
         ax.set_ylim(bottom=0)
         ax.grid(alpha=0.3)
         ax.legend(loc="lower right", frameon=False)
-    figure.savefig(path, dpi=120)
-    plt.close(figure)
+    save_figure(figure, path, dpi=120)
 
 
-def plot_differences(rows: list[ArmRow], path: Path) -> None:
+def plot_differences(rows: list[ComparedArm], path: Path) -> None:
     """Differences to the baseline, an arm a line: each seed, their mean and its interval."""
-    from matplotlib import pyplot as plt
-
     baseline, *others = rows
-    figure, ax = plt.subplots(figsize=(7.2, 1.4 + 0.3 * len(others)), layout="constrained")
+    figure = new_figure(figsize=(7.2, 1.4 + 0.3 * len(others)), layout="constrained")
+    ax = figure.subplots()
     for place, r in enumerate(others):
         by_seed = [r.per_seed[seed] - value for seed, value in baseline.per_seed.items()]
         apart = r.low is not None and (r.low > 0 or r.high < 0)
@@ -230,8 +223,7 @@ def plot_differences(rows: list[ArmRow], path: Path) -> None:
     ax.grid(axis="x", alpha=0.3)
     ax.spines[["top", "right", "left"]].set_visible(False)
     ax.tick_params(axis="y", length=0)
-    figure.savefig(path, dpi=120)
-    plt.close(figure)
+    save_figure(figure, path, dpi=120)
 
 
 def report(arms: dict[str, list[Run]], folder: Path, tuned: Sequence[str] = ()) -> str:
@@ -244,8 +236,8 @@ def report(arms: dict[str, list[Run]], folder: Path, tuned: Sequence[str] = ()) 
         for arm, runs in arms.items()
     }
     content = {"rows": [asdict(r) for r in rows], "curves": curves, "versions": arms[rows[0].arm][0].result["versions"]}
-    (folder / "compare.md").write_text(text)
-    (folder / "compare.json").write_text(json.dumps(content, indent=1) + "\n")
+    write_text(folder / "compare.md", text)
+    write_text(folder / "compare.json", json.dumps(content, indent=1) + "\n")
     plot(arms, folder / "compare.png")
     plot_differences(rows, folder / "differences.png")
     return text

@@ -8,7 +8,7 @@ import numpy as np
 from vitwarm.budget.efficiency import ArmRow, Study
 from vitwarm.budget.equivalence import NEVER, REACHED, Equivalence, Interval
 from vitwarm.budget.plan import Published
-from vitwarm.errors import UserError
+from vitwarm.plotting import load_matplotlib, new_figure
 
 INK = "#010203"  # of text and axes; a page puts its own colour in its place
 _BASELINE, _COLOURS = "#7b8794", ("#2f7fc1", "#d97a1f", "#2c9c6d", "#9466cf", "#d1495b", "#a08a15", "#1798a8")
@@ -19,13 +19,11 @@ _EARLY = 0.1  # part of a run that may fall outside the picture of the learning 
 
 def efficiency(study: Study) -> Any:
     """Above: final value over budget. Below: the budget at which each arm is as good as the baseline with all."""
-    plt = _pyplot()
     rows = study.others
-    with plt.rc_context(_style()):
+    with load_matplotlib().rc_context(_style()):
         height = 3.5 + 0.34 * len(rows)
-        figure, (top, bottom) = plt.subplots(
-            2, 1, sharex=True, figsize=(4.8, height), layout="constrained", height_ratios=[3.0, 0.34 * len(rows) + 0.1]
-        )
+        figure = new_figure(figsize=(4.8, height), layout="constrained")
+        top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=[3.0, 0.34 * len(rows) + 0.1])
         for i, arm in enumerate(study.arms):
             _budget_line(top, study, arm, i)
         _published_values(top, study, 1.0)
@@ -48,11 +46,9 @@ def efficiency(study: Study) -> Any:
 
 def curves(study: Study) -> Any:
     """Above: the metric along the full-length runs; bands span the seeds. Below: paired differences."""
-    plt = _pyplot()
-    with plt.rc_context(_style()):
-        figure, (top, bottom) = plt.subplots(
-            2, 1, sharex=True, figsize=(4.8, 5.0), layout="constrained", height_ratios=[3, 2]
-        )
+    with load_matplotlib().rc_context(_style()):
+        figure = new_figure(figsize=(4.8, 5.0), layout="constrained")
+        top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=[3, 2])
         late: dict[Any, list[float]] = {top: [], bottom: []}
         base = study.curves.get(study.baseline, {})
         for i, arm in enumerate(study.arms):
@@ -102,9 +98,9 @@ def _band(ax: Any, runs: list[Any], look: dict[str, Any], label: str | None = No
 
 def needed(study: Study) -> Any:
     """Data needed over the size of the warm-up, with the points that others published."""
-    plt = _pyplot()
-    with plt.rc_context(_style()):
-        figure, ax = plt.subplots(figsize=(4.8, 3.4), layout="constrained")
+    with load_matplotlib().rc_context(_style()):
+        figure = new_figure(figsize=(4.8, 3.4), layout="constrained")
+        ax = figure.subplots()
         ax.axhline(100, color=_BASELINE, linewidth=1, linestyle=(0, (4, 3)), zorder=1)
         lowest = min(_main_share(study, point) for point in study.published_shares)
         for k, point in enumerate(study.published_shares):
@@ -171,16 +167,14 @@ def _main_share(study: Study, point: Published) -> float:
 
 
 def save(figure: Any) -> tuple[str, str, bytes]:
-    """(SVG without a background, SVG on white, PNG) of a figure, which is closed."""
-    plt = _pyplot()
-    with plt.rc_context({"svg.fonttype": "none", "svg.hashsalt": "vitwarm"}):
+    """(SVG without a background, SVG on white, PNG) of a figure."""
+    with load_matplotlib().rc_context({"svg.fonttype": "none", "svg.hashsalt": "vitwarm"}):
         found = []
         for kind, background in (("svg", "none"), ("svg", "white"), ("png", "white")):
             out = io.BytesIO()
             metadata = {"Date": None} if kind == "svg" else {}
             figure.savefig(out, format=kind, facecolor=background, dpi=160, metadata=metadata)
             found.append(out.getvalue())
-    plt.close(figure)
     return found[0].decode(), found[1].decode(), found[2]
 
 
@@ -272,14 +266,3 @@ def _style() -> dict[str, Any]:
         "grid.alpha": 0.22,
         "legend.fontsize": 9.5,
     }
-
-
-def _pyplot() -> Any:
-    try:
-        import matplotlib
-    except ImportError as error:
-        raise UserError("the pictures need matplotlib: pip install 'vitwarm[plot]'") from error
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    return pyplot

@@ -14,6 +14,7 @@ from typing import Any
 from vitwarm.budget.cells import BEGUN, DONE, RUNNING, WAITING, Folders, Status, progress
 from vitwarm.budget.grid import Grid
 from vitwarm.errors import Interrupted, UserError
+from vitwarm.files import write_text
 
 POLL = 2.0  # seconds
 _GIVE_UP = 3  # failures in a row
@@ -107,7 +108,7 @@ def carry_out(grid: Grid, folders: Folders, launch: Launch, out: Path, stop: lis
                 words = train_command(cell.arguments, cell.folder, launch)
                 print(f"start {cell.title}: {shlex.join(words)}", flush=True)
                 devices = _devices(launch, slots[cell.hash])
-                jobs[cell.hash] = executor.submit(_task(_on_devices(words, launch, devices)))
+                jobs[cell.hash] = executor.submit(_command(_on_devices(words, launch, devices)))
         statuses = folders.statuses(grid) if not jobs else statuses
         if not jobs and not any(status.state == RUNNING for status in statuses.values()):
             return _check_needs(grid, statuses)
@@ -140,7 +141,7 @@ def _executor(launch: Launch, out: Path) -> Any:
     return executor
 
 
-def _task(words: list[str]) -> Any:
+def _command(words: list[str]) -> Any:
     import submitit
 
     return submitit.helpers.CommandFunction(words)
@@ -208,6 +209,4 @@ def _trainings(controller: int) -> list[Any]:
 
 def _write(path: Path, content: dict[str, str]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.tmp")
-    aside.write_text(json.dumps(content, indent=1) + "\n")
-    os.replace(aside, path)
+    write_text(path, json.dumps(content, indent=1) + "\n")

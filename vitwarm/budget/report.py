@@ -3,7 +3,6 @@
 import csv
 import io
 import json
-import os
 import shlex
 from collections import Counter
 from dataclasses import asdict, fields
@@ -25,6 +24,7 @@ from vitwarm.budget.wording import (
     saved_text,
     share_text,
 )
+from vitwarm.files import write_bytes
 
 _RESUMED = "A run that goes on from a checkpoint of another counts that part as its own."
 
@@ -55,9 +55,7 @@ def write_report(study: Study, folder: Path) -> list[Path]:
     }
     folder.mkdir(parents=True, exist_ok=True)
     for name, content in files.items():
-        aside = folder / f".{name}.tmp"
-        aside.write_bytes(content if isinstance(content, bytes) else content.encode())
-        os.replace(aside, folder / name)
+        write_bytes(folder / name, content if isinstance(content, bytes) else content.encode())
     return [folder / name for name in reversed(files)]
 
 

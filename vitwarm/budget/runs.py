@@ -49,7 +49,7 @@ class Run:
     def curve(self, stage: str, metric: str, event: str = "eval") -> list[tuple[int, float]]:
         """(samples of the stage, value) at each log line of that event which has the metric."""
         batch = (self.config.warmup if stage == "warmup" else self.config.train).global_batch
-        with open(self.folder / "log.jsonl") as lines:
+        with open(self.folder / "log.jsonl", encoding="utf-8") as lines:
             entries = [json.loads(line) for line in lines]
         return [
             (e["step"] * batch, e[metric])
@@ -100,7 +100,7 @@ def read_run(folder: Path) -> Run:
     if not (folder / "result.json").is_file():
         raise UserError(f"the run in {folder} is not finished (no result.json); run its recipe to the end first")
     config = read_frozen(folder / "recipe.yaml")
-    return Run(folder, config, recipe_hash(config), json.loads((folder / "result.json").read_text()))
+    return Run(folder, config, recipe_hash(config), json.loads((folder / "result.json").read_text(encoding="utf-8")))
 
 
 def read_arm(pattern: str) -> list[Run]:

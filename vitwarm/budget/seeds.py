@@ -11,6 +11,7 @@ import numpy as np
 from vitwarm.budget.runs import Run
 from vitwarm.budget.statistics import paired_interval
 from vitwarm.errors import UserError
+from vitwarm.plotting import new_figure, save_figure
 
 _PLAIN = ("loss", "perplexity")  # metrics that are no shares; all others are shown in per cent
 
@@ -90,12 +91,12 @@ def markdown(rows: list[SeedRow]) -> str:
             before = r.panel, r.metric
         digits = 3 if r.metric.endswith(_PLAIN) else 1
         values = np.array(list(r.values.values()))
-        spread = f"{values.std(ddof=1):.{digits}f}" if len(values) > 1 else ""
+        deviation = f"{values.std(ddof=1):.{digits}f}" if len(values) > 1 else ""
         difference = "" if r.difference is None else f"{r.difference:+.{digits}f}"
         if r.low is not None:
             difference += f" [{r.low:+.{digits}f}, {r.high:+.{digits}f}]"
         each = ", ".join(f"{v:.{digits}f}" for v in values)
-        lines.append(f"| {r.arm} | {values.mean():.{digits}f} | {spread} | {difference} | {each} |")
+        lines.append(f"| {r.arm} | {values.mean():.{digits}f} | {deviation} | {difference} | {each} |")
     return "\n".join(lines[1:])
 
 
@@ -105,24 +106,15 @@ def plot(rows: list[SeedRow], path: Path) -> None:
     Raises:
         UserError: matplotlib is missing, or there are several metrics.
     """
-    try:
-        import matplotlib
-    except ImportError as error:
-        raise UserError("the picture needs matplotlib: pip install 'vitwarm[plot]'") from error
     if len(metrics := {r.metric for r in rows}) > 1:
-        raise UserError(f"one picture shows one metric, not {', '.join(sorted(metrics))}; choose one with metrics=")
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
+        raise UserError(f"one figure shows one metric, not {', '.join(sorted(metrics))}; choose one with metrics=")
     panels: dict[str, list[SeedRow]] = {}
     for r in rows:
         panels.setdefault(r.panel, []).append(r)
     metric = rows[0].metric
     heights = [len(p) + 1.5 for p in panels.values()]
-    figure, axes = plt.subplots(
-        len(panels), figsize=(7, 0.3 * sum(heights) + 0.4), layout="constrained", squeeze=False,
-        sharex=True, gridspec_kw={"height_ratios": heights},
-    )  # fmt: skip
+    figure = new_figure(figsize=(7, 0.3 * sum(heights) + 0.4), layout="constrained")
+    axes = figure.subplots(len(panels), squeeze=False, sharex=True, height_ratios=heights)
     for ax, (panel, members) in zip(axes[:, 0], panels.items(), strict=True):
         for place, r in enumerate(members):
             values = np.array(list(r.values.values()))
@@ -134,5 +126,4 @@ def plot(rows: list[SeedRow], path: Path) -> None:
         ax.set_title(panel, loc="left", fontsize=10)
         ax.grid(axis="x", alpha=0.3)
     axes[-1, 0].set_xlabel(metric if metric.endswith(_PLAIN) else f"{metric.replace('_', ' ')}, %")
-    figure.savefig(path, dpi=120)
-    plt.close(figure)
+    save_figure(figure, path, dpi=120)

@@ -4,7 +4,9 @@ The seeds of an arm are paired with the baseline's: the same root seed orders th
 augmentation, so what a seed adds to both cancels in the difference.
 """
 
+import warnings
 from collections.abc import Sequence
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -16,26 +18,34 @@ Array = NDArray[np.float64]
 _RESAMPLES = 2000
 
 
-def _scipy(part: str) -> Any:
+def load_scipy() -> ModuleType:
+    """scipy with `stats` and `optimize`, imported on first use.
+
+    Raises:
+        UserError: scipy is missing.
+    """
     try:
-        from scipy import optimize, stats
+        import scipy
+        import scipy.optimize
+        import scipy.stats
     except ImportError as error:
         raise UserError("intervals need scipy: pip install 'vitwarm[plot]'") from error
-    return {"optimize": optimize, "stats": stats}[part]
+    return scipy
 
 
 def t_quantile(n: int, confidence: float = 0.95) -> float:
     """Two-sided quantile of Student's t for the mean of n values."""
-    return float(_scipy("stats").t.ppf((1 + confidence) / 2, n - 1))
+    return float(load_scipy().stats.t.ppf((1 + confidence) / 2, n - 1))
 
 
 def paired_interval(differences: Array, confidence: float = 0.95) -> tuple[float, float] | tuple[None, None]:
     """Student t interval of the mean of paired differences; a single pair has none."""
-    n = len(differences)
-    if n < 2:
+    if len(differences) < 2:
         return None, None
-    half = t_quantile(n, confidence) * differences.std(ddof=1) / np.sqrt(n)
-    return float(differences.mean() - half), float(differences.mean() + half)
+    if np.ptp(differences) == 0:
+        return float(differences[0]), float(differences[0])
+    low, high = _t_test(differences).confidence_interval(confidence)
+    return float(low), float(high)
 
 
 def paired_p_value(differences: Array) -> float | None:
@@ -44,9 +54,13 @@ def paired_p_value(differences: Array) -> float | None:
         return None
     if np.ptp(differences) == 0:
         return 0.0
-    n = len(differences)
-    t = abs(differences.mean()) * np.sqrt(n) / differences.std(ddof=1)
-    return float(2 * _scipy("stats").t.sf(t, n - 1))
+    return float(_t_test(differences).pvalue)
+
+
+def _t_test(differences: Array) -> Any:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # that pairs differ by little more than rounding
+        return load_scipy().stats.ttest_1samp(differences, 0)
 
 
 def bootstrap_interval(differences: Array, confidence: float = 0.95) -> tuple[float, float] | tuple[None, None]:
@@ -85,7 +99,7 @@ def paired_power(effect: float, sd: float, n: int, alpha: float = 0.05) -> float
         n: pairs.
         alpha: level of the test.
     """
-    stats = _scipy("stats")
+    stats = load_scipy().stats
     critical, shift = stats.t.ppf(1 - alpha / 2, n - 1), effect * np.sqrt(n) / sd
     # the other tail by symmetry: scipy's cdf is not a number there
     return float(stats.nct.sf(critical, n - 1, shift) + stats.nct.sf(critical, n - 1, -shift))
@@ -110,7 +124,7 @@ def minimum_detectable_effect(sd: float, n: int, power: float = 0.8, alpha: floa
     high = 1.0
     while paired_power(high, 1.0, n, alpha) < power:
         high *= 2
-    return sd * float(_scipy("optimize").brentq(lambda d: paired_power(d, 1.0, n, alpha) - power, 0.0, high))
+    return sd * float(load_scipy().optimize.brentq(lambda d: paired_power(d, 1.0, n, alpha) - power, 0.0, high))
 
 
 def seeds_needed(effect: float, sd: float, power: float = 0.8, alpha: float = 0.05) -> int:

@@ -33,7 +33,7 @@ def run(options: Options) -> None:
     """Inspect; prints a table for each trunk, draws the page."""
     rule = read_rule(options.rule, options.parameters)
     from vitwarm.analysis.inspection import inspect_trunk
-    from vitwarm.analysis.page import draw, table
+    from vitwarm.analysis.page import plot, table
     from vitwarm.export.opening import open_model
 
     opened = {place: open_model(place) for place in filter(None, (options.export, options.vs))}
@@ -45,5 +45,5 @@ def run(options: Options) -> None:
     if options.png is not None:
         short = {"/".join(Path(p).parts[-2:]): one for p, one in found.items()}
         title = f"Attention on 64 held-out rows of {rule.spec()['name']}."
-        draw(short if len(short) == len(found) else found, options.png, title)
+        plot(short if len(short) == len(found) else found, options.png, title)
         print(f"written: {options.png}")

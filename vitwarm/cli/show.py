@@ -9,6 +9,7 @@ from pathlib import Path
 from vitwarm.cli.rules import read_rule, rule_list
 from vitwarm.cli.words import flag, option, rest
 from vitwarm.errors import UserError
+from vitwarm.plotting import load_matplotlib
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,9 +46,8 @@ def run(options: Options) -> None:
     colour = sys.stdout.isatty() and "NO_COLOR" not in os.environ
     print(render(rule, rows, masked, shutil.get_terminal_size((120, 24)).columns, colour))
     if options.png is not None:
-        try:
-            from vitwarm.procedural.draw import draw
-        except ModuleNotFoundError as error:
-            raise UserError("drawing needs matplotlib: pip install 'vitwarm[plot]'") from error
-        draw(rule, rows, masked, options.png)
+        load_matplotlib()
+        from vitwarm.procedural.figures import plot  # imports matplotlib
+
+        plot(rule, rows, masked, options.png)
         print(f"written: {options.png}")

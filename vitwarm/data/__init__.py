@@ -1,1 +1,1 @@
-"""Images on disk to batches on the device: tar shards and their index, the plan, decoding, augmentation, mixing."""
+"""Images on disk to batches on the device: tar shards and their index, their order, decoding, augmentation, mixing."""

@@ -1,14 +1,12 @@
 """scikit-learn's handwritten digits as WebDataset tars: a real data set that every machine has at hand."""
 
 import io
-import os
-import shutil
-import tempfile
 from pathlib import Path
 from typing import Literal
 
 from vitwarm.data.cache import cache_dir
 from vitwarm.errors import UserError
+from vitwarm.files import whole_folder
 
 
 def digits_shards(split: Literal["train", "test"]) -> str:
@@ -38,21 +36,13 @@ def _write(folder: Path) -> None:
     digits = load_digits()
     train, test = train_test_split(range(len(digits.target)), test_size=0.2, random_state=0, stratify=digits.target)
     shards = {"train-000": train[::2], "train-001": train[1::2], "test-000": test}
-    aside = None
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        aside = Path(tempfile.mkdtemp(prefix=".digits.", dir=folder.parent))
-        for name, rows in shards.items():
-            _write_tar(aside / f"{name}.tar", digits.images[rows], digits.target[rows], rows)
-        os.chmod(aside, 0o755)
-        os.rename(aside, folder)
+        with whole_folder(folder, shared=True) as aside:
+            for name, rows in shards.items():
+                _write_tar(aside / f"{name}.tar", digits.images[rows], digits.target[rows], rows)
     except OSError as error:
-        if not folder.exists():  # else another process was first, and its folder is as good
-            message = f"{folder}: cannot be written ({error.strerror}); set VITWARM_CACHE to a writable folder"
-            raise UserError(message) from None
-    finally:
-        if aside is not None:
-            shutil.rmtree(aside, ignore_errors=True)
+        message = f"{folder}: cannot be written ({error.strerror}); set VITWARM_CACHE to a writable folder"
+        raise UserError(message) from None
 
 
 def _write_tar(path: Path, images, labels, rows) -> None:

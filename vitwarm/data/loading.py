@@ -1,4 +1,4 @@
-"""Batches of images in plan order: the data set of decoded samples and the loaders over it."""
+"""Batches of images in their order: the data set of decoded samples and the loaders over it."""
 
 import atexit
 import itertools
@@ -14,7 +14,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, default_collate
 
 from vitwarm.data.images import EvalTransform, TrainTransform
-from vitwarm.data.plan import ImagePlan, rank_slice
+from vitwarm.data.order import ImageOrder, rank_slice
 from vitwarm.data.shards import DamagedSample, ShardSet
 from vitwarm.errors import UserError
 from vitwarm.keys import keyed_rng
@@ -102,18 +102,18 @@ def _collate(samples: list[dict[str, Any]] | UserError) -> dict[str, Any] | str:
     return default_collate(samples) | batch
 
 
-class _PlanBatches:
+class _OrderedBatches:
     """Addresses of one process's micro-batches, step by step."""
 
-    def __init__(self, plan: ImagePlan, steps: range, share: slice, device_batch: int):
-        self.plan, self.steps, self.share, self.device_batch = plan, steps, share, device_batch
+    def __init__(self, order: ImageOrder, steps: range, share: slice, device_batch: int):
+        self.order, self.steps, self.share, self.device_batch = order, steps, share, device_batch
 
     def __len__(self) -> int:
         return len(self.steps) * ((self.share.stop - self.share.start) // self.device_batch)
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         for step in self.steps:
-            epochs, samples = self.plan.batch(step)
+            epochs, samples = self.order.batch(step)
             for start in range(self.share.start, self.share.stop, self.device_batch):
                 rows = slice(start, start + self.device_batch)
                 yield list(zip(epochs[rows].tolist(), samples[rows].tolist(), strict=True))
@@ -136,7 +136,7 @@ class _EvalBatches:
 class _After:
     """Batches but for the first ones."""
 
-    def __init__(self, batches: Sequence[list[tuple[int, int]]] | _PlanBatches | _EvalBatches, done: int):
+    def __init__(self, batches: Sequence[list[tuple[int, int]]] | _OrderedBatches | _EvalBatches, done: int):
         self.batches, self.done = batches, done
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
@@ -154,7 +154,7 @@ class Loader:
     def __init__(
         self,
         dataset: Dataset,
-        batches: Sequence[list[tuple[int, int]]] | _PlanBatches | _EvalBatches | None,
+        batches: Sequence[list[tuple[int, int]]] | _OrderedBatches | _EvalBatches | None,
         workers: int,
         pin_memory: bool | None,
     ):
@@ -269,7 +269,7 @@ def _start_worker(worker: int) -> None:
 
 def train_loader(
     dataset: Dataset,
-    plan: ImagePlan,
+    order: ImageOrder,
     start_step: int,
     stop_step: int,
     rank: int = 0,
@@ -284,7 +284,7 @@ def train_loader(
 
     Args:
         dataset: addressed by (epoch, sample): an `ImageDataset` with a training transform, or `ResidentImages`.
-        plan: the global batches.
+        order: the global batches.
         rank, world: this process and how many there are; each takes a contiguous share of every global batch.
         device_batch: samples at once; None takes the whole share. Must divide the share.
         workers: loader processes; 0 loads in this one.
@@ -297,11 +297,13 @@ def train_loader(
     Raises:
         UserError: the global batch does not divide; while iterating: a tar is gone or changed.
     """
-    share = rank_slice(plan.global_batch, rank, world)
+    share = rank_slice(order.global_batch, rank, world)
     device_batch = device_batch or share.stop - share.start
     if (share.stop - share.start) % device_batch:
         raise UserError(f"run.device_batch={device_batch} does not divide a process's share {share.stop - share.start}")
-    return Loader(dataset, _PlanBatches(plan, range(start_step, stop_step), share, device_batch), workers, pin_memory)
+    return Loader(
+        dataset, _OrderedBatches(order, range(start_step, stop_step), share, device_batch), workers, pin_memory
+    )
 
 
 def eval_loader(

@@ -54,7 +54,7 @@ class SplitManifest:
 
 
 @dataclass
-class Manifest:
+class ShardManifest:
     """See the fields; nothing in it depends on the machine, the time or the number of workers.
 
     Attributes:
@@ -79,7 +79,7 @@ class Manifest:
         return {shard.name: shard for split in self.splits.values() for shard in split.shards}
 
 
-def load(text: str | bytes, where: object) -> Manifest:
+def load(text: str | bytes, where: object) -> ShardManifest:
     """Read a manifest.
 
     Args:
@@ -97,7 +97,7 @@ def load(text: str | bytes, where: object) -> Manifest:
                 name: SplitManifest(**split | {"shards": [Shard(**shard) for shard in split["shards"]]})
                 for name, split in tree.pop("splits").items()
             }
-            manifest = Manifest(splits=splits, **tree)
+            manifest = ShardManifest(splits=splits, **tree)
             for shard in manifest.shards().values():
                 if shard.name != PurePosixPath(shard.name).name or not isinstance(shard.samples, int):
                     raise ValueError(f"{shard.name!r} is no file name, or its count is no number")

@@ -18,7 +18,7 @@ from torch.utils.data import IterableDataset, get_worker_info
 from vitwarm.data import manifest as manifests
 from vitwarm.data.images import TrainTransform
 from vitwarm.data.loading import Loader
-from vitwarm.data.plan import ImagePlan, rank_slice
+from vitwarm.data.order import ImageOrder, rank_slice
 from vitwarm.data.shards import DamagedSample
 from vitwarm.data.tar_index import IMAGE_EXTENSIONS
 from vitwarm.data.web import file_name, one_line, open_url, shown
@@ -98,7 +98,7 @@ def open_stream(spec: str, samples: int | None, num_classes: int) -> Stream:
 def stream_loader(
     stream: Stream,
     transform: TrainTransform,
-    plan: ImagePlan,
+    order: ImageOrder,
     start_step: int,
     stop_step: int,
     rank: int = 0,
@@ -116,7 +116,7 @@ def stream_loader(
     Raises:
         UserError: fewer tars than processes; while iterating: a tar cannot be read or is no set of labelled images.
     """
-    share = rank_slice(plan.global_batch, rank, world)
+    share = rank_slice(order.global_batch, rank, world)
     size = device_batch or share.stop - share.start
     if len(stream.urls) < world:
         raise UserError(
@@ -125,7 +125,7 @@ def stream_loader(
     lanes = max(1, min(workers, len(stream.urls) // world))
     a_step = (share.stop - share.start) // size
     numbers = range(start_step * a_step, stop_step * a_step)
-    dataset = _StreamDataset(stream, transform, plan.seed, rank, world, size, numbers, lanes)
+    dataset = _StreamDataset(stream, transform, order.seed, rank, world, size, numbers, lanes)
     return Loader(dataset, None, lanes if workers else 0, pin_memory)
 
 

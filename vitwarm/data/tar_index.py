@@ -11,7 +11,6 @@ import os
 import re
 import stat
 import tarfile
-import tempfile
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
@@ -23,6 +22,7 @@ from safetensors.numpy import save_file
 
 from vitwarm.data.cache import cache_dir
 from vitwarm.errors import UserError
+from vitwarm.files import whole_file
 
 IMAGE_EXTENSIONS = frozenset({"jpg", "jpeg", "png", "webp", "bmp", "ppm"})
 BLOCK = tarfile.BLOCKSIZE  # 512: a member is one header block, then its data padded to whole blocks
@@ -128,22 +128,16 @@ def _metadata(tar_size: int) -> dict[str, str]:
 
 
 def _write(index: TarIndex, tar_size: int, places: list[Path]) -> None:
-    """Written aside, then renamed: several processes may index the same tar at once and each leaves a whole file."""
+    """Keep the index in the first place that can be written to."""
     arrays = {field.name: getattr(index, field.name) for field in fields(TarIndex)}
     for place in places:
-        aside = None
         try:
             place.parent.mkdir(parents=True, exist_ok=True)
-            handle, aside = tempfile.mkstemp(prefix=f".{place.name}.", dir=place.parent)
-            os.close(handle)
-            save_file(arrays, aside, metadata=_metadata(tar_size))
-            os.chmod(aside, 0o644)  # mkstemp makes it private, but who may read the tar may read its index
-            os.replace(aside, place)
+            with whole_file(place, shared=True) as aside:
+                save_file(arrays, aside, metadata=_metadata(tar_size))
             return
         except (OSError, SafetensorError) as error:
             reason = error
-            if aside is not None and os.path.exists(aside):
-                os.unlink(aside)
     _log.warning("%s could not be kept (%s): the next run will read the whole tar again", places[0], reason)
 
 

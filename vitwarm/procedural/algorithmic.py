@@ -14,7 +14,8 @@ from typing import ClassVar
 
 import numpy as np
 
-from vitwarm.keys import below, keyed_rng
+from vitwarm.keys import keyed_rng
+from vitwarm.procedural.sampling import below
 
 __all__ = ["CHUNK", "HELD_OUT", "TASKS", "Task", "TaskRows", "TaskStream", "make_task"]
 

@@ -7,9 +7,9 @@ from typing import ClassVar
 
 import numpy as np
 
-from vitwarm.keys import bernoulli
 from vitwarm.procedural.registry import register
 from vitwarm.procedural.rule import Rule, Sequences, Vocab, parameter
+from vitwarm.procedural.sampling import bernoulli
 
 __all__ = ["BracketRule", "Dyck", "depth_before", "depth_path", "matching"]
 

@@ -4,8 +4,9 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from vitwarm.keys import bernoulli, keyed_rng
+from vitwarm.keys import keyed_rng
 from vitwarm.procedural.rule import Rule, Sequences, Vocab
+from vitwarm.procedural.sampling import bernoulli
 
 __all__ = ["CHUNK", "SPLITS", "MaskedRows", "RuleStream", "masked_batch"]
 

@@ -13,13 +13,13 @@ from typing import ClassVar
 
 import numpy as np
 
-from vitwarm.keys import below, bernoulli
 from vitwarm.procedural.registry import register
 from vitwarm.procedural.rule import Rule, Sequences, Vocab, parameter
+from vitwarm.procedural.sampling import below, bernoulli
 
 __all__ = ["Delete", "Identity", "Reverse", "SetTask", "Sort", "Stack", "TaskRule", "Union"]
 
-Part = tuple[np.ndarray, np.ndarray | None]
+Piece = tuple[np.ndarray, np.ndarray | None]
 """Symbols (B, M) and which of them exist (B, M), None for all: kept symbols are written side by side."""
 
 
@@ -53,7 +53,7 @@ class TaskRule(Rule):
         return self.vocab.size - self.symbols
 
     @abstractmethod
-    def parts(self, rng: np.random.Generator, sizes: np.ndarray, longest: int) -> list[Part]:
+    def parts(self, rng: np.random.Generator, sizes: np.ndarray, longest: int) -> list[Piece]:
         """The inputs and, last, the output, for content of `sizes` (B,) symbols, none above `longest`.
 
         Symbols are counted from 0; an array may be of any integer type.
@@ -97,7 +97,7 @@ class TaskRule(Rule):
         tokens, scored = _pack(before, [symbols[-1]] + [end] * self.end, count, length)
         return Sequences(tokens, scored, scored.copy())
 
-    def contents(self, rng: np.random.Generator, sizes: np.ndarray, longest: int) -> Part:
+    def contents(self, rng: np.random.Generator, sizes: np.ndarray, longest: int) -> Piece:
         """Uniform symbols as uint16, `sizes` of them in each row."""
         values = rng.integers(0, self.symbols, size=(len(sizes), longest), dtype=np.uint16)
         return values, None if self.min_length is None else np.arange(longest) < sizes[:, None]
@@ -114,7 +114,7 @@ class TaskRule(Rule):
         return solved
 
 
-def _pack(before: list[Part], output: list[Part], count: int, length: int) -> tuple[np.ndarray, np.ndarray]:
+def _pack(before: list[Piece], output: list[Piece], count: int, length: int) -> tuple[np.ndarray, np.ndarray]:
     """Writes the parts of each row side by side from the left: tokens (B, N), and where the output parts lie."""
     tokens = np.zeros((count, length), np.int64)
     scored = np.zeros((count, length), bool)

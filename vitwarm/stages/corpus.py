@@ -7,7 +7,7 @@ import numpy as np
 
 from vitwarm.amounts import Amount
 from vitwarm.config import Config
-from vitwarm.data.plan import Epochs
+from vitwarm.data.order import Epochs
 from vitwarm.data.text import Corpus, TextSource, open_corpus
 from vitwarm.data.text.packing import Sentences, Stretches, WholeDocuments
 from vitwarm.data.tokenizers import read_tokenizer

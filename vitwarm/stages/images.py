@@ -15,7 +15,7 @@ from vitwarm.data.images import EvalTransform, TrainTransform
 from vitwarm.data.loading import ImageDataset, eval_loader, train_loader
 from vitwarm.data.mixing import Mixer, RandomErasing, to_float
 from vitwarm.data.opening import count_images, open_shards, open_training
-from vitwarm.data.plan import ImagePlan
+from vitwarm.data.order import ImageOrder
 from vitwarm.data.resident import ResidentImages
 from vitwarm.data.shards import check_labels
 from vitwarm.data.streaming import Stream, is_url, stream_loader
@@ -124,8 +124,8 @@ class ImagesStage(MainStage[ImageBatch]):
                 check_labels(self.val_shards, self.num_classes)
             self.subset = select_subset(self.shards, images.subset, images.subset_seed) if images.subset else None
             ids = self.subset.ids if self.subset else None
-            self.plan = ImagePlan(len(self.shards), self.optim.global_batch, self.seed, ids, images.repeats)
-            full, used, self.val_samples = len(self.shards), self.plan.epoch_size, len(self.val_shards or ())
+            self.order = ImageOrder(len(self.shards), self.optim.global_batch, self.seed, ids, images.repeats)
+            full, used, self.val_samples = len(self.shards), self.order.epoch_size, len(self.val_shards or ())
         self.steps, self.eval_every, self.schedule_lengths = image_lengths(config, full, used)
         self.best = "top1" if images.val else None
         if not images.val:
@@ -214,12 +214,12 @@ class ImagesStage(MainStage[ImageBatch]):
 
     def batches(self, start: int, rank: int, world: int, device_batch: int) -> Generator[ImageBatch, None, None]:
         share = self.optim.global_batch // world
-        what = (self.plan, start, self.steps, rank, world, device_batch, self.workers)
+        what = (self.order, start, self.steps, rank, world, device_batch, self.workers)
         if isinstance(self.shards, Stream):
             loader = stream_loader(self.shards, self.transform, *what)
         elif self.config.resident:
             device = next(self.model.parameters()).device
-            images = (self.shards, self.transform, self.seed, self.plan.ids, device, self.workers)
+            images = (self.shards, self.transform, self.seed, self.order.ids, device, self.workers)
             self.resident = ResidentImages(*images)
             loader = train_loader(self.resident, *what)
         else:
@@ -293,7 +293,7 @@ class ImagesStage(MainStage[ImageBatch]):
         return events
 
     def check_events(self, damaged: list[str]) -> None:
-        for split, total in (("train", self.plan.epoch_size), ("val", len(self.val_shards or ()))):
+        for split, total in (("train", self.order.epoch_size), ("val", len(self.val_shards or ()))):
             count = sum(name.startswith(f"{split} ") for name in damaged)
             if count and count > self.config.max_damaged * total:
                 raise UserError(

@@ -21,7 +21,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from vitwarm.errors import UserError
-from vitwarm.files import flush, sha256_of
+from vitwarm.files import sha256_of, whole_folder, write_text
 from vitwarm.training.sharding import split_like
 
 FORMAT = 1
@@ -95,25 +95,15 @@ class Checkpoints:
         return self.folder / f"step-{run_step:08d}"
 
     def save(self, state: State, tensors: dict[str, dict[str, Tensor]]) -> Path:
-        """Write aside, flush to disk, rename, drop what is no longer kept.
+        """Write a whole checkpoint, then drop what is no longer kept.
 
         Args:
             state: is stored as it is.
             tensors: {`model` | `optimizer` | `ema`: {name: tensor}}.
         """
         target = self.path(state.run_step)
-        aside = self.folder / f".{target.name}.tmp"
-        shutil.rmtree(aside, ignore_errors=True)
-        try:
-            aside.mkdir(parents=True)
+        with whole_folder(target) as aside:  # one that is there is damaged, and this run has passed it over
             self._write(aside, state, tensors)
-            if target.exists():  # a damaged one, which this run has passed over
-                _remove(target)
-            aside.rename(target)
-        except BaseException:
-            shutil.rmtree(aside, ignore_errors=True)
-            raise
-        flush(self.folder)
         self._prune(state)
         return target
 
@@ -123,9 +113,8 @@ class Checkpoints:
             file = aside / f"{name}.safetensors"
             save_file({n: t.contiguous() for n, t in group.items()}, file)
             sums[file.name] = sha256_of(file)
-        (aside / "state.json").write_text(json.dumps({"format": FORMAT, **asdict(state), "files": sums}))
-        for file in [*aside.iterdir(), aside]:
-            flush(file)
+        content = {"format": FORMAT, **asdict(state), "files": sums}
+        (aside / "state.json").write_text(json.dumps(content), encoding="utf-8")
 
     def _prune(self, state: State) -> None:
         now = self.path(state.run_step)
@@ -158,7 +147,7 @@ def read_state(path: Path) -> State:
         UserError: not a checkpoint of this version, or damaged.
     """
     try:
-        content = json.loads((path / "state.json").read_text())
+        content = json.loads((path / "state.json").read_text(encoding="utf-8"))
         if content.pop("format") != FORMAT:
             raise UserError(f"checkpoint {path} was written by another version of vitwarm; use that version")
         files = content.pop("files")
@@ -174,8 +163,8 @@ def read_state(path: Path) -> State:
 def relabel(path: Path, recipe_hash: str) -> None:
     """Give a copied checkpoint to the run of another recipe."""
     file = path / "state.json"
-    file.write_text(json.dumps(json.loads(file.read_text()) | {"recipe_hash": recipe_hash}))
-    flush(file)
+    state = json.loads(file.read_text(encoding="utf-8"))
+    write_text(file, json.dumps(state | {"recipe_hash": recipe_hash}))
 
 
 def read_tensors(path: Path, name: str) -> dict[str, Tensor]:

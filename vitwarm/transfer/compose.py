@@ -1,7 +1,6 @@
 """Several sources in one model: the attention of one, the MLPs of another, the last blocks of a third."""
 
 import copy
-import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from vitwarm.errors import UserError
+from vitwarm.files import sha256_of
 from vitwarm.selection import Selection
 from vitwarm.transfer.groups import block_of, canonical, select
 from vitwarm.transfer.perturb import perturb
@@ -133,7 +133,7 @@ def record_of(sources: Mapping[str, str | Path], report: TransferReport, **more:
         taken = set(select(tensors, groups, _depth(report)))
         origins[groups] = {
             "file": file,
-            "sha256": hashlib.sha256(Path(file).read_bytes()).hexdigest(),
+            "sha256": sha256_of(Path(file)),
             "tensors": [own for own, name in canonical(report.copied).items() if name in taken],
         }
     return {

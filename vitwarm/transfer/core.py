@@ -1,6 +1,5 @@
 """The compact core inside the package: three warmed blocks that become the trunk of any ViT (see `resize`)."""
 
-import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,7 @@ from safetensors.torch import load_file, save_file
 
 from vitwarm.errors import UserError
 from vitwarm.export.layout import PROVENANCE, WEIGHTS
-from vitwarm.files import whole_folder
+from vitwarm.files import sha256_of, whole_folder
 from vitwarm.transfer.groups import block_of, canonical, group_of
 
 CORE = Path(__file__).with_name("core_vit")
@@ -45,9 +44,9 @@ def pack_core(export: str | Path, folder: str | Path = CORE) -> dict[str, Any]:
         raise UserError(
             f"the core has {size / 1e6:.1f} MB in half precision, more than {MAX_BYTES / 1e6:g}; take a narrower one"
         )
-    record = json.loads((source / PROVENANCE).read_text())
+    record = json.loads((source / PROVENANCE).read_text(encoding="utf-8"))
     with whole_folder(Path(folder)) as aside:
         save_file(trunk, aside / WEIGHTS, metadata={"format": "pt"})
-        record |= {"sha256": hashlib.sha256((aside / WEIGHTS).read_bytes()).hexdigest(), "dtype": str(torch.float16)}
+        record |= {"sha256": sha256_of(aside / WEIGHTS), "dtype": str(torch.float16)}
         (aside / PROVENANCE).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
     return record

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
-from vitwarm.data.making.samples import Keys, Pixels, Sample, Source, Split
+from vitwarm.data.making.samples import Keys, Pixels, Sample, Source, SourceSplit
 from vitwarm.errors import UserError
 
 
@@ -35,7 +35,7 @@ def _source(kind: str, classes: list[str], files: dict[str, list[Path]], label_b
             for row, label in enumerate(_checked(path, labels, len(classes)).tolist()):
                 key = keys.make(classes[label], f"{path.stem}_{row:05d}")
                 samples.append(Sample(key, label, str(path), row * record + label_bytes, pixels.bytes))
-        splits.append(Split(name, samples, pixels))
+        splits.append(SourceSplit(name, samples, pixels))
     return Source(kind, classes, splits, [])
 
 
@@ -51,7 +51,7 @@ def read_stl10(folder: Path) -> Source:
             Sample(keys.make(classes[label], f"{part}_{row:05d}"), label, str(images), row * pixels.bytes, pixels.bytes)
             for row, label in enumerate(numbers)
         ]
-        splits.append(Split(name, samples, pixels))
+        splits.append(SourceSplit(name, samples, pixels))
     return Source("stl10", classes, splits, ["unlabeled_X.bin"] if (folder / "unlabeled_X.bin").exists() else [])
 
 

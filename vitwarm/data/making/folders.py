@@ -5,7 +5,7 @@ from collections import Counter
 from pathlib import Path
 
 from vitwarm.data.making.labels import read_labels
-from vitwarm.data.making.samples import Keys, Sample, Source, Split, class_numbers
+from vitwarm.data.making.samples import Keys, Sample, Source, SourceSplit, class_numbers
 from vitwarm.errors import UserError
 
 IMAGE_SUFFIXES = frozenset(("jpg", "jpeg", "png", "webp", "bmp", "ppm", "pgm", "pbm", "pnm", "gif", "tif", "tiff"))
@@ -120,7 +120,7 @@ def _files(folder: Path, ignored: Counter) -> list[str]:
     return found
 
 
-def _split(name: str, files: list[tuple[str, str]], numbers: dict[str, int], where: Path) -> Split:
+def _split(name: str, files: list[tuple[str, str]], numbers: dict[str, int], where: Path) -> SourceSplit:
     if not files:
         raise UserError(f"{where}: no images there")
     keys, samples = Keys(), []
@@ -130,4 +130,4 @@ def _split(name: str, files: list[tuple[str, str]], numbers: dict[str, int], whe
         except OSError:
             size = 0  # a link to nowhere: reading it will say so, and it is counted as damaged
         samples.append(Sample(keys.make(class_name, os.path.basename(path)), numbers[class_name], path, 0, size))
-    return Split(name, samples)
+    return SourceSplit(name, samples)

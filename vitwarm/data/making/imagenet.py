@@ -7,9 +7,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from vitwarm.data.making.labels import read_labels
-from vitwarm.data.making.samples import Keys, Sample, Source, Split, class_numbers
+from vitwarm.data.making.samples import Keys, Sample, Source, SourceSplit, class_numbers
 from vitwarm.errors import UserError
-from vitwarm.parallel import spread
+from vitwarm.parallel import run_in_pool
 
 TRAIN, VAL = "ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar"
 DEVKIT = "ILSVRC2012_devkit_t12.tar.gz"
@@ -109,7 +109,7 @@ def read_archives(folder: Path, labels: Path | None, workers: int) -> Source:
         if len(numbers) < len(tars):
             raise UserError(f"{train}: holds two tars of one class")
         spans = [(str(train), start, size) for _, start, size in tars]
-        listed = dict(spread(_list, spans, workers))
+        listed = dict(run_in_pool(_list, spans, workers))
         rows = [(name.removesuffix(".tar"), image) for i, (name, _, _) in enumerate(tars) for image in listed[i]]
         splits.append(_split("train", train, rows, numbers))
     if found is not None:
@@ -122,7 +122,9 @@ def read_archives(folder: Path, labels: Path | None, workers: int) -> Source:
     return Source("imagenet", list(numbers), splits, [])
 
 
-def _split(name: str, archive: Path, rows: list[tuple[str, tuple[str, int, int]]], numbers: dict[str, int]) -> Split:
+def _split(
+    name: str, archive: Path, rows: list[tuple[str, tuple[str, int, int]]], numbers: dict[str, int]
+) -> SourceSplit:
     if not rows:
         raise UserError(f"{archive}: holds no images")
     keys = Keys()
@@ -132,4 +134,4 @@ def _split(name: str, archive: Path, rows: list[tuple[str, tuple[str, int, int]]
         Sample(keys.make(prefix, image), numbers[class_name], str(archive), offset, size)
         for prefix, (class_name, (image, offset, size)) in zip(prefixes, rows, strict=True)
     ]
-    return Split(name, samples)
+    return SourceSplit(name, samples)

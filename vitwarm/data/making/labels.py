@@ -63,7 +63,9 @@ def read_labels(path: Path) -> Labels:
     if path.name.endswith((".tar.gz", ".tgz", ".tar")):
         return Labels(path, in_order=_devkit(path))
     try:
-        lines = [line.split() for line in path.read_text().replace(",", " ").splitlines() if line.strip()]
+        lines = [
+            line.split() for line in path.read_text(encoding="utf-8").replace(",", " ").splitlines() if line.strip()
+        ]
     except (OSError, UnicodeDecodeError):
         raise UserError(f"{path}: is missing or is no text") from None
     if lines and lines[0][0].lower() == "imageid":
@@ -86,7 +88,9 @@ def _devkit(path: Path) -> list[str]:
     try:
         from scipy.io import loadmat
     except ImportError:
-        raise UserError("reading the devkit's meta.mat needs scipy: pip install scipy, or give labels=FILE") from None
+        raise UserError(
+            "reading the devkit's meta.mat needs scipy: pip install 'vitwarm[plot]', or give labels=FILE"
+        ) from None
     wanted = {"ILSVRC2012_validation_ground_truth.txt": b"", "meta.mat": b""}
     try:
         with tarfile.open(path) as archive:

@@ -1,8 +1,6 @@
 """From a source to a folder of shards: plan, write, verify, and only then appear under the name that was asked for."""
 
 import contextlib
-import errno
-import fcntl
 import hashlib
 import json
 import math
@@ -18,11 +16,12 @@ from vitwarm.data import manifest as manifests
 from vitwarm.data.making.samples import Source
 from vitwarm.data.making.sources import TARS, find, read_source
 from vitwarm.data.making.tars import describe_tars
-from vitwarm.data.making.write import Record, Task, read_record, record_path, verify_shard, write_shard
-from vitwarm.data.manifest import Manifest, SplitManifest
+from vitwarm.data.making.write import ShardJob, ShardRecord, read_record, record_path, verify_shard, write_shard
+from vitwarm.data.manifest import ShardManifest, SplitManifest
 from vitwarm.errors import Interrupted, UserError
+from vitwarm.files import locked, write_text
 from vitwarm.keys import keyed_rng
-from vitwarm.parallel import progress_bar, spread
+from vitwarm.parallel import progress_bar, run_in_pool
 
 _PLAN, _LOCK = "plan.json", ".lock"
 
@@ -64,7 +63,7 @@ def make_shards(
     workers: int = 1,
     options: Options | None = None,
     say: Callable[[str], None] = print,
-) -> Manifest:
+) -> ShardManifest:
     """Make shards, their indices and manifest.json; of existing tars, the indices and manifest.json only.
 
     All is made in `OUT.partial`, verified and renamed; the same call goes on where a killed one stopped. The bytes of
@@ -105,26 +104,26 @@ def make_shards(
 
 def _make(
     source: Source, out: Path, workers: int, options: Options, say: Callable[[str], None], held: contextlib.ExitStack
-) -> Manifest:
+) -> ShardManifest:
     images = ", ".join(f"{len(split.samples):,} images of {split.name}" for split in source.splits)
     say(f"{source.kind}: {len(source.classes)} classes, {images}")
     if source.ignored:
         say(f"not used: {', '.join(source.ignored)}")
     partial = out.with_name(f"{out.name}.partial")
-    tasks = _tasks(source, partial, options)
-    plan = _digest(source, tasks, options)
-    if (made := _already_made(out, plan)) is not None:
+    jobs = _jobs(source, partial, options)
+    digest = _digest(source, jobs, options)
+    if (made := _already_made(out, digest)) is not None:
         say(f"{out}: is made already; source={out} checks it against its manifest")
         return made
-    _check_space(out, sum(s.size for task in tasks if not task.tar.exists() for s in task.samples))
-    _open(partial, plan, held)
-    records = _write(tasks, workers, options.max_damaged, say)
-    _verify(tasks, records, workers)
-    made = _manifest(source, tasks, records, options, plan)
+    _check_space(out, sum(s.size for job in jobs if not job.tar.exists() for s in job.samples))
+    _open(partial, digest, held)
+    records = _write(jobs, workers, options.max_damaged, say)
+    _verify(jobs, records, workers)
+    made = _manifest(source, jobs, records, options, digest)
     for split in made.splits.values():
         for key, reason in split.damaged:
             say(f"damaged, left out: {key}: {reason}")
-    (partial / manifests.NAME).write_text(made.dump(), encoding="utf-8")
+    write_text(partial / manifests.NAME, made.dump())
     for left in [*partial.glob("*.tar.json"), partial / _PLAN, partial / _LOCK]:
         left.unlink()
     if out.exists():
@@ -133,11 +132,11 @@ def _make(
     return made
 
 
-def _tasks(source: Source, folder: Path, options: Options) -> list[Task]:
+def _jobs(source: Source, folder: Path, options: Options) -> list[ShardJob]:
     """The shards of all splits: equal parts, to within one image, of each split's order."""
     from vitwarm.data.decoding import MAX_PIXELS  # loads torch, which workers do without
 
-    tasks = []
+    jobs = []
     for split in source.splits:
         count = len(split.samples)
         order = range(count)
@@ -151,24 +150,24 @@ def _tasks(source: Source, folder: Path, options: Options) -> list[Task]:
         for number in range(shards):
             rows = order[number * count // shards : (number + 1) * count // shards]
             tar = folder / f"{split.name}-{number:05d}.tar"
-            tasks.append(Task(split.name, tar, [split.samples[row] for row in rows], split.pixels, MAX_PIXELS))
-    return tasks
+            jobs.append(ShardJob(split.name, tar, [split.samples[row] for row in rows], split.pixels, MAX_PIXELS))
+    return jobs
 
 
-def _digest(source: Source, tasks: list[Task], options: Options) -> str:
+def _digest(source: Source, jobs: list[ShardJob], options: Options) -> str:
     """What the shards follow from, but for the images' own bytes. Paths stay out, so that a source may move."""
     digest = hashlib.sha256(json.dumps([source.kind, source.classes, options.seed, options.shuffle]).encode())
-    for task in tasks:
-        rows = [(s.key, s.label, os.path.basename(s.file), s.offset, s.size) for s in task.samples]
-        digest.update(json.dumps([task.tar.name, task.max_pixels, rows]).encode())
+    for job in jobs:
+        rows = [(s.key, s.label, os.path.basename(s.file), s.offset, s.size) for s in job.samples]
+        digest.update(json.dumps([job.tar.name, job.max_pixels, rows]).encode())
     return digest.hexdigest()
 
 
-def _already_made(out: Path, plan: str) -> Manifest | None:
+def _already_made(out: Path, digest: str) -> ShardManifest | None:
     place = out / manifests.NAME
     if place.is_file():
         made = manifests.load(place.read_text(encoding="utf-8"), place)
-        if made.plan == plan:
+        if made.plan == digest:
             return made
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"{out}: exists and holds something else; choose another out=")
@@ -182,46 +181,40 @@ def _check_space(out: Path, needed: int) -> None:
         raise UserError(f"{out}: the shards take {needed / 1e9:.1f} GB more, but {free / 1e9:.1f} GB are free there")
 
 
-def _open(partial: Path, plan: str, held: contextlib.ExitStack) -> None:
-    """The folder in the making, ours alone: new, or begun by a killed call of the same plan."""
+def _open(partial: Path, digest: str, held: contextlib.ExitStack) -> None:
+    """The folder in the making, ours alone: new, or begun by a killed call for the same shards."""
     try:
         partial.mkdir(parents=True, exist_ok=True)
-        lock = open(partial / _LOCK, "w")  # noqa: SIM115 (held until the end)
+        held.enter_context(
+            locked(partial / _LOCK, f"{partial}: another process is at work there; wait for it, or end it")
+        )
     except OSError as error:
         raise UserError(f"{partial}: cannot be made ({error.strerror}); choose another out=") from None
-    held.enter_context(lock)
-    try:
-        fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        if error.errno in (errno.EACCES, errno.EAGAIN):
-            raise UserError(f"{partial}: another process is at work there; wait for it, or end it") from None
-        # A file system without locks: go on without.
-    file, aside = partial / _PLAN, partial / f".{_PLAN}.tmp"
-    if file.exists() and file.read_text() != plan:
+    file = partial / _PLAN
+    if file.exists() and file.read_text(encoding="utf-8") != digest:
         raise UserError(f"{partial}: was begun from another source or with other options; remove it to start over")
-    aside.write_text(plan)
-    os.replace(aside, file)
+    write_text(file, digest)
     for left in partial.glob(".*.tmp"):
         left.unlink()
 
 
-def _write(tasks: list[Task], workers: int, max_damaged: float, say: Callable[[str], None]) -> list[Record]:
+def _write(jobs: list[ShardJob], workers: int, max_damaged: float, say: Callable[[str], None]) -> list[ShardRecord]:
     """Write the shards that are not there yet."""
-    records = {i: record for i, task in enumerate(tasks) if (record := read_record(task.tar)) is not None}
+    records = {i: record for i, job in enumerate(jobs) if (record := read_record(job.tar)) is not None}
     if records:
-        say(f"going on: {len(records)} of {len(tasks)} shards are there")
-    todo = [i for i in range(len(tasks)) if i not in records]
-    total = sum(len(task.samples) for task in tasks)
-    with progress_bar(total, "write", "img", total - sum(len(tasks[i].samples) for i in todo)) as bar:
+        say(f"going on: {len(records)} of {len(jobs)} shards are there")
+    todo = [i for i in range(len(jobs)) if i not in records]
+    total = sum(len(job.samples) for job in jobs)
+    with progress_bar(total, "write", "img", total - sum(len(jobs[i].samples) for i in todo)) as bar:
         _refuse_damaged(records, total, max_damaged)
-        for number, record in spread(write_shard, [tasks[i] for i in todo], workers):
+        for number, record in run_in_pool(write_shard, [jobs[i] for i in todo], workers):
             records[todo[number]] = record
-            bar.update(len(tasks[todo[number]].samples))
+            bar.update(len(jobs[todo[number]].samples))
             _refuse_damaged(records, total, max_damaged)
-    return [records[i] for i in range(len(tasks))]
+    return [records[i] for i in range(len(jobs))]
 
 
-def _refuse_damaged(records: dict[int, Record], total: int, max_damaged: float) -> None:
+def _refuse_damaged(records: dict[int, ShardRecord], total: int, max_damaged: float) -> None:
     damaged = [pair for i in sorted(records) for pair in records[i].damaged]
     if len(damaged) > max_damaged * total:
         named = "; ".join(f"{key}: {reason}" for key, reason in damaged[:3]) + ("; ..." if len(damaged) > 3 else "")
@@ -231,14 +224,14 @@ def _refuse_damaged(records: dict[int, Record], total: int, max_damaged: float) 
         )
 
 
-def _verify(tasks: list[Task], records: list[Record], workers: int) -> None:
+def _verify(jobs: list[ShardJob], records: list[ShardRecord], workers: int) -> None:
     """Read every tar again. One that is not what was written loses its record, so that the next call makes it anew."""
-    shards = [(task.tar, record) for task, record in zip(tasks, records, strict=True)]
+    shards = [(job.tar, record) for job, record in zip(jobs, records, strict=True)]
     for tar, record in shards:
         if not record.shard.samples:
             raise UserError(f"{tar.name}: every image that belongs in it is damaged; mend the source")
     with progress_bar(sum(record.shard.samples for record in records), "verify", "img") as bar:
-        for number, wrong in spread(verify_shard, shards, workers):
+        for number, wrong in run_in_pool(verify_shard, shards, workers):
             tar, record = shards[number]
             if wrong is not None:
                 record_path(tar).unlink()
@@ -246,10 +239,12 @@ def _verify(tasks: list[Task], records: list[Record], workers: int) -> None:
             bar.update(record.shard.samples)
 
 
-def _manifest(source: Source, tasks: list[Task], records: list[Record], options: Options, plan: str) -> Manifest:
+def _manifest(
+    source: Source, jobs: list[ShardJob], records: list[ShardRecord], options: Options, digest: str
+) -> ShardManifest:
     splits = {}
-    for name in dict.fromkeys(task.split for task in tasks):
-        parts = [record for task, record in zip(tasks, records, strict=True) if task.split == name]
+    for name in dict.fromkeys(job.split for job in jobs):
+        parts = [record for job, record in zip(jobs, records, strict=True) if job.split == name]
         labels, notes = Counter(), Counter()
         for part in parts:
             labels.update(part.labels)
@@ -264,4 +259,4 @@ def _manifest(source: Source, tasks: list[Task], records: list[Record], options:
             stored_as_png=[pair for part in parts for pair in part.stored_as_png],
             damaged=[pair for part in parts for pair in part.damaged],
         )
-    return Manifest(source.kind, source.classes, splits, plan)
+    return ShardManifest(source.kind, source.classes, splits, digest)

@@ -48,7 +48,7 @@ class Pixels:
 
 
 @dataclass(frozen=True)
-class Split:
+class SourceSplit:
     """One part of a data set, in the source's own order, which must not depend on how a file system lists it.
 
     Attributes:
@@ -75,7 +75,7 @@ class Source:
 
     kind: str
     classes: list[str]
-    splits: list[Split]
+    splits: list[SourceSplit]
     ignored: list[str]
 
 

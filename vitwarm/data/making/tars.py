@@ -1,22 +1,21 @@
 """Existing WebDataset tars: indices and a manifest beside them, or a check against the manifest that they have."""
 
-import contextlib
-import os
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
 from vitwarm.data import manifest as manifests
 from vitwarm.data.making.write import describe
-from vitwarm.data.manifest import Manifest, SplitManifest
+from vitwarm.data.manifest import ShardManifest, SplitManifest
 from vitwarm.data.shards import expand
 from vitwarm.errors import UserError
-from vitwarm.parallel import progress_bar, spread
+from vitwarm.files import write_text
+from vitwarm.parallel import progress_bar, run_in_pool
 
 MOST_CLASSES = 1_000_000  # the manifest counts each
 
 
-def describe_tars(folder: Path, workers: int, say: Callable[[str], None]) -> Manifest:
+def describe_tars(folder: Path, workers: int, say: Callable[[str], None]) -> ShardManifest:
     """Index every tar of a folder and write manifest.json; where there is one, check the tars against it instead.
 
     The split of a tar is told by its name: one with `val` or `test` in it is of that split, any other of `train`.
@@ -33,7 +32,7 @@ def describe_tars(folder: Path, workers: int, say: Callable[[str], None]) -> Man
         )
     found, labels = {}, {}
     with progress_bar(sum(tar.stat().st_size for tar in tars), "verify" if known else "index", "B") as bar:
-        for i, (shard, counts) in spread(describe, tars, workers):
+        for i, (shard, counts) in run_in_pool(describe, tars, workers):
             if known is not None and shard != known.shards().get(shard.name):
                 raise UserError(f"{tars[i]}: is not the tar that {place} knows; copy it again, or remove the manifest")
             found[i], labels[i] = shard, counts
@@ -58,14 +57,10 @@ def describe_tars(folder: Path, workers: int, say: Callable[[str], None]) -> Man
                 shuffle_seed=None,
                 shards=shards,
             )
-    made = Manifest("tars", None, splits)
-    aside = folder / f".{manifests.NAME}.tmp"
+    made = ShardManifest("tars", None, splits)
     try:
-        aside.write_text(made.dump(), encoding="utf-8")
-        os.replace(aside, place)
+        write_text(place, made.dump())
     except OSError as error:
-        with contextlib.suppress(OSError):
-            aside.unlink(missing_ok=True)
         raise UserError(f"{place}: cannot be written ({error.strerror})") from None
     return made
 

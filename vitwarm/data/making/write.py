@@ -3,7 +3,6 @@
 import hashlib
 import io
 import json
-import os
 import tarfile
 from collections import Counter
 from dataclasses import asdict, dataclass
@@ -17,17 +16,18 @@ from vitwarm.data.manifest import Shard
 from vitwarm.data.shards import DamagedSample
 from vitwarm.data.tar_index import load_index
 from vitwarm.errors import UserError
+from vitwarm.files import sha256_of, whole_file, write_text
 
 
 @dataclass(frozen=True)
-class Task:
+class ShardJob:
     """What a worker needs to write one shard.
 
     Attributes:
         split: its name.
         tar: the file to write; its record goes beside it, `NAME.tar.json`.
         samples: in order.
-        pixels: see `Split`.
+        pixels: see `SourceSplit`.
         max_pixels: most pixels of an image.
     """
 
@@ -39,7 +39,7 @@ class Task:
 
 
 @dataclass(frozen=True)
-class Record:
+class ShardRecord:
     """What a shard holds, kept beside it until all are done: a maker that was killed goes on after the last one.
 
     Attributes:
@@ -59,11 +59,11 @@ def record_path(tar: Path) -> Path:
     return tar.with_name(f"{tar.name}.json")
 
 
-def read_record(tar: Path) -> Record | None:
+def read_record(tar: Path) -> ShardRecord | None:
     """The record of a finished shard; None when it is not finished, or not whole."""
     try:
-        tree = json.loads(record_path(tar).read_text())
-        record = Record(
+        tree = json.loads(record_path(tar).read_text(encoding="utf-8"))
+        record = ShardRecord(
             Shard(**tree.pop("shard")),
             {int(label): count for label, count in tree.pop("labels").items()},
             stored_as_png=[tuple(pair) for pair in tree.pop("stored_as_png")],
@@ -90,23 +90,22 @@ class _Hashing(io.RawIOBase):
         return self._file.write(data)
 
 
-def write_shard(task: Task) -> Record:
-    """Write a shard aside, rename it, then leave its record.
+def write_shard(job: ShardJob) -> ShardRecord:
+    """Write a whole shard, then its record.
 
     Its bytes depend on the samples alone: headers carry no time, owner or machine.
     """
     labels, notes, converted, damaged = Counter(), Counter(), [], []
-    aside = task.tar.with_name(f".{task.tar.name}.{os.getpid()}.tmp")
-    with open(aside, "wb") as file, Reader() as reader:
+    with whole_file(job.tar, shared=True) as aside, open(aside, "wb") as file, Reader() as reader:
         hashing = _Hashing(file)
         with tarfile.open(fileobj=hashing, mode="w|", format=tarfile.USTAR_FORMAT) as archive:
-            for sample in task.samples:
+            for sample in job.samples:
                 try:
                     data = reader.read(sample)
-                    if task.pixels is None:
-                        data, extension, found = checked(data, task.max_pixels)
+                    if job.pixels is None:
+                        data, extension, found = checked(data, job.max_pixels)
                     else:
-                        data, extension, found = encode_pixels(data, task.pixels), "png", []
+                        data, extension, found = encode_pixels(data, job.pixels), "png", []
                 except DamagedSample as error:
                     damaged.append((sample.key, str(error)))
                     continue
@@ -115,13 +114,9 @@ def write_shard(task: Task) -> Record:
                 labels[sample.label] += 1
                 _add(archive, f"{sample.key}.{extension}", data)
                 _add(archive, f"{sample.key}.cls", str(sample.label).encode())
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(aside, task.tar)
-    shard = Shard(task.tar.name, sum(labels.values()), hashing.count, hashing.digest.hexdigest())
-    record = Record(shard, dict(labels), dict(notes), converted, damaged)
-    aside.write_text(json.dumps(asdict(record)))
-    os.replace(aside, record_path(task.tar))
+    shard = Shard(job.tar.name, sum(labels.values()), hashing.count, hashing.digest.hexdigest())
+    record = ShardRecord(shard, dict(labels), dict(notes), converted, damaged)
+    write_text(record_path(job.tar), json.dumps(asdict(record)))
     return record
 
 
@@ -138,19 +133,14 @@ def describe(tar: Path) -> tuple[Shard, dict[int, int]]:
         UserError: it is damaged or no set of labelled images.
     """
     index = load_index(tar)
-    digest, size = hashlib.sha256(), 0
-    with open(tar, "rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-            size += len(block)
     numbers, counts = np.unique(index.label, return_counts=True)
     labels = dict(zip(numbers.tolist(), counts.tolist(), strict=True))
-    return Shard(tar.name, len(index), size, digest.hexdigest()), labels
+    return Shard(tar.name, len(index), tar.stat().st_size, sha256_of(tar)), labels
 
 
-def verify_shard(task: tuple[Path, Record]) -> str | None:
+def verify_shard(job: tuple[Path, ShardRecord]) -> str | None:
     """Index a finished shard afresh and compare what is on the disk with what was written; what is wrong, or None."""
-    tar, record = task
+    tar, record = job
     tar.with_name(f"{tar.name}.index.safetensors").unlink(missing_ok=True)
     try:
         shard, labels = describe(tar)

@@ -10,11 +10,8 @@
 Every document stands behind a separator, and one more stands at the end: `s d1 s d2 s ... dn s`.
 """
 
-import contextlib
-import fcntl
 import hashlib
 import json
-import shutil
 import tempfile
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -24,21 +21,22 @@ from typing import Any
 import numpy as np
 
 from vitwarm.data.cache import cache_dir
-from vitwarm.data.text.encode import Task, encode, question_mark, separator
+from vitwarm.data.text.encode import EncodingJob, encode, question_mark, separator
 from vitwarm.data.text.readers import TextSource, list_files, read_records
 from vitwarm.data.tokenizers import Tokenizer, read_tokenizer
 from vitwarm.errors import UserError
-from vitwarm.parallel import progress_bar, spread, spread_in_order
+from vitwarm.files import locked, sha256_of, whole_folder, write_text
+from vitwarm.parallel import progress_bar, run_in_order, run_in_pool
 
 VERSION = 1
 TOKENS, OFFSETS, MANIFEST, SEEN = "tokens.bin", "offsets.bin", "manifest.json", "seen.json"
-_TASK_BYTES = 1 << 20  # of text that a worker takes at once
+_JOB_BYTES = 1 << 20  # of text that a worker takes at once
 _NAMED = 1000  # damaged records that a manifest names
 _HOPELESS = 1000  # records, all of them damaged, after which reading on is of no use
 
 
 @dataclass(frozen=True)
-class Manifest:
+class CorpusManifest:
     """What a cache holds; nothing in it depends on the machine, the time or the number of workers.
 
     Attributes:
@@ -76,13 +74,13 @@ class Corpus:
     Attributes:
         tokens: (T,) ids.
         offsets: (n + 1,) int64: document i is `tokens[offsets[i] : offsets[i + 1]]`, its separator first.
-        manifest: see `Manifest`.
+        manifest: see `CorpusManifest`.
         sha256: of the manifest, which names the corpus.
     """
 
     def __init__(self, folder: Path):
         text = (folder / MANIFEST).read_bytes()
-        self.manifest = Manifest(**json.loads(text))
+        self.manifest = CorpusManifest(**json.loads(text))
         self.sha256 = hashlib.sha256(text).hexdigest()
         self.tokens = np.memmap(folder / TOKENS, dtype=self.manifest.dtype, mode="r")
         self.offsets = np.memmap(folder / OFFSETS, dtype=np.int64, mode="r")
@@ -135,7 +133,7 @@ def open_corpus(source: TextSource, tokenizer: str, workers: int, max_damaged: f
     key = hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:16]
     folder = cache_dir() / "text" / key
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with _locked(folder.with_name(f".{key}.lock")):
+    with locked(folder.with_name(f".{key}.lock")):
         if not _is_current(folder, files, workers):
             _make(folder, source, files, tokenizer, workers)
         corpus = Corpus(folder)
@@ -162,14 +160,6 @@ def fingerprint(tokenizer: Tokenizer) -> str:
     return digest.hexdigest()
 
 
-@contextlib.contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    with open(path, "w") as handle:
-        with contextlib.suppress(OSError):  # a file system without locks: go on without
-            fcntl.lockf(handle, fcntl.LOCK_EX)
-        yield
-
-
 def _stamps(files: list[Path]) -> dict[str, int]:
     return {str(path.resolve()): path.stat().st_mtime_ns for path in files}
 
@@ -185,43 +175,31 @@ def _is_current(folder: Path, files: list[Path], workers: int) -> bool:
     stamps = _stamps(files)
     known = {path: entry["sha256"] for path, entry in zip(stamps, kept["files"], strict=True)}
     changed = [Path(path) for path, stamp in stamps.items() if seen.get(path) != stamp]
-    if any(digest != known[str(changed[i])] for i, digest in spread(sha256_of, changed, workers)):
+    if any(digest != known[str(changed[i])] for i, digest in run_in_pool(sha256_of, changed, workers)):
         return False
     if changed:
         _write_json(folder / SEEN, seen | stamps)
     return True
 
 
-def sha256_of(path: Path) -> str:
-    """SHA-256 of a file, in hexadecimal."""
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
-
-
 def _make(folder: Path, source: TextSource, files: list[Path], tokenizer: str, workers: int) -> None:
-    """Write the cache aside and rename it: it is there whole or not at all."""
+    """Write the cache, whole or not at all."""
     made = read_tokenizer(tokenizer)
     dtype = "uint16" if made.vocab_size <= 1 << 16 else "uint32"
     stamps = _stamps(files)  # before they are read
-    digests = dict(spread(sha256_of, files, workers))
-    aside = folder.with_name(f".{folder.name}.tmp")
-    shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir()
+    digests = dict(run_in_pool(sha256_of, files, workers))
     tokens = text_bytes = empty = damaged = documents = 0
     named: list[list[str]] = []
     end = np.array([separator(made)], dtype)
-    try:
+    with whole_folder(folder) as aside:
         with (
             open(aside / TOKENS, "wb") as ids,
             open(aside / OFFSETS, "wb") as offsets,
             progress_bar(sum(p.stat().st_size for p in files), "tokenise", "B") as bar,
         ):
             np.zeros(1, np.int64).tofile(offsets)
-            tasks = _tasks(source, files, tokenizer, bar.update)
-            for part in spread_in_order(encode, tasks, workers):
+            jobs = _jobs(source, files, tokenizer, bar.update)
+            for part in run_in_order(encode, jobs, workers):
                 part.ids.astype(dtype).tofile(ids)
                 (tokens + np.cumsum(part.lengths, dtype=np.int64)).tofile(offsets)
                 tokens += len(part.ids)
@@ -235,7 +213,7 @@ def _make(folder: Path, source: TextSource, files: list[Path], tokenizer: str, w
                 if damaged >= _HOPELESS and not documents:
                     raise UserError(f"{source.spec}: nothing can be read; {': '.join(named[0])}")
             end.tofile(ids)
-        manifest = Manifest(
+        manifest = CorpusManifest(
             version=VERSION,
             tokens=tokens + 1,
             documents=documents,
@@ -251,27 +229,22 @@ def _make(folder: Path, source: TextSource, files: list[Path], tokenizer: str, w
         )
         _write_json(aside / SEEN, stamps)
         _write_json(aside / MANIFEST, asdict(manifest))
-    except BaseException:
-        shutil.rmtree(aside, ignore_errors=True)
-        raise
-    shutil.rmtree(folder, ignore_errors=True)
-    aside.rename(folder)
 
 
-def _tasks(source: TextSource, files: list[Path], tokenizer: str, progress) -> Iterator[Task]:
-    """Records of about a mebibyte together; the tasks do not depend on who carries them out."""
+def _jobs(source: TextSource, files: list[Path], tokenizer: str, progress) -> Iterator[EncodingJob]:
+    """Records of about a mebibyte together; the jobs do not depend on who carries them out."""
     records, size = [], 0
     for path in files:
         for record in read_records(path, source):
             records.append(record)
             size += len(record.raw)
-            if size >= _TASK_BYTES:
-                yield Task(records, tokenizer, source.field)
+            if size >= _JOB_BYTES:
+                yield EncodingJob(records, tokenizer, source.field)
                 records, size = [], 0
         progress(path.stat().st_size)
     if records:
-        yield Task(records, tokenizer, source.field)
+        yield EncodingJob(records, tokenizer, source.field)
 
 
 def _write_json(path: Path, content: Any) -> None:
-    path.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    write_text(path, json.dumps(content, indent=1, ensure_ascii=False) + "\n")

@@ -6,13 +6,13 @@ from functools import lru_cache
 
 import numpy as np
 
-from vitwarm.data.text.readers import Record
+from vitwarm.data.text.readers import TextRecord
 from vitwarm.data.tokenizers import CharTokenizer, Tokenizer, read_tokenizer
 from vitwarm.errors import UserError
 
 
 @dataclass(frozen=True)
-class Task:
+class EncodingJob:
     """Records that one worker takes at once.
 
     Attributes:
@@ -21,14 +21,14 @@ class Task:
         field: of JSON objects that holds the text.
     """
 
-    records: list[Record]
+    records: list[TextRecord]
     tokenizer: str
     field: str
 
 
 @dataclass(frozen=True)
 class Encoded:
-    """The documents of a task.
+    """The documents of a job.
 
     Attributes:
         ids: their tokens end to end, each document behind a separator.
@@ -73,15 +73,15 @@ def question_mark(tokenizer: Tokenizer) -> int:
     return tokenizer.specials["<sep>"]
 
 
-def encode(task: Task) -> Encoded:
+def encode(job: EncodingJob) -> Encoded:
     """Documents to ids, `s text`, `s question ? answer` or `s label sentence s sentence`; others are named."""
-    tokenizer = _tokenizer(task.tokenizer)
+    tokenizer = _tokenizer(job.tokenizer)
     start = separator(tokenizer)
     ids: list[int] = []
     lengths, damaged, text_bytes, empty = [], [], 0, 0
-    for record in task.records:
+    for record in job.records:
         try:
-            texts = _texts(record, task.field)
+            texts = _texts(record, job.field)
         except Damaged as error:
             damaged.append((record.where, str(error)))
             continue
@@ -103,7 +103,7 @@ def encode(task: Task) -> Encoded:
 _tokenizer = lru_cache(maxsize=1)(read_tokenizer)
 
 
-def _texts(record: Record, field: str) -> list[str]:
+def _texts(record: TextRecord, field: str) -> list[str]:
     """The text of a document; of a problem, question and answer; of a row of GLUE, its sentences."""
     if record.damage:
         raise Damaged(record.damage)

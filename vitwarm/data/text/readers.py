@@ -31,7 +31,7 @@ from vitwarm.data.tokenizers import END
 from vitwarm.errors import UserError
 
 Form = Literal["json", "text", "problem", "sentences"]
-Split = Literal["train", "interpolate", "extrapolate", "dev", "dev_matched", "dev_mismatched"]
+TextSplit = Literal["train", "interpolate", "extrapolate", "dev", "dev_matched", "dev_mismatched"]
 _TARS = (".tar", ".tar.gz", ".tgz")
 _JSON = (".jsonl", ".json", ".jsonl.gz", ".json.gz")
 _UNREADABLE = (OSError, EOFError, zlib.error, tarfile.TarError)
@@ -52,12 +52,12 @@ class TextSource:
     spec: str
     field: str = "text"
     heading: str | None = None
-    split: Split | None = None
+    split: TextSplit | None = None
     glue: str | None = None
 
 
 @dataclass(frozen=True)
-class Record:
+class TextRecord:
     """A document, or what should be one, as bytes of a file.
 
     Attributes:
@@ -97,7 +97,7 @@ def list_files(source: TextSource) -> list[Path]:
     return files
 
 
-def _match(pattern: str, split: Split | None) -> list[Path]:
+def _match(pattern: str, split: TextSplit | None) -> list[Path]:
     if os.path.isdir(pattern):
         below = _in_layout(split) if split else "*"
         found = sorted(p for p in Path(pattern).glob(below) if p.is_file() and not p.name.startswith("."))
@@ -112,11 +112,11 @@ def _match(pattern: str, split: Split | None) -> list[Path]:
     return found
 
 
-def _in_layout(split: Split) -> str:
+def _in_layout(split: TextSplit) -> str:
     return "**/train-*/*.txt" if split == "train" else f"**/{split}/*.txt"
 
 
-def read_records(path: Path, source: TextSource) -> Iterator[Record]:
+def read_records(path: Path, source: TextSource) -> Iterator[TextRecord]:
     """The documents of one file, in its order.
 
     Raises:
@@ -134,7 +134,7 @@ def read_records(path: Path, source: TextSource) -> Iterator[Record]:
         elif name.endswith(_JSON):
             with _open(path) as file:
                 lines = ((number, line) for number, line in enumerate(file, 1) if line.strip())
-                yield from (Record(f"{path.name} line {number}", line, "json") for number, line in lines)
+                yield from (TextRecord(f"{path.name} line {number}", line, "json") for number, line in lines)
         elif name.endswith(".parquet"):
             yield from _parquet(path, source.field)
         else:
@@ -150,7 +150,7 @@ def _open(path: Path) -> Iterator[BinaryIO]:
         yield file
 
 
-def _plain(file: BinaryIO, name: str, heading: str | None) -> Iterator[Record]:
+def _plain(file: BinaryIO, name: str, heading: str | None) -> Iterator[TextRecord]:
     """A line that is `<|endoftext|>` parts documents and belongs to none; a heading begins one."""
     begins = re.compile(heading.encode()) if heading else None
     part: list[bytes] = []
@@ -159,26 +159,26 @@ def _plain(file: BinaryIO, name: str, heading: str | None) -> Iterator[Record]:
         ends = line.strip() == END.encode()
         if (ends or (begins and begins.match(line))) and part:
             number += 1
-            yield Record(f"{name} part {number}", b"".join(part).strip(b"\r\n"), "text")
+            yield TextRecord(f"{name} part {number}", b"".join(part).strip(b"\r\n"), "text")
             part = []
         if not ends:
             part.append(line)
     if number:
-        yield Record(f"{name} part {number + 1}", b"".join(part).strip(b"\r\n"), "text")
+        yield TextRecord(f"{name} part {number + 1}", b"".join(part).strip(b"\r\n"), "text")
     else:
-        yield Record(name, b"".join(part), "text")
+        yield TextRecord(name, b"".join(part), "text")
 
 
-def _tar(path: Path, field: str) -> Iterator[Record]:
+def _tar(path: Path, field: str) -> Iterator[TextRecord]:
     with tarfile.open(path, "r|*") as tar:
         for member in tar:
             key, _, extension = os.path.basename(member.name).partition(".")
             if member.isfile() and key and extension in (field, "json"):
                 form = "text" if extension == field else "json"
-                yield Record(f"{path.name} {member.name}", tar.extractfile(member).read(), form)
+                yield TextRecord(f"{path.name} {member.name}", tar.extractfile(member).read(), form)
 
 
-def _problems_of_tar(path: Path, split: Split) -> Iterator[Record]:
+def _problems_of_tar(path: Path, split: TextSplit) -> Iterator[TextRecord]:
     wanted = re.compile(
         r"(?:.*/)?((?:train-[^/]+)/[^/]+\.txt)" if split == "train" else rf"(?:.*/)?({split}/[^/]+\.txt)"
     )
@@ -188,19 +188,19 @@ def _problems_of_tar(path: Path, split: Split) -> Iterator[Record]:
                 yield from _problems(tar.extractfile(member), found[1])
 
 
-def _problems(file: BinaryIO, name: str) -> Iterator[Record]:
+def _problems(file: BinaryIO, name: str) -> Iterator[TextRecord]:
     lines = iter(file)
     for number, question in enumerate(lines, 1):
-        yield Record(f"{name} problem {number}", question + next(lines, b""), "problem")
+        yield TextRecord(f"{name} problem {number}", question + next(lines, b""), "problem")
 
 
-def _sentences(path: Path, source: TextSource) -> Iterator[Record]:
+def _sentences(path: Path, source: TextSource) -> Iterator[TextRecord]:
     for row in glue_rows(source.glue, path, source.split):
         where = f"{path.name} line {row.number}"
-        yield Record(where, b"\n".join(row.sentences), "sentences", row.label, row.damage)
+        yield TextRecord(where, b"\n".join(row.sentences), "sentences", row.label, row.damage)
 
 
-def _parquet(path: Path, field: str) -> Iterator[Record]:
+def _parquet(path: Path, field: str) -> Iterator[TextRecord]:
     try:
         import pyarrow
         from pyarrow.parquet import ParquetFile
@@ -216,7 +216,7 @@ def _parquet(path: Path, field: str) -> Iterator[Record]:
                 number += 1
                 where = f"{path.name} row {number}"
                 is_text = isinstance(text, str)
-                yield Record(
+                yield TextRecord(
                     where, text.encode(errors="replace") if is_text else b"null", "text" if is_text else "json"
                 )
     except pyarrow.ArrowException as error:

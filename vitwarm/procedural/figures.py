@@ -1,6 +1,5 @@
-"""Pictures of rows: arcs between what belongs together, the depth of brackets, the space-time of automata."""
+"""Figures of rows: arcs between what belongs together, the depth of brackets, the space-time of automata."""
 
-import os
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +8,7 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.patches import Arc, Patch, Rectangle
 
+from vitwarm.plotting import new_figure, save_figure
 from vitwarm.procedural.brackets import BracketRule
 from vitwarm.procedural.composite import Mixture
 from vitwarm.procedural.eca import Eca
@@ -16,13 +16,13 @@ from vitwarm.procedural.rule import Rule, Sequences
 from vitwarm.procedural.show import colours, glyphs, learnt
 from vitwarm.procedural.tasks import TaskRule
 
-__all__ = ["draw", "partners"]
+__all__ = ["partners", "plot"]
 
 _HIDDEN, _HIDDEN_CELL, _OPEN = "#111111", "#6ea8e0", "#d62728"  # hidden tokens: determined (a frame, a cell), and not
 _MAX_WIDTH = 24.0  # inches
 
 
-def draw(rule: Rule, rows: Sequences, masked: np.ndarray, path: Path) -> None:
+def plot(rule: Rule, rows: Sequences, masked: np.ndarray, path: Path) -> None:
     """Writes a PNG of the rows: what is hidden is framed, black where it is determined and red where it is not."""
     count, length = rows.tokens.shape
     title, rule = _title(rule), learnt(rule)
@@ -34,7 +34,7 @@ def draw(rule: Rule, rows: Sequences, masked: np.ndarray, path: Path) -> None:
         arcs = [_tallest(rule, row) for row in rows.tokens]
         heights = [1.4 + arc + 3.0 * depth for arc in arcs]  # in cells
         size = cell * (length + 2) + 0.6, cell * sum(heights) + 0.1 * count + 0.4
-        figure = Figure(figsize=size, layout="constrained")
+        figure = new_figure(figsize=size, layout="constrained")
         panels = figure.subplots(count, 1, squeeze=False, height_ratios=heights)[:, 0]
         for index, (panel, arc) in enumerate(zip(panels, arcs, strict=True)):
             _row(panel, rule, rows, masked, index, arc, depth, cell)
@@ -46,12 +46,7 @@ def draw(rule: Rule, rows: Sequences, masked: np.ndarray, path: Path) -> None:
         handles = [Patch(facecolor="white", edgecolor=c, linewidth=1.8, label=text) for text, c in labels.items()]
     corner = "outside lower left" if isinstance(rule, Eca) else "upper right"  # few cells are narrower than a title
     figure.legend(handles=handles, loc=corner, ncols=2, fontsize=8, frameon=False)
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        figure.savefig(aside, format="png", dpi=110, metadata={"Software": None})
-        os.replace(aside, path)
-    finally:
-        aside.unlink(missing_ok=True)
+    save_figure(figure, path, dpi=110, metadata={"Software": None})
 
 
 def _title(rule: Rule) -> str:
@@ -186,7 +181,7 @@ def _automata(rule: Eca, rows: Sequences, masked: np.ndarray) -> Figure:
     row = rule.row_tokens(length)
     states, shown, used = length // row, row * rule.block, slice(0, length // row * row)
     side = min(3.6, max(1.6, 0.12 * shown))
-    figure = Figure(figsize=(side * count * 1.05 + 0.3, 2.1 * side * states / shown + 0.8), layout="constrained")
+    figure = new_figure(figsize=(side * count * 1.05 + 0.3, 2.1 * side * states / shown + 0.8), layout="constrained")
     panels = figure.subplots(2, count, squeeze=False)
     for index, (above, below) in enumerate(panels.T):
         bits = (rows.tokens[index, used, None] - 2 >> np.arange(rule.block)[::-1] & 1).reshape(states, shown)

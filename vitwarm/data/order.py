@@ -37,7 +37,7 @@ class Epochs:
         return epochs, samples
 
 
-class ImagePlan:
+class ImageOrder:
     """An infinite stream of image positions, cut into global batches.
 
     Position p belongs to epoch e = p // n and is image `perm_e[p % n]`, with one keyed permutation per epoch: every
@@ -75,11 +75,6 @@ class ImagePlan:
         self.global_batch, self.repeats = global_batch, repeats
         self.seed = seed
         self._epochs = Epochs(self.epoch_size, seed, "images")
-
-    def order(self, epoch: int) -> np.ndarray:
-        """(epoch_size,) int64: the images of an epoch in the order in which it shows them."""
-        order = self._epochs.order(epoch)
-        return order if self.ids is None else self.ids[order]
 
     def batch(self, step: int) -> tuple[np.ndarray, np.ndarray]:
         """The global batch of a step.

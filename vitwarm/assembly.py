@@ -12,6 +12,7 @@ from vitwarm.checks import MAIN_STAGES, main_stage, rule_of, starts_from_given, 
 from vitwarm.config import Config
 from vitwarm.errors import UserError
 from vitwarm.parallel import default_workers
+from vitwarm.selection import Selection
 from vitwarm.stages import RuleStage, make_warmup
 from vitwarm.stages.registry import MainStage, Setup, make_main
 from vitwarm.training.loop import device_batch_size
@@ -20,6 +21,7 @@ from vitwarm.transfer import Part, TransferReport, canonical, merge, read_source
 from vitwarm.transfer.perturb import describe
 from vitwarm.transfer.warm_start import fitted
 from vitwarm.trunk import Decoder, build_model, configured_decoder, initialise
+from vitwarm.trunk.initialisations import find_initialisation
 
 
 @dataclass
@@ -109,6 +111,7 @@ def assemble(
     if name is None and not warms:
         asked = ", ".join(f"{name}.{section.asks}" for name, section in MAIN_STAGES.items())
         raise UserError(f"the recipe has nothing to do: no main stage ({asked}), no warm-up (warmup.budget)")
+    _check_init(config)
     main = make_main(name, config, Setup(workers, estimate, train_images)) if name else None
     with torch.device("meta") if estimate else contextlib.nullcontext():
         model = main.fresh_model() if main else _model_alone(config)
@@ -124,6 +127,30 @@ def assemble(
     if starts_from_given(config) and not resumes and not estimate:
         experiment.given = experiment.transfer(_given_parts(config, model))
     return experiment
+
+
+def _check_init(config: Config) -> None:
+    """Refuse an initialisation that something else would overwrite or that the warm-up could not use."""
+    init, sources = config.model.init, config.transfer.sources
+    if (found := find_initialisation(init)) is None:
+        return
+    if found.on_grid and config.model.decoder.size:
+        raise UserError(f"model.init={init} ties attention to image positions, which a decoder does not have")
+    if starts_from_given(config):
+        own = ("trunk", "attention", *(["embedding"] if found.on_grid else []))
+        selections = [Selection.parse(words) for words in (sources or [config.transfer.groups])]
+        whole = [kind for s in selections if s.layers is None and not s.heads for kind in s.kinds]
+        if lost := next((group for group in whole if group in own), None):
+            where, which = ("transfer.sources", "it") if sources else ("init_from", "transfer.groups")
+            raise UserError(
+                f"model.init={init} would be overwritten by {where} ({which} has {lost}); "
+                "set model.init=default, or leave that group out"
+            )
+    elif found.on_grid and warms_up(config):
+        raise UserError(
+            f"model.init={init} ties attention to the image positions, which a warm-up does not see; "
+            "set warmup.budget=0"
+        )
 
 
 def _model_alone(config: Config) -> nn.Module:

@@ -189,7 +189,6 @@ def check(config: Config) -> None:
     if config.images.epochs_of == "full" and not config.images.subset:
         raise UserError("images.epochs_of=full is about a subset; set images.subset, or leave it at subset")
     _check_transfer(config)
-    _check_init(config)
     rule = rule_of(config.warmup.rule)
     if config.warmup.length is not None and config.warmup.objective != "next_state":
         try:
@@ -367,30 +366,6 @@ def _check_transfer(config: Config) -> None:
         raise UserError(f"transfer.fit={config.transfer.fit} is about given weights; set init_from or transfer.sources")
     if controls and not starts_from_given(config) and not warms_up(config):
         raise UserError("transfer.controls has nothing to work on: set warmup.budget, init_from or transfer.sources")
-
-
-def _check_init(config: Config) -> None:
-    """Refuse an initialisation that something else would overwrite or that the warm-up could not use."""
-    init, sources = config.model.init, config.transfer.sources
-    if init == "default":
-        return
-    if init == "impulse" and config.model.decoder.size:
-        raise UserError("model.init=impulse ties attention to image positions, which a decoder does not have")
-    if starts_from_given(config):
-        own = ("trunk", "attention", *(["embedding"] if init == "impulse" else []))  # impulse sets positions
-        selections = [Selection.parse(words) for words in (sources or [config.transfer.groups])]
-        whole = [kind for s in selections if s.layers is None and not s.heads for kind in s.kinds]
-        if lost := next((group for group in whole if group in own), None):
-            where, which = ("transfer.sources", "it") if sources else ("init_from", "transfer.groups")
-            raise UserError(
-                f"model.init={init} would be overwritten by {where} ({which} has {lost}); "
-                "set model.init=default, or leave that group out"
-            )
-    elif init == "impulse" and Amount.parse(config.warmup.budget, "warmup.budget").value:
-        raise UserError(
-            "model.init=impulse ties attention to the image positions, which a warm-up does not see; "
-            "set warmup.budget=0"
-        )
 
 
 def _refuse_epochs(amount: Amount) -> None:

@@ -6,7 +6,7 @@ and enters its hash.
 """
 
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal, get_args
+from typing import Any, ClassVar, Literal
 
 
 def key(default: Any, help: str, within: str | None = None, count: int | None = None) -> Any:
@@ -24,7 +24,6 @@ Objective = Literal["masked", "next_token", "next_state"]
 AlgorithmicTask = Literal["haystack", "addition", "reversed_addition", "multiplication", "sorting"]
 TextTask = Literal["language", "mathematics", "cola", "sst2", "mrpc", "qqp", "mnli", "qnli", "rte", "wnli"]
 Init = Literal["default", "mimetic", "mimetic_as_published", "mimetic_value", "conditioned", "impulse"]
-INITS = get_args(Init)
 
 
 @dataclass

@@ -7,7 +7,7 @@ from vitwarm.trunk.decoder import Decoder, DecoderSize, build_decoder, configure
 from vitwarm.trunk.families import Family, family, family_of
 from vitwarm.trunk.generation import generate
 from vitwarm.trunk.image_model import ImageModel
-from vitwarm.trunk.initialise import initialise
+from vitwarm.trunk.initialisations import initialise
 from vitwarm.trunk.stems import SymbolStem
 from vitwarm.trunk.trunk import Trunk, trunk_facts
 

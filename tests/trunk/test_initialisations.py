@@ -1,5 +1,7 @@
 """Rival initialisations: what the model computes with them, what they leave alone, and what they refuse."""
 
+from typing import get_args
+
 import numpy as np
 import pytest
 import timm
@@ -7,13 +9,14 @@ import torch
 from torch import nn
 
 from vitwarm.assembly import assemble
-from vitwarm.config import INITS, ModelConfig
+from vitwarm.config import Init, ModelConfig
 from vitwarm.errors import UserError
 from vitwarm.recipe import load_recipe
 from vitwarm.transfer import group_of
 from vitwarm.trunk import build_decoder, build_model, initialise
+from vitwarm.trunk.initialisations import list_initialisations
 
-RIVALS = [name for name in INITS if name != "default"]
+RIVALS = list_initialisations()[1:]
 SMALL = {"img_size": 32, "patch_size": 8, "embed_dim": 48, "depth": 2, "num_heads": 3}
 TINY = {"img_size": 32, "patch_size": 4, "depth": 2}  # width 192, 3 heads of 64
 
@@ -240,5 +243,9 @@ def test_what_the_formulas_do_not_cover_is_refused_and_left_alone(init, name, mo
 
 
 def test_an_unknown_name_is_refused():
-    with pytest.raises(UserError, match="unknown initialisation 'mimetik'; known: default, mimetic"):
+    with pytest.raises(UserError, match="unknown initialisation 'mimetik'; known: default, conditioned"):
         initialise(nn.Identity(), "mimetik", seed=0)
+
+
+def test_a_recipe_can_name_what_is_registered():
+    assert sorted(get_args(Init)) == sorted(list_initialisations())

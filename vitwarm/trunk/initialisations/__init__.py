@@ -1,0 +1,104 @@
+"""Rival initialisations: closed-form attention weights that cost no training, as arms against a warm-up.
+
+| name | query and key, per head | value and projection | source |
+|---|---|---|---|
+| `mimetic` | Wq Wk^T is 0.7 Z + 0.7 I at rank k | x -> V -> projection is 0.4 Z - 0.4 I | arXiv 2305.09828 |
+| `mimetic_as_published` | the same with 0.4 Z + 0.4 I | the factors not transposed for timm | copies of its code |
+| `conditioned` | semi-orthogonal | V is the identity; projection untouched | OpenReview cKNOCYPo2W |
+| `mimetic_value` | untouched | V is sqrt(0.05) I, projection its negative, noise 0.01 | modded-nanogpt, record 64 |
+| `impulse` | a position attends to one neighbour on the grid | as `mimetic` | arXiv 2505.19985, its code |
+
+Z has entries N(0, 1/D). Attention biases become 0. All else keeps the weights that the model came with: norms, MLPs,
+stem and head (but `impulse` enlarges the positions). So arms of one seed differ in attention alone.
+
+A linear layer of timm computes x W^T: its weight is the transpose of the matrix that a formula multiplies x with.
+
+Shapes: D width, H heads, k = D / H channels a head, N positions of the grid.
+
+Every module of this package is imported, and registers what it has with `@initialisation(NAME)`.
+"""
+
+from difflib import get_close_matches
+from importlib import import_module
+from pkgutil import iter_modules
+
+import torch
+from torch import nn
+
+from vitwarm.errors import UserError
+from vitwarm.keys import keyed_rng
+from vitwarm.trunk.families import Attention, Family, family_of
+from vitwarm.trunk.initialisations.registry import Initialisation, registered
+
+__all__ = ["find_initialisation", "initialise", "list_initialisations"]
+
+for _module in iter_modules(__path__):
+    import_module(f"{__name__}.{_module.name}")
+
+
+def list_initialisations() -> list[str]:
+    """Their names, `default` first."""
+    return ["default", *sorted(registered())]
+
+
+def find_initialisation(name: str) -> Initialisation | None:
+    """The initialisation of that name; None for `default`, which leaves a model alone.
+
+    Raises:
+        UserError: unknown name.
+    """
+    if name == "default":
+        return None
+    if name not in registered():
+        near = get_close_matches(name, list_initialisations(), n=1)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        raise UserError(f"unknown initialisation {name!r}; known: {', '.join(list_initialisations())}{hint}")
+    return registered()[name]
+
+
+@torch.no_grad()
+def initialise(model: nn.Module, name: str, *, seed: int) -> nn.Module:
+    """Give the attention of a timm model another start: in place, or not at all when it is refused.
+
+    Block b draws from the stream (seed, "init", NAME, b), whatever the model is for, so that the models of two stages
+    start with the same attention; the two mimetic variants share their Z.
+
+    Args:
+        model: timm model with a supported trunk.
+        name: one of `list_initialisations`.
+        seed: root seed.
+
+    Returns:
+        The same model.
+
+    Raises:
+        UserError: unknown name, or a model that the formulas do not cover.
+    """
+    if (found := find_initialisation(name)) is None:
+        return model
+    family = family_of(model)
+    try:
+        layers = [_attention(family, block) for block in family.model.blocks]
+        streams = [keyed_rng(seed, "init", found.stream, number) for number in range(len(layers))]
+        found.rewrite(layers, streams, family)
+    except ValueError as error:
+        raise UserError(f"model.init={name} does not apply to this {type(model).__name__}: {error}") from error
+    for layer in layers:
+        for bias in layer.biases:
+            bias.zero_()
+    return model
+
+
+def _attention(family: Family, block: nn.Module) -> Attention:
+    """The weights to set.
+
+    Raises:
+        ValueError: the block computes more than x -> query, key, value -> projection, which the formulas assume.
+    """
+    layer = family.attention(block)
+    if layer.others:
+        raise ValueError(f"its attention has more than query, key, value and projection ({layer.others[0]})")
+    width = len(layer.projection)
+    if any(w.shape != (width, width) for w in (layer.query, layer.key, layer.value, layer.projection)):
+        raise ValueError("its heads together are not as wide as the model")
+    return layer

@@ -1,0 +1,49 @@
+"""Initialisations by name."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from vitwarm.trunk.families import Attention, Family
+
+Rewrite = Callable[[list[Attention], list[np.random.Generator], Family], None]
+
+
+@dataclass(frozen=True)
+class Initialisation:
+    """How one of them starts a model.
+
+    Attributes:
+        rewrite: sets the weights, given the attention of each block, a random stream for each, and the family. Raises
+            ValueError for a model that its formulas do not cover, before it has changed anything.
+        stream: names the random streams; two initialisations of one stream share their noise.
+        on_grid: it ties attention to positions on the image grid, and sets these too.
+    """
+
+    rewrite: Rewrite
+    stream: str
+    on_grid: bool
+
+
+_KNOWN: dict[str, Initialisation] = {}
+
+
+def initialisation(name: str, *, stream: str | None = None, on_grid: bool = False) -> Callable[[Rewrite], Rewrite]:
+    """Register a function as the initialisation of that name, which `vitwarm.config.Init` must list.
+
+    Args:
+        name: what `model.init` says.
+        stream, on_grid: see `Initialisation`; the stream is the name by default.
+    """
+
+    def register(rewrite: Rewrite) -> Rewrite:
+        _KNOWN[name] = Initialisation(rewrite, stream or name, on_grid)
+        return rewrite
+
+    return register
+
+
+def registered() -> dict[str, Initialisation]:
+    """Those known so far, by name."""
+    return dict(_KNOWN)

@@ -7,37 +7,38 @@ from pathlib import Path
 
 import numpy as np
 
+from vitwarm.budget.metrics import METRICS
 from vitwarm.budget.runs import Run
 from vitwarm.budget.statistics import holm, paired_interval, paired_p_value
-from vitwarm.checks import KEYS, differences, nearest, value_of
+from vitwarm.checks import KEYS, MAIN_STAGES, differences, main_stage, nearest, value_of
 from vitwarm.errors import UserError
 from vitwarm.files import write_text
 from vitwarm.plotting import new_figure, save_figure
 
-STAGE, METRIC = "images", "top1"
-CURVES = (("warmup", "accuracy"), (STAGE, METRIC))
 # What arms of one comparison may differ in: how the trunk starts. Everything else must be the same recipe.
 ARM_KEYS = ("seed", "name", "description", "init_from", "resume_from", "model.init", "warmup", "transfer", "run")
 
 
 @dataclass(frozen=True)
 class ComparedArm:
-    """One line of the table; accuracies in per cent, differences in points against the baseline, same seeds.
+    """One line of the table; differences are against the baseline, over the same seeds.
 
     Attributes:
-        per_seed: final accuracy by seed.
+        metric: key of `METRICS`, in whose unit all values are: the headline of the runs' main stage.
+        per_seed: final value by seed.
         mean, sd: over seeds; sd is the sample standard deviation, None for one seed.
         difference: paired mean difference to the baseline; None for the baseline itself.
         low, high: its 95 % t interval; None for one seed.
         holm: p value of the paired t test, adjusted for as many comparisons as the table makes; None for one seed.
         flops: mean training FLOPs of a run, all stages, and of the runs whose weights it started from.
         device_seconds: likewise.
-        warmup_share: samples of the warm-ups as a share of image presentations.
+        warmup_share: samples of the warm-ups as a share of the main stage's.
         unknown: sources of weights whose cost is not known and not counted.
         tuned: the values of keys that were chosen for each arm by itself.
     """
 
     arm: str
+    metric: str
     per_seed: dict[int, float]
     mean: float
     sd: float | None
@@ -77,13 +78,20 @@ def check_comparable(arms: dict[str, list[Run]], tuned: Sequence[str] = ()) -> N
         for run in runs:
             if changed := differences(runs[0].config, run.config, tuple(k for k in KEYS if k not in tuned)):
                 raise UserError(f"{run.folder} differs from {runs[0].folder} in {next(iter(changed))}, in one arm")
-            if STAGE not in run.result["stages"]:
-                raise UserError(f"{run.folder} trained on no images; nothing to compare")
+            if main_stage(run.config) is None:
+                raise UserError(f"{run.folder} is a warm-up alone; nothing to compare")
             for key, (theirs, value) in differences(first_runs[0].config, run.config, (*ARM_KEYS, *tuned)).items():
                 raise UserError(
                     f"{run.folder} differs from {first_runs[0].folder} in {key} ({value!r} against {theirs!r}); "
                     "arms may differ only in how the trunk starts"
                 )
+
+
+def compared(arms: dict[str, list[Run]]) -> tuple[str, str]:
+    """(main stage of the runs, its headline metric)."""
+    stage = main_stage(next(iter(arms.values()))[0].config)
+    assert stage is not None  # `check_comparable` refuses the rest
+    return stage, MAIN_STAGES[stage].headline
 
 
 def compare(arms: dict[str, list[Run]], tuned: Sequence[str] = ()) -> list[ComparedArm]:
@@ -93,19 +101,22 @@ def compare(arms: dict[str, list[Run]], tuned: Sequence[str] = ()) -> list[Compa
         UserError: the arms cannot be compared.
     """
     check_comparable(arms, tuned)
-    accuracies = {arm: np.array([100 * r.result["metrics"][METRIC] for r in runs]) for arm, runs in arms.items()}
-    baseline, *others = accuracies.values()
+    stage, metric = compared(arms)
+    scale = METRICS[metric].scale
+    found = {arm: np.array([scale * r.result["metrics"][metric] for r in runs]) for arm, runs in arms.items()}
+    baseline, *others = found.values()
     p_values = [paired_p_value(values - baseline) for values in others]
     if len(baseline) > 1:
         p_values = holm([1.0 if p is None else p for p in p_values])  # None: equal pairs
     rows = []
     for i, (arm, runs) in enumerate(arms.items()):
-        values, costs = accuracies[arm], [r.full_cost() for r in runs]
+        values, costs = found[arm], [r.full_cost() for r in runs]
         low, high = paired_interval(values - baseline)
-        images = [r.result["stages"][STAGE]["samples"] for r in runs]
+        samples = [r.result["stages"][stage]["samples"] for r in runs]
         rows.append(
             ComparedArm(
                 arm=arm,
+                metric=metric,
                 per_seed={r.config.seed: float(v) for r, v in zip(runs, values, strict=True)},
                 mean=float(values.mean()),
                 sd=float(values.std(ddof=1)) if len(values) > 1 else None,
@@ -115,7 +126,7 @@ def compare(arms: dict[str, list[Run]], tuned: Sequence[str] = ()) -> list[Compa
                 holm=[None, *p_values][i],
                 flops=float(np.mean([c.flops for c in costs])),
                 device_seconds=float(np.mean([c.device_seconds for c in costs])),
-                warmup_share=float(np.mean([c.warmup_samples / n for c, n in zip(costs, images, strict=True)])),
+                warmup_share=float(np.mean([c.warmup_samples / n for c, n in zip(costs, samples, strict=True)])),
                 unknown=sorted({source for c in costs for source in c.unknown}),
                 tuned={key: value_of(runs[0].config, key) for key in tuned},
             )
@@ -127,11 +138,11 @@ def markdown(rows: list[ComparedArm], arms: dict[str, list[Run]]) -> str:
     """The table with what a reader needs to trust it."""
     seeds = ", ".join(str(s) for s in rows[0].per_seed)
     several, keys = len(rows) > 2 and rows[1].holm is not None, list(rows[0].tuned)
-    columns = ["arm", "accuracy, mean ± sd", "by seed", "difference [95 %]", *(["p, Holm"] if several else []), *keys]
-    columns += ["warm-up / image samples", "FLOPs / baseline's", "device-seconds"]
+    metric, count = METRICS[rows[0].metric], arms[rows[0].arm][0].result["metrics"]["count"]
+    columns = ["arm", "mean ± sd", "by seed", "difference [95 %]", *(["p, Holm"] if several else []), *keys]
+    columns += ["warm-up / main samples", "FLOPs / baseline's", "device-seconds"]
     lines = [
-        f"Final top-1 accuracy in per cent on {arms[rows[0].arm][0].result['metrics']['count']:.0f} images; "
-        f"seeds {seeds}; differences are paired by seed, with 95 % t intervals. Costs include the runs that an arm's "
+        f"Final {metric.label}, over {count:.0f} predictions; seeds {seeds}; differences are paired by seed, with 95 % t intervals. Costs include the runs that an arm's "
         "weights came from.",
         "",
         f"| {' | '.join(columns)} |",
@@ -175,38 +186,39 @@ def _verdict(row: ComparedArm, baseline: str) -> str:
 
 
 def plot(arms: dict[str, list[Run]], path: Path) -> None:
-    """Validation accuracy over samples seen, of the images and of the warm-up where there is one.
+    """The headline metric over samples seen, and the warm-up's accuracy where there is one.
 
     Thick lines are means over the seeds, thin ones the seeds.
 
     Raises:
         UserError: matplotlib is missing.
     """
-    panels = [(STAGE, METRIC, "images seen", "top-1 accuracy on the validation images, %")]
+    main, headline = compared(arms)
+    panels = [(main, headline, f"{main}: samples seen", f"validation: {METRICS[headline].label}")]
     if any("warmup" in runs[0].result["stages"] for runs in arms.values()):
-        asked = "warm-up: masked tokens restored, %"
-        panels.insert(0, ("warmup", "accuracy", "sequences seen", asked))
+        panels.insert(0, ("warmup", "accuracy", "warm-up: sequences seen", "validation: accuracy of the warm-up, %"))
     figure = new_figure(figsize=(5.2 * len(panels) + 1, 4.2), layout="constrained")
     axes = figure.subplots(1, len(panels), squeeze=False)
     for (stage, metric, x, y), ax in zip(panels, axes[0], strict=True):
         for i, (arm, runs) in enumerate(arms.items()):
             curves = [np.array(r.curve(stage, metric)) for r in runs if stage in r.result["stages"]]
             for curve in curves:
-                ax.plot(curve[:, 0], 100 * curve[:, 1], color=f"C{i}", alpha=0.35, linewidth=0.8)
+                ax.plot(curve[:, 0], METRICS[metric].scale * curve[:, 1], color=f"C{i}", alpha=0.35, linewidth=0.8)
             if curves and len({len(c) for c in curves}) == 1:
                 mean = np.mean(curves, axis=0)
                 label = f"{arm}, {len(curves)} seed" + ("s" if len(curves) > 1 else "")
-                ax.plot(mean[:, 0], 100 * mean[:, 1], f"C{i}.-", linewidth=2, label=label)
+                ax.plot(mean[:, 0], METRICS[metric].scale * mean[:, 1], f"C{i}.-", linewidth=2, label=label)
         ax.set(xlabel=x, ylabel=y)
-        ax.set_ylim(bottom=0)
+        if METRICS[metric].higher:
+            ax.set_ylim(bottom=0)
         ax.grid(alpha=0.3)
-        ax.legend(loc="lower right", frameon=False)
+        ax.legend(loc="lower right" if METRICS[metric].higher else "upper right", frameon=False)
     save_figure(figure, path, dpi=120)
 
 
 def plot_differences(rows: list[ComparedArm], path: Path) -> None:
     """Differences to the baseline, an arm a line: each seed, their mean and its interval."""
-    baseline, *others = rows
+    (baseline, *others), metric = rows, METRICS[rows[0].metric]
     figure = new_figure(figsize=(7.2, 1.4 + 0.3 * len(others)), layout="constrained")
     ax = figure.subplots()
     for place, r in enumerate(others):
@@ -218,7 +230,10 @@ def plot_differences(rows: list[ComparedArm], path: Path) -> None:
         ax.plot(r.difference, place, "C0o", markersize=6, zorder=4)
     ax.axvline(0, color="0.2", linewidth=0.9)
     ax.set_yticks(range(len(others)), [r.arm for r in others])
-    ax.set(ylim=(len(others) - 0.4, -0.6), xlabel=f"top-1 accuracy minus that of {baseline.arm}, points")
+    ax.set(
+        ylim=(len(others) - 0.4, -0.6),
+        xlabel=f"{metric.label.partition(',')[0]} minus that of {baseline.arm}, {metric.unit}",
+    )
     ax.set_title("circles: seeds; dots: means with 95 % t intervals, thick where they exclude zero", fontsize=9)
     ax.grid(axis="x", alpha=0.3)
     ax.spines[["top", "right", "left"]].set_visible(False)
@@ -231,8 +246,9 @@ def report(arms: dict[str, list[Run]], folder: Path, tuned: Sequence[str] = ()) 
     rows = compare(arms, tuned)
     text = markdown(rows, arms)
     folder.mkdir(parents=True, exist_ok=True)
+    shown = (("warmup", "accuracy"), compared(arms))
     curves = {
-        arm: {r.config.seed: {stage: r.curve(stage, metric) for stage, metric in CURVES} for r in runs}
+        arm: {r.config.seed: {stage: r.curve(stage, metric) for stage, metric in shown} for r in runs}
         for arm, runs in arms.items()
     }
     content = {"rows": [asdict(r) for r in rows], "curves": curves, "versions": arms[rows[0].arm][0].result["versions"]}

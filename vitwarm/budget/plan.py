@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from vitwarm.amounts import Amount
+from vitwarm.budget.metrics import METRICS
 from vitwarm.checks import KEYS, nearest
 from vitwarm.config import Config
 from vitwarm.errors import UserError
@@ -17,34 +18,6 @@ from vitwarm.recipe import load_recipe, read_yaml, recipes_folder
 SETTINGS = ("additive", "substitutive")
 UNITS = {"samples": "samples", "tokens": "tokens", "flops": "FLOPs", "device_seconds": "device-seconds"}
 POINTS = ("scheduled", "branched", "crossing")
-
-
-@dataclass(frozen=True)
-class Metric:
-    """How a metric of the main stage is shown, and which way is better.
-
-    Attributes:
-        label: with its unit, for axes.
-        unit: of a difference, for sentences.
-        scale: from result.json to that unit.
-        higher: whether more is better.
-    """
-
-    label: str
-    unit: str
-    scale: float
-    higher: bool
-
-
-METRICS = {
-    "top1": Metric("top-1 accuracy, %", "points", 100.0, True),
-    "top5": Metric("top-5 accuracy, %", "points", 100.0, True),
-    "accuracy": Metric("accuracy, %", "points", 100.0, True),
-    "exact": Metric("whole answers, %", "points", 100.0, True),
-    "f1": Metric("F1, %", "points", 100.0, True),
-    "matthews": Metric("Matthews correlation, %", "points", 100.0, True),
-    "loss": Metric("validation loss, nats", "nats", 1.0, False),
-}
 
 
 @dataclass(frozen=True)

@@ -142,8 +142,8 @@ def markdown(rows: list[ComparedArm], arms: dict[str, list[Run]]) -> str:
     columns = ["arm", "mean ± sd", "by seed", "difference [95 %]", *(["p, Holm"] if several else []), *keys]
     columns += ["warm-up / main samples", "FLOPs / baseline's", "device-seconds"]
     lines = [
-        f"Final {metric.label}, over {count:.0f} predictions; seeds {seeds}; differences are paired by seed, with 95 % t intervals. Costs include the runs that an arm's "
-        "weights came from.",
+        f"Final {metric.label}, over {count:.0f} predictions; seeds {seeds}; differences are paired by seed, "
+        "with 95 % t intervals. Costs include the runs that an arm's weights came from.",
         "",
         f"| {' | '.join(columns)} |",
         "|---" * len(columns) + "|",

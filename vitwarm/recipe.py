@@ -14,7 +14,7 @@ import hashlib
 import json
 import re
 from dataclasses import MISSING, fields
-from itertools import pairwise
+from itertools import pairwise, takewhile
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -84,7 +84,7 @@ def list_recipes() -> list[tuple[str, Path, str]]:
 
 
 def recipe_text(name: str) -> str:
-    """What a user copies to change a shipped recipe: its file, or a variant as a file of its own.
+    """What a user copies to change a shipped recipe: its file, or a variant with its comment as a file of its own.
 
     Raises:
         UserError: No recipe of that name is shipped.
@@ -95,7 +95,17 @@ def recipe_text(name: str) -> str:
     tree = dict(_read(place.path)[1][name])
     base = [place.path.stem, *_parents(place, tree)]
     tree = {"base": base if len(base) > 1 else base[0], **tree}
-    return f"# {name}, a variant in {place.path.name}\n\n{OmegaConf.to_yaml(tree)}"
+    return f"{_comment(place)}\n{OmegaConf.to_yaml(tree)}"
+
+
+def recipe_header(name: str) -> str:
+    """The comment at the head of a recipe's file, and the one above a variant.
+
+    Args:
+        name: As for `recipe=`.
+    """
+    place = _find(name)
+    return _comment(_Place(place.path)) + (f"#\n{_comment(place)}" if place.variant else "")
 
 
 def freeze(config: Config) -> str:
@@ -218,6 +228,16 @@ def _read(path: Path) -> tuple[dict, dict[str, dict]]:
         if not isinstance(name, str) or not re.fullmatch(r"\w+", name) or not isinstance(variant, dict):
             raise UserError(f"{path}: variants: write NAME: {{key: value}}, a name of letters, digits and _")
     return tree, variants
+
+
+def _comment(place: _Place) -> str:
+    """The comment lines at the head of a file, or right above a variant in it."""
+    lines = place.path.read_text().splitlines()
+    if place.variant:
+        at = next((at for at, line in enumerate(lines) if line.strip() == f"{place.variant}:"), 0)
+        lines = [line.strip() for line in lines[:at]][::-1]
+    comment = list(takewhile(lambda line: line.startswith("#"), lines))
+    return "".join(f"{line}\n" for line in (comment[::-1] if place.variant else comment))
 
 
 def _parents(place: _Place, tree: dict) -> list[str]:

@@ -11,7 +11,7 @@ import vitwarm
 from vitwarm.cli import SUBCOMMANDS, call
 from vitwarm.config import Config
 from vitwarm.errors import UserError
-from vitwarm.recipe import list_recipes, load_recipe, read_frozen, read_yaml, recipe_hash
+from vitwarm.recipe import list_recipes, load_recipe, read_frozen, read_yaml, recipe_hash, recipe_text
 
 ROOT = Path(__file__).resolve().parents[2]
 TOOLS = {"inspect": "inspect_trunk.py", "make-shards": "make_shards.py"}
@@ -121,23 +121,31 @@ def test_a_shown_recipe_is_its_header_and_every_key(tmp_path, capsys):
     assert read_yaml(tmp_path / "shown.yaml").keys() == Config.__dataclass_fields__.keys()
 
 
+def test_a_shown_variant_has_the_comment_of_its_file_and_its_own(tmp_path, capsys):
+    (tmp_path / "mine.yaml").write_text("""# The file.\n\nbase: digits_proc\nvariants:\n  # The first.\n  a:
+    seed: 1\n\n  # The second,\n  # in two lines.\n  b:\n    seed: 2\n""")
+    for variant, comment in (("a", "# The first."), ("b", "# The second,\n# in two lines.")):
+        call("recipes", ["show", f"{tmp_path / 'mine.yaml'}:{variant}"])
+        assert capsys.readouterr().out.startswith(f"# The file.\n#\n{comment}\n#\n# A resolved vitwarm recipe")
+
+
 def test_a_copied_recipe_is_the_same_experiment(tmp_path, capsys):
     """What it inherits from is found from elsewhere."""
     for name, path, _ in list_recipes()[::7]:
         call("recipes", ["copy", name, str(tmp_path / "mine" / f"my_{name}.yaml")])
         copy = tmp_path / "mine" / f"my_{name}.yaml"
-        assert copy.read_bytes() == path.read_bytes()
+        assert copy.read_text() == recipe_text(name) and (copy.read_bytes() == path.read_bytes()) == (name == path.stem)
         assert recipe_hash(load_recipe([f"recipe={copy}"])) == recipe_hash(load_recipe([f"recipe={name}"])), name
 
 
 def test_copies_overwrite_nothing(tmp_path):
     (tmp_path / "there.yaml").write_text("seed: 1\n")
-    child = next(name for name, path, _ in list_recipes() if read_yaml(path).get("base") == "digits_proc")
     for words, says in (
         (["copy", "digits_proc", str(tmp_path / "there.yaml")], "exists"),
         (["copy", "digits_porc", str(tmp_path / "new.yaml")], "did you mean digits_proc"),
         (["copy", "digits_proc", str(tmp_path / "new.txt")], "ends in .yaml"),
-        (["copy", child, str(tmp_path / "digits_proc.yaml")], "choose another name"),
+        (["copy", "digits_default", str(tmp_path / "digits_proc.yaml")], "choose another name"),
+        (["copy", "sorting_default", str(tmp_path / "haystack_set.yaml")], "choose another name"),
         (["copy", "digits_proc"], "write: recipes copy NAME FILE.yaml"),
         (["show"], "write: recipes show NAME"),
         (["list", "digits_proc"], "takes nothing more"),

@@ -1,6 +1,5 @@
 """`vitwarm recipes`."""
 
-import itertools
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -12,11 +11,11 @@ from vitwarm.errors import UserError
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """List the shipped recipes, show one resolved, copy one's file to edit it.
+    """List the shipped recipes, show one resolved, copy one to edit it.
 
     list            names and purposes
     show NAME       what the recipe reproduces, then every key with its value, as YAML
-    copy NAME FILE  the recipe's own file, to be edited and run: recipe=FILE
+    copy NAME FILE  the recipe as a file of yours, to be edited and run: recipe=FILE
     """
 
     action: Literal["list", "show", "copy"] = place("what to do")
@@ -47,35 +46,30 @@ def recipe_list() -> str:
 
 
 def _shown(name: str) -> str:
-    """The header of a recipe's file, then the resolved recipe."""
-    from vitwarm.recipe import freeze, load_recipe
+    """The comment of a recipe, then the resolved recipe."""
+    from vitwarm.recipe import freeze, load_recipe, recipe_header
 
     resolved = freeze(load_recipe([f"recipe={name}"]))
-    lines = _path(name).read_text(encoding="utf-8").splitlines(keepends=True)
-    header = "".join(itertools.takewhile(lambda line: line.startswith("#"), lines))
+    header = recipe_header(name)
     return header + ("#\n" if header else "") + resolved
 
 
 def _copy(name: str, file: Path) -> None:
-    from vitwarm.files import write_text
-    from vitwarm.recipe import load_recipe, read_yaml
+    import yaml
 
-    load_recipe([f"recipe={name}"])
-    source = _path(name)
+    from vitwarm.files import write_text
+    from vitwarm.recipe import recipe_text
+
+    text = recipe_text(name)
     if file.exists():
         raise UserError(f"{file} exists; choose another name, it is not overwritten")
-    base = read_yaml(source).get("base") or []
-    if file.stem in ([base] if isinstance(base, str) else base):
-        raise UserError(f"{name} inherits from the recipe {file.stem}; choose another name for the copy")
+    tree = yaml.safe_load(text)
+    for recipe in (tree, *tree.get("variants", {}).values()):
+        base = recipe.get("base") or []
+        if file.stem in ([base] if isinstance(base, str) else base):  # the copy would be its own base
+            raise UserError(f"{name} inherits from the recipe {file.stem}; choose another name for the copy")
     file.parent.mkdir(parents=True, exist_ok=True)
-    write_text(file, source.read_text(encoding="utf-8"))
-
-
-def _path(name: str) -> Path:
-    """The file of a recipe that is known to be there."""
-    from vitwarm.recipe import list_recipes
-
-    return {shipped: path for shipped, path, _ in list_recipes()}.get(name, Path(name))
+    write_text(file, text)
 
 
 def _check(holds: bool, why: str) -> None:

@@ -33,6 +33,17 @@ def test_the_worked_example_is_a_rule(monkeypatch):
         make_rule("cycle", period=0)
 
 
+def test_the_worked_example_is_a_rule_of_a_package_too(install_rules):
+    page = (DOCS / "adding_a_rule.md").read_text()
+    (lines,) = re.findall(r'```toml\n\[project.entry-points."vitwarm.rules"\]\n(.*?)```', page, re.S)
+    name, module, attribute = re.fullmatch(r'(\w+) = "(\w+):(\w+)"\n', lines).groups()
+    run = install_rules(
+        "my-rules", {name: f"{module}:{attribute}"}, {module: re.findall(r"```python\n(.*?)```", page, re.S)[0]}
+    )
+    code = "from vitwarm.procedural import make_rule; print(make_rule('cycle', period=4).identity)"
+    assert run(code) == ('{"name": "cycle", "period": 4}\n', "")
+
+
 @pytest.mark.parametrize("name", list_rules())
 def test_the_gallery_has_every_rule_and_all_its_parameters(name):
     chapter = next(text for text in re.split(r"^## ", GALLERY, flags=re.M) if f"### `{name}`\n" in text)

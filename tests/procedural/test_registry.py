@@ -84,3 +84,98 @@ def test_a_name_is_registered_once():
 
     with pytest.raises(ValueError, match="registered already"):
         register(Second)
+
+
+RULE = """
+from dataclasses import dataclass
+from typing import ClassVar
+import numpy as np
+from vitwarm.procedural import Rule, Sequences, Vocab, register
+
+{decorator}
+@dataclass(frozen=True)
+class Zeros(Rule):
+    name: ClassVar[str] = "{name}"
+    vocab = Vocab.of((), ("0",))
+
+    def draw(self, rng, count, length):
+        nothing = np.zeros((count, length), bool)
+        return Sequences(np.full((count, length), 2), nothing, nothing)
+
+    def solve(self, tokens, masked):
+        return np.where(masked, 2, tokens)
+"""
+BUILT_IN = list_rules()
+
+
+@pytest.mark.parametrize("decorator", ["", "@register"])
+def test_an_installed_package_offers_rules(decorator, install_rules):
+    run = install_rules(
+        "zero-rules", {"zeros": "zero_rules:Zeros"}, {"zero_rules": RULE.format(decorator=decorator, name="zeros")}
+    )
+    code = """
+import sys
+from vitwarm.procedural import RuleStream, list_rules, make_rule
+make_rule("dyck")
+assert "zero_rules" not in sys.modules  # loaded when asked for
+mixed = make_rule("mixture", rules=["zeros", "sort"])
+print(mixed.rules[0].identity, list_rules(), RuleStream(make_rule("zeros"), 0, "train", 3).rows(0, 1).tokens.tolist())
+assert not {"torch", "timm"} & set(sys.modules)
+"""
+    listed = sorted([*BUILT_IN, "zeros"])
+    assert run(code) == (f'{{"name": "zeros"}} {listed} [[2, 2, 2]]\n', "")
+
+
+def test_a_package_that_fails_is_named_and_harms_no_other(install_rules):
+    install_rules(
+        "late-rules",
+        {"late": "late_rules:Zeros"},
+        {"late_rules": RULE.format(decorator="@register", name="late") + "import nowhere"},
+    )
+    install_rules(
+        "wrong-rules", {"wrong": "wrong_rules:Zeros"}, {"wrong_rules": RULE.format(decorator="", name="right")}
+    )
+    for package in ("twin-a", "twin-b"):
+        install_rules(package, {"twin": "late_rules:Zeros"}, {})
+    run = install_rules(
+        "good-rules", {"good": "good_rules:Zeros"}, {"good_rules": RULE.format(decorator="", name="good")}
+    )
+    code = """
+import warnings
+from vitwarm.procedural import list_rules, make_rule
+for name in ("late", "wrong", "twin", "gold"):
+    try:
+        with warnings.catch_warnings(record=True) as caught:
+            make_rule(name)
+    except ValueError as error:
+        print(error)
+print(*[w.message for w in caught], list_rules(), sep="\\n")
+"""
+    late = "rule 'late' of the package 'late-rules' cannot be loaded: ModuleNotFoundError: No module named 'nowhere'"
+    wrong = "rule 'wrong' of the package 'wrong-rules' cannot be loaded: TypeError: "
+    wrong += "wrong_rules:Zeros is not a rule named 'wrong'"
+    said = run(code)[0].splitlines()
+    twin = said[2]
+    assert said[:2] == [late, wrong]
+    assert twin.startswith("rule 'twin' is offered by the packages 'twin-") and twin.endswith("; uninstall all but one")
+    assert said[3] == "there is no rule 'gold'; did you mean 'good'?"
+    assert sorted(said[4:-1]) == sorted([late, wrong, twin])
+    assert said[-1] == str(sorted([*BUILT_IN, "good"]))
+
+
+@pytest.mark.parametrize("decorator", ["", "@register"])
+def test_a_package_cannot_replace_a_rule(decorator, install_rules):
+    run = install_rules(
+        "other-dyck", {"dyck": "other_dyck:Zeros"}, {"other_dyck": RULE.format(decorator=decorator, name="dyck")}
+    )
+    code = """
+import warnings
+from vitwarm.procedural import list_rules, make_rule, rule_class
+print(rule_class("dyck").__module__)
+with warnings.catch_warnings(record=True) as caught:
+    list_rules()
+print(*[w.message for w in caught], rule_class("dyck").__module__, sep="\\n")
+"""
+    own, refusal = "vitwarm.procedural.brackets", "a rule named 'dyck' is registered already"
+    refusal = f"rule 'dyck' of the package 'other-dyck' cannot be loaded: ValueError: {refusal}"
+    assert run(code)[0].splitlines() == [own, refusal, own]

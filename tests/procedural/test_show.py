@@ -11,7 +11,6 @@ from bench.sequential import SEQUENTIAL, sequential_batch
 from vitwarm.cli import call
 from vitwarm.errors import UserError
 from vitwarm.procedural import keyed_rng, list_rules, make_rule
-from vitwarm.procedural.figures import partners
 from vitwarm.procedural.show import colours, glyphs, render
 
 COMPOSITE = {
@@ -78,7 +77,7 @@ def test_arcs_join_every_answer_to_its_origin(name, options, length):
     rule = make_rule(name, **options)
     rows = rule.sample(keyed_rng(2), 40, length)
     for tokens, scored in zip(rows.tokens, rows.scored, strict=True):
-        pairs = partners(rule, tokens)
+        pairs = rule.partners(tokens)
         step = rule.k if "dyck" in name else 0
         assert all(a < b and tokens[b] == tokens[a] + step for a, b in pairs)
         ends = [b for _, b in pairs]

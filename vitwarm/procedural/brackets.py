@@ -115,6 +115,17 @@ class BracketRule(Rule):
         types = range(self.k)
         return Vocab.of((), [f"({i}" for i in types] + [f"){i}" for i in types])
 
+    def partners(self, row: np.ndarray) -> list[tuple[int, int]]:
+        """Opener and closer; brackets of one type pair innermost first."""
+        pairs: list[tuple[int, int]] = []
+        waiting: dict[int, list[int]] = {}
+        for t, token in enumerate(row.tolist()):
+            if 2 <= token < 2 + self.k:
+                waiting.setdefault(token, []).append(t)
+            elif waiting.get(token - self.k):
+                pairs.append((waiting[token - self.k].pop(), t))
+        return pairs
+
     def check_length(self, length: int) -> None:
         if self.balanced and length % 2 and self.odd == "refuse":
             raise ValueError(

@@ -67,6 +67,15 @@ class Mixture(Rule):
         """For each rule, the shared id of each of its ids."""
         return [np.array([self.vocab.ids[name] for name in rule.vocab.names]) for rule in self.rules]
 
+    def partners(self, row: np.ndarray) -> list[tuple[int, int]]:
+        """Those of the rule that the task prefix names; without a prefix none."""
+        if not self.task_prefix:
+            return []
+        writer = int(row[0]) - int(self._task_ids()[0])
+        ids = self.rules[writer].vocab.ids
+        own = np.array([ids[self.vocab.names[token]] for token in row[1:]])
+        return [(a + 1, b + 1) for a, b in self.rules[writer].partners(own)]
+
     def _task_ids(self) -> np.ndarray:
         return np.arange(2, 2 + len(self.rules))
 
@@ -229,6 +238,9 @@ class Curriculum(Rule):
 
     def length_of(self, size: int) -> int:
         return self.rule.length_of(size)
+
+    def partners(self, row: np.ndarray) -> list[tuple[int, int]]:
+        return self.rule.partners(row)
 
     def _content_length(self, length: int) -> int:
         return self.rule.length_of(self.start + self.step * min(self.level, self.last_level(length)))

@@ -14,9 +14,8 @@ from vitwarm.procedural.composite import Mixture
 from vitwarm.procedural.eca import Eca
 from vitwarm.procedural.rule import Rule, Sequences
 from vitwarm.procedural.show import colours, glyphs, learnt
-from vitwarm.procedural.tasks import TaskRule
 
-__all__ = ["partners", "plot"]
+__all__ = ["plot"]
 
 _HIDDEN, _HIDDEN_CELL, _OPEN = "#111111", "#6ea8e0", "#d62728"  # hidden tokens: determined (a frame, a cell), and not
 _MAX_WIDTH = 24.0  # inches
@@ -60,58 +59,9 @@ def _title(rule: Rule) -> str:
     return text + (" of " + " | ".join(_title(part) for part in inner) if inner else "")
 
 
-def partners(rule: Rule, row: np.ndarray) -> list[tuple[int, int]]:
-    """Pairs of positions that belong together: opener and closer, or a symbol of the input and its place in the output.
-
-    Brackets of one type pair innermost first. Equal symbols of a task pair in their order, or in the reverse order
-    where the rule reverses.
-    """
-    rule = learnt(rule)
-    if isinstance(rule, Mixture) and rule.task_prefix:
-        part = rule.rules[int(rule.vocab.names[row[0]][4:])]
-        own = np.array([part.vocab.ids[rule.vocab.names[token]] for token in row[1:]])
-        return [(a + 1, b + 1) for a, b in partners(part, own)]
-    names = rule.vocab.names
-    pairs: list[tuple[int, int]] = []
-    waiting: dict[str, list[int]] = {}
-    if rule.name == "ww":
-        start = 0
-        content = int(np.count_nonzero(row))
-        for stop in np.flatnonzero(row == rule.vocab.sep).tolist() if rule.packed else [content]:
-            half = (stop - start) // 2
-            pairs += [(start + i, start + half + i) for i in range(half)]
-            start = stop + 1
-        return pairs
-    if isinstance(rule, BracketRule):
-        for t, token in enumerate(row):
-            name = names[token]
-            if name.startswith("("):
-                waiting.setdefault(name[1:], []).append(t)
-            elif name.startswith(")") and waiting.get(name[1:]):
-                pairs.append((waiting[name[1:]].pop(), t))
-        return pairs
-    if not isinstance(rule, TaskRule):
-        return []
-    seps = np.flatnonzero(row == rule.vocab.sep)[: rule.inputs]
-    inputs = [t for t in range(seps[-1]) if names[row[t]].isdigit()]
-    if rule.name == "delete":
-        target = row[seps[-1] - 1]
-        inputs.remove(seps[-1] - 1)
-        removed = next((t for t in inputs if row[t] == target), None)
-        inputs = [t for t in inputs if t != removed]
-    if rule.name in ("reverse", "stack"):
-        inputs.reverse()
-    for t in inputs:
-        waiting.setdefault(names[row[t]], []).append(t)
-    for t in range(seps[-1] + 1, len(row)):
-        if waiting.get(names[row[t]]):
-            pairs.append((waiting[names[row[t]]].pop(0), t))
-    return pairs
-
-
 def _tallest(rule: Rule, row: np.ndarray) -> float:
     """Height of the tallest arc, in cells."""
-    return min(9.0, 0.4 + 0.22 * max((b - a for a, b in partners(rule, row)), default=0))
+    return min(9.0, 0.4 + 0.22 * max((b - a for a, b in rule.partners(row)), default=0))
 
 
 def _row(axes: Axes, rule: Rule, rows: Sequences, masked: np.ndarray, index: int, arc: float, depth: bool, cell: float):
@@ -145,7 +95,7 @@ def _row(axes: Axes, rule: Rule, rows: Sequences, masked: np.ndarray, index: int
                 zorder=3,
             )
         )
-    pairs = partners(rule, tokens)
+    pairs = rule.partners(tokens)
     widest = max((b - a for a, b in pairs), default=1)
     for a, b in pairs:
         axes.add_patch(

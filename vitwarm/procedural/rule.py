@@ -123,6 +123,14 @@ class Rule(ABC):
         """Tokens in a row whose content has `size` symbols: what a curriculum counts in. By default the same."""
         return size
 
+    def partners(self, row: np.ndarray) -> list[tuple[int, int]]:
+        """Pairs of positions that belong together, earlier one first: a figure joins them by arcs. None by default.
+
+        Args:
+            row: (N,) token ids, a sequence that the rule has written.
+        """
+        return []
+
     def sample(self, rng: np.random.Generator, count: int, length: int) -> Sequences:
         """Draws `count` independent rows of `length` tokens.
 

@@ -97,6 +97,19 @@ class TaskRule(Rule):
         tokens, scored = _pack(before, [symbols[-1]] + [end] * self.end, count, length)
         return Sequences(tokens, scored, scored.copy())
 
+    def partners(self, row: np.ndarray) -> list[tuple[int, int]]:
+        """A symbol of the inputs and its place in the output; of equal symbols the first of `origins` comes first."""
+        tokens = row.tolist()
+        start = np.flatnonzero(row == self.vocab.sep)[self.inputs - 1] + 1  # of the output
+        waiting: dict[int, list[int]] = {}
+        for t in self.origins(tokens, [t for t in range(start) if tokens[t] >= self.first]):
+            waiting.setdefault(tokens[t], []).append(t)
+        return [(waiting[tokens[t]].pop(0), t) for t in range(start, len(tokens)) if waiting.get(tokens[t])]
+
+    def origins(self, tokens: list[int], positions: list[int]) -> list[int]:
+        """The `positions` of input symbols that the output can come from, in the order in which it takes equal ones."""
+        return positions
+
     def contents(self, rng: np.random.Generator, sizes: np.ndarray, longest: int) -> Piece:
         """Uniform symbols as uint16, `sizes` of them in each row."""
         values = rng.integers(0, self.symbols, size=(len(sizes), longest), dtype=np.uint16)
@@ -174,6 +187,9 @@ class Reverse(TaskRule):
 
     def answer(self, inputs):
         return inputs[0][::-1]
+
+    def origins(self, tokens, positions):
+        return positions[::-1]
 
 
 @register
@@ -279,6 +295,11 @@ class Delete(TaskRule):
             x.remove(target)
         return x
 
+    def origins(self, tokens, positions):
+        *x, target = positions
+        removed = next((t for t in x if tokens[t] == tokens[target]), None)
+        return [t for t in x if t != removed]
+
 
 @register
 @dataclass(frozen=True)
@@ -334,3 +355,6 @@ class Stack(TaskRule):
             else:
                 stack.append(operation)
         return stack[::-1]
+
+    def origins(self, tokens, positions):
+        return positions[::-1]

@@ -47,6 +47,22 @@ class WW(Rule):
     def length_of(self, size: int) -> int:
         return 2 * size + self.packed
 
+    def partners(self, row: np.ndarray) -> list[tuple[int, int]]:
+        """A symbol of the first string and its copy."""
+        pairs: list[tuple[int, int]] = []
+        start = 0
+        for stop in self._stops(row):
+            half = (stop - start) // 2
+            pairs += [(start + i, start + half + i) for i in range(half)]
+            start = stop + 1
+        return pairs
+
+    def _stops(self, row: np.ndarray) -> list[int]:
+        """Where each pair of a row ends."""
+        if self.packed:
+            return np.flatnonzero(row == self.vocab.sep).tolist()
+        return [int(np.count_nonzero(row != Vocab.pad))]
+
     def check_length(self, length: int) -> None:
         shortest = self.length_of(self.shortest if self.packed else 1)
         if length < shortest:
@@ -90,9 +106,7 @@ class WW(Rule):
         solved = np.where(masked, Vocab.mask, tokens)
         for row in solved:
             start = 0
-            content = np.count_nonzero(row != Vocab.pad)
-            stops = np.flatnonzero(row == self.vocab.sep).tolist() if self.packed else [content]
-            for stop in stops:
+            for stop in self._stops(row):
                 first, copy = np.split(row[start:stop], 2)
                 first[:], copy[:] = np.maximum(first, copy), np.maximum(first, copy)  # MASK is below every symbol
                 start = stop + 1

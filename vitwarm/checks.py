@@ -56,7 +56,9 @@ class Key:
 
     @property
     def default(self) -> Any:
-        return self.field.default if self.field.default is not MISSING else self.field.default_factory()
+        if self.field.default_factory is not MISSING:
+            return self.field.default_factory()
+        return self.field.default
 
     def describe(self) -> str:
         """The type in a user's words."""

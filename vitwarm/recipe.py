@@ -134,7 +134,8 @@ def recipe_hash(config: Config) -> str:
 
     A version of the package that knows more keys gives another hash to the same recipe.
     """
-    tree = OmegaConf.to_container(OmegaConf.structured(config))  # also makes 300 and 300.0 one number in a float key
+    # Also makes 300 and 300.0 one number in a float key.
+    tree: Any = OmegaConf.to_container(OmegaConf.structured(config))
     for key in NOT_IDENTITY:
         del tree[key]
     tree["warmup"]["rule"] = rule_of(config.warmup.rule).spec()
@@ -332,7 +333,8 @@ def _value(key: str, text: str) -> Any:
     if "${" in text:
         return text  # refused with its key by check_tree
     try:
-        return OmegaConf.to_container(OmegaConf.from_dotlist([f"value={text}"]))["value"]
+        read: Any = OmegaConf.to_container(OmegaConf.from_dotlist([f"value={text}"]))
+        return read["value"]
     except (yaml.YAMLError, OmegaConfBaseException) as error:
         problem = getattr(error, "problem", None) or error
         raise UserError(f"{key}: cannot read {text!r}: {_one_line(problem)}") from error
@@ -346,7 +348,7 @@ def _resolve(layers: list[tuple[str, dict]], name: str) -> Config:
     for where, tree in layers:
         check_tree(tree, where)
         node = _merge(node, tree, where)
-    config: Config = OmegaConf.to_object(node)
+    config: Any = OmegaConf.to_object(node)
     config.name = config.name or name
     check(config)
     config.warmup.rule = rule_of(config.warmup.rule).spec()
@@ -355,9 +357,11 @@ def _resolve(layers: list[tuple[str, dict]], name: str) -> Config:
 
 def _merge(node: DictConfig, tree: dict, where: str) -> DictConfig:
     rule = tree.get("warmup", {}).get("rule", {})
-    node.warmup.rule = _merge_rule(OmegaConf.to_container(node.warmup.rule), rule)
+    known: Any = OmegaConf.to_container(node.warmup.rule)
+    node.warmup.rule = _merge_rule(known, rule)
     try:
-        return OmegaConf.merge(node, tree)
+        merged: Any = OmegaConf.merge(node, tree)
+        return merged
     except ValidationError as error:
         key = re.sub(r"\[\d+\]$", "", error.full_key or "")
         if key not in KEYS:

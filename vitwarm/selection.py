@@ -47,7 +47,8 @@ class Selection:
             UserError: an unknown word, or words that contradict each other.
         """
         words = words.split() if isinstance(words, str) else [w for text in words for w in str(text).split()]
-        kinds, narrow = [], {}
+        kinds: list[str] = []
+        narrow: dict[str, str] = {}
         for word in words:
             name, equals, value = word.partition("=")
             if name in GROUPS and not equals:

@@ -120,8 +120,8 @@ class StudyFolder:
             steps = " + ".join(f"{work.steps:,.0f}" for work in cell.work.values())
             shown = "" if hours is None else f"{hours:.3g}"
             rows.append(f"{cell.title:<40}{steps:>20}{flops:>11.3g}{shown:>14}  {state}")
-        hours = "no rate measured" if math.isnan(left[1]) else f"{left[1]:.3g} device-hours at the measured rate"
-        total = f"left to do: {left[0]:.3g} FLOPs, {hours}"
+        time_left = "no rate measured" if math.isnan(left[1]) else f"{left[1]:.3g} device-hours at the measured rate"
+        total = f"left to do: {left[0]:.3g} FLOPs, {time_left}"
         warnings = [f"warning: {text}" for text in [*self.grid.warnings, *plan_warnings(self.plan)]]
         return "\n".join([head, *rows, "", progress(self.grid, statuses), "", total, *warnings])
 

@@ -3,6 +3,7 @@
 import json
 import time
 from pathlib import Path
+from typing import Any
 
 import timm
 import torch
@@ -35,7 +36,7 @@ def validate_export(export: str, shards: str, batch: int = 256, workers: int | N
     folder = Path(export).expanduser()
     try:
         architecture = json.loads((folder / "config.json").read_text())["architecture"]
-        model = timm.create_model(f"local-dir:{folder}", pretrained=True).to(processes.device).eval()
+        model: Any = timm.create_model(f"local-dir:{folder}", pretrained=True).to(processes.device).eval()
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise UserError(f"{export} holds no timm model ({str(error).splitlines()[0]}); give RUN/export") from error
     data = timm.data.resolve_model_data_config(model)

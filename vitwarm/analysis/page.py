@@ -69,7 +69,7 @@ def plot(found: dict[str, Inspection], path: Path, about: str) -> None:
     ax.legend(frameon=False, fontsize=8)
     for ax in figure.axes:
         ax.set_xlabel("block")
-        ax.xaxis.get_major_locator().set_params(integer=True)
+        ax.locator_params(axis="x", integer=True)
     tops = {n: max(s[0] for one in found.values() for s in one.spectrum[n]) for n in MATRICES}
     for row, (name, one) in enumerate(found.items(), start=1):
         for column, matrix in enumerate(MATRICES):

@@ -32,9 +32,10 @@ class Work:
     evaluation: float = 0.0
 
     def scaled(self, share: float) -> "Work":
-        amounts = (self.steps, self.samples, self.tokens, self.flops)
+        """The same work for a share of the steps; evaluations remain the same share of it."""
+        steps, samples, tokens, flops = (share * n for n in (self.steps, self.samples, self.tokens, self.flops))
         seconds = None if self.device_seconds is None else share * self.device_seconds
-        return Work(*(share * amount for amount in amounts), seconds, self.evaluation)
+        return Work(steps, samples, tokens, flops, seconds, self.evaluation)
 
     @property
     def seconds_in_all(self) -> float | None:

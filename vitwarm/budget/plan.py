@@ -289,7 +289,7 @@ def _positive(path: Path, tree: dict, key: str) -> float | None:
 def _published(path: Path, rows: Any, arms: dict[str, Arm]) -> tuple[Published | PublishedValue, ...]:
     found: list[Published | PublishedValue] = []
     for row in rows if isinstance(rows, list) else [rows]:
-        kind = PublishedValue if isinstance(row, dict) and "value" in row else Published
+        kind: type[Any] = PublishedValue if isinstance(row, dict) and "value" in row else Published
         try:
             point = kind(**{name: float(v) if name in _PUBLISHED_NUMBERS else v for name, v in row.items()})
             if not all(math.isfinite(getattr(point, name)) for name in _PUBLISHED_NUMBERS & row.keys()):

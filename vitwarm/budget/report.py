@@ -42,7 +42,8 @@ def write_report(study: Study, folder: Path) -> list[Path]:
     Raises:
         UserError: matplotlib is missing.
     """
-    pictures, files = {}, {}
+    pictures: dict[str, str] = {}
+    files: dict[str, str | bytes] = {}
     for name, figure in _figures(study).items():
         inner, files[f"{name}.svg"], files[f"{name}.png"] = figures.save(figure)
         pictures[name] = inline(inner, name, figures.INK)

@@ -36,7 +36,8 @@ class Run:
 
     def full_cost(self) -> "Cost":
         """Its own stages and whatever trained the weights that it started from, each run once."""
-        taken, unknown = {(self.folder.resolve(), name): self for name in self.result["stages"]}, {}
+        taken = {(self.folder.resolve(), name): self for name in self.result["stages"]}
+        unknown: dict[str, None] = {}
         _collect_sources(self, taken, unknown)
         stages = [(name, run.result["stages"][name], run.result["processes"]) for (_, name), run in taken.items()]
         return Cost(

@@ -74,7 +74,7 @@ def cut(image: Image.Image | Jpeg, box: tuple[int, int, int, int], side: int) ->
             image = decode(image.data)
         else:
             if factor > 1:
-                return Cut(pixels, tuple(edge / factor for edge in box))
+                return Cut(pixels, (left / factor, top / factor, right / factor, bottom / factor))
             return Cut(np.ascontiguousarray(pixels[top:bottom, left:right]), None)
     return Cut(np.array(image.crop(box)), None)
 

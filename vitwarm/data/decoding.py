@@ -122,13 +122,13 @@ class Jpeg:
         Raises:
             ValueError: the bytes are damaged; Pillow may know better.
         """
-        data = self.data
+        data: bytes | bytearray = self.data
         width, height = self.size
         if self._by_rows and bottom < height:
             # Told of a smaller height, decoders stop there. Chroma of half the height is interpolated between rows, so
             # the row below the last one counts too.
             height = bottom + 1
-            data = bytearray(data)
+            data = bytearray(self.data)
             data[self._frame + 5 : self._frame + 7] = height.to_bytes(2, "big")
         try:
             return _decode(data, width, height, reduction)
@@ -136,7 +136,7 @@ class Jpeg:
             raise ValueError(str(error)) from error
 
 
-def _decode(data: bytes, width: int, height: int, reduction: int) -> np.ndarray:
+def _decode(data: bytes | bytearray, width: int, height: int, reduction: int) -> np.ndarray:
     if simplejpeg is not None:
         return simplejpeg.decode_jpeg(
             data,

@@ -131,14 +131,8 @@ class TrainTransform:
             raise UserError(f"images.scale is a share of the image and at most 1, got {list(scale)}")
         if crop not in ("rrc", "pad", "none"):
             raise UserError(f"images.crop={crop} is not one of rrc, pad, none")
-        self.crop, self.size, self.scale, self.ratio, self.pad, self.hflip = (
-            crop,
-            size,
-            tuple(scale),
-            tuple(ratio),
-            pad,
-            hflip,
-        )
+        self.crop, self.size, self.pad, self.hflip = crop, size, pad, hflip
+        self.scale, self.ratio = (scale[0], scale[1]), (ratio[0], ratio[1])
         self.shape = (size, size)
         self.resample = _filter(interpolation)
         # These two draw from the process's global generators.
@@ -202,7 +196,7 @@ class TrainTransform:
         image = self.open(data)
         return image, self.draw(*image.size, rng)
 
-    def _cut(self, state: tuple[Image.Image | Jpeg, Place], rng: np.random.Generator) -> tuple[Cut, bool]:
+    def _cut(self, state: tuple[Any, Place], rng: np.random.Generator) -> tuple[Cut, bool]:
         image, (box, flip) = state
         if self.crop == "rrc":
             return cut(image, box, self.size), flip

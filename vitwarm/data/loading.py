@@ -7,13 +7,13 @@ import multiprocessing
 import multiprocessing.connection
 import signal
 import threading
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Protocol
 
+import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, default_collate
 
-from vitwarm.data.images import EvalTransform, TrainTransform
 from vitwarm.data.order import ImageOrder, rank_slice
 from vitwarm.data.shards import DamagedSample, ShardSet
 from vitwarm.errors import UserError
@@ -27,6 +27,19 @@ _log = logging.getLogger(__name__)
 AT_ONCE = 16  # images that go through the phases of a transform together; they are in memory as a whole
 
 
+class Transform(Protocol):
+    """Makes pixels of an encoded image, in steps (state, rng) -> state from bytes to (3, H, W) uint8.
+
+    Attributes:
+        shape: (H, W).
+    """
+
+    shape: tuple[int, int]
+
+    @property
+    def phases(self) -> tuple[Callable[[Any, np.random.Generator], Any], ...]: ...
+
+
 class ImageDataset(Dataset):
     """Decoded and transformed images, addressed by (epoch, sample): the same address gives the same pixels for ever.
 
@@ -36,7 +49,7 @@ class ImageDataset(Dataset):
         seed: root seed of the run; augmentation is keyed by (seed, epoch, sample).
     """
 
-    def __init__(self, shards: ShardSet, transform: TrainTransform | EvalTransform, seed: int = 0):
+    def __init__(self, shards: ShardSet, transform: Transform, seed: int = 0):
         self.shards, self.transform, self.seed = shards, transform, seed
 
     def __len__(self) -> int:
@@ -162,7 +175,8 @@ class Loader:
         self.pin_memory = torch.cuda.is_available() if pin_memory is None else pin_memory
 
     def __len__(self) -> int:
-        return len(self.dataset if self.batches is None else self.batches)
+        counted: Any = self.dataset if self.batches is None else self.batches
+        return len(counted)
 
     def _start(self, done: int) -> Iterator[dict[str, Any] | str]:
         """Workers on the batches after the first `done`."""

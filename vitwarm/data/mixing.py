@@ -38,7 +38,8 @@ def to_float(
 
 @functools.lru_cache(maxsize=16)  # a copy from the host for every batch would wait for the device
 def _channels(mean: tuple, std: tuple, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-    return tuple(torch.tensor(values, dtype=torch.float32, device=device).view(1, -1, 1, 1) for values in (mean, std))
+    first, second = (torch.tensor(v, dtype=torch.float32, device=device).view(1, -1, 1, 1) for v in (mean, std))
+    return first, second
 
 
 class Mixer:

@@ -31,7 +31,7 @@ class _Whole:
         self.transform, self.shape = transform, (height, width)
 
     @property
-    def phases(self) -> tuple[Callable[[bytes, np.random.Generator], torch.Tensor]]:
+    def phases(self) -> tuple[Callable[[Any, np.random.Generator], Any], ...]:
         return (lambda data, rng: self._pixels(data),)
 
     def _pixels(self, data: bytes) -> torch.Tensor:

@@ -150,7 +150,7 @@ def _members(tar: Path, file: int, tar_size: int) -> Iterator[tarfile.TarInfo]:
     try:
         with os.fdopen(os.dup(file), "rb") as stream, tarfile.open(fileobj=stream, mode="r:") as archive:
             for member in archive:
-                archive.members.clear()  # tarfile would keep every header in memory
+                archive.members.clear()  # type: ignore[attr-defined]  # tarfile would keep every header in memory
                 if member.isreg():
                     if member.sparse is not None:
                         raise UserError(f"{tar}: {member.name!r} is a sparse member; write the tar without --sparse")

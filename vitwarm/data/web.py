@@ -37,7 +37,8 @@ class _WebFile(io.RawIOBase):
     """A file on a web server, read from front to end; where a connection breaks, the next one takes it up."""
 
     def __init__(self, url: str):
-        self._url, self._at, self._size = url, 0, None
+        self._url, self._at = url, 0
+        self._size: int | None = None
         self._response: http.client.HTTPResponse | None = None
 
     def readable(self) -> bool:

@@ -180,7 +180,7 @@ def export_gpt2(
     end = tokenizer.end if tokenizer else None
     if tokenizer and tokenizer.vocab_size > decoder.vocab_size:
         raise UserError(f"the tokenizer has {tokenizer.vocab_size} ids, the decoder {decoder.vocab_size}")
-    config = {
+    config: dict[str, Any] = {
         "architectures": ["GPT2LMHeadModel"],
         "model_type": "gpt2",
         "vocab_size": decoder.vocab_size,
@@ -198,7 +198,7 @@ def export_gpt2(
         "dtype": "float32",
     }
     record = {**(provenance or {}), "trunk": trunk_facts(decoder)}
-    files = {CONFIG: config, PROVENANCE: record}
+    files: dict[str, dict[str, Any]] = {CONFIG: config, PROVENANCE: record}
     if isinstance(decoder, Classifier):
         config |= {
             "architectures": ["GPT2ForSequenceClassification"],

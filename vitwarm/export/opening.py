@@ -80,7 +80,9 @@ def _recorded_seed(folder: Path, otherwise: int) -> int:
 def _open_timm(folder: Path, described: dict[str, Any], fresh: bool, seed: int) -> Opened:
     own = described.get("pretrained_cfg", {})
     names = {"mean": "mean", "std": "std", "interpolation": "interpolation", "crop_pct": "eval_crop_pct"}
-    images = {ours: list(v) if isinstance(v := own[n], (list, tuple)) else v for n, ours in names.items() if n in own}
+    images: dict[str, Any] = {
+        ours: list(v) if isinstance(v := own[n], (list, tuple)) else v for n, ours in names.items() if n in own
+    }
     model = ModelConfig(described["architecture"], described["num_classes"], dict(described.get("model_args") or {}))
     config = Config(name=_COMPOSED, seed=seed, model=model, images=ImagesConfig(**images))
     vit = build_model(model, _COMPOSED, seed=seed)

@@ -9,6 +9,7 @@ digits, and the stop where there is one.
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import ClassVar
 
@@ -226,7 +227,7 @@ class Sorting(Task):
         return TaskRows(tokens, answer, answer)
 
 
-TASKS: dict[str, type[Task]] = {
+TASKS: dict[str, Callable[..., Task]] = {
     task.name: task for task in (Haystack, Addition, ReversedAddition, Multiplication, Sorting)
 }
 

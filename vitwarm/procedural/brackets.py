@@ -44,8 +44,10 @@ def depth_path(
 def _bounded_walk(up: np.ndarray, max_depth: int, dtype: type) -> np.ndarray:
     """Depths of walks that turn back at 0 and at `max_depth`: four steps at a time, by a table of all of them."""
     count, length = up.shape
-    now = np.broadcast_to(np.arange(max_depth + 1, dtype=dtype), (16, max_depth + 1))
-    table = np.empty((16, max_depth + 1, 4), dtype)  # [four steps, first one highest; depth before] -> depths
+    now: np.ndarray = np.broadcast_to(np.arange(max_depth + 1, dtype=dtype), (16, max_depth + 1))
+    table: np.ndarray = np.empty(
+        (16, max_depth + 1, 4), dtype
+    )  # [four steps, first one highest; depth before] -> depths
     for step in range(4):
         rise = (np.arange(16)[:, None] >> 3 - step & 1).astype(bool) & (now < max_depth) | (now == 0)
         table[..., step] = now = now + np.where(rise, dtype(1), dtype(-1))

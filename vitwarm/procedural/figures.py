@@ -1,6 +1,7 @@
 """Figures of rows: arcs between what belongs together, the depth of brackets, the space-time of automata."""
 
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -43,7 +44,9 @@ def plot(rule: Rule, rows: Sequences, masked: np.ndarray, path: Path) -> None:
         handles = [Patch(color=c, label=text) for text, c in zip(labels, (_HIDDEN_CELL, _OPEN), strict=True)]
     else:
         handles = [Patch(facecolor="white", edgecolor=c, linewidth=1.8, label=text) for text, c in labels.items()]
-    corner = "outside lower left" if isinstance(rule, Eca) else "upper right"  # few cells are narrower than a title
+    corner: Literal["outside lower left", "upper right"] = "upper right"
+    if isinstance(rule, Eca):  # few cells are narrower than a title
+        corner = "outside lower left"
     figure.legend(handles=handles, loc=corner, ncols=2, fontsize=8, frameon=False)
     save_figure(figure, path, dpi=110, metadata={"Software": None})
 
@@ -83,7 +86,7 @@ def _row(axes: Axes, rule: Rule, rows: Sequences, masked: np.ndarray, index: int
                 color="#999999" if pad[t] else "black",
                 fontsize=min(10.0, cell * 72 * 0.95 / max(longest, 1.6)),
             )
-    for t in np.flatnonzero(hidden):
+    for t in np.flatnonzero(hidden).tolist():
         axes.add_patch(
             Rectangle(
                 (t + 0.07, 0.07),

@@ -1,5 +1,6 @@
 """An endless, seekable stream of rows from a rule, and the masked-token objective over it."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -123,7 +124,7 @@ class RuleStream:
         return rows.tokens, _chosen(rows, self._rng("mask", index), mask_prob)
 
     def _gather(self, start: int, stop: int, mask_prob: float | None) -> list[np.ndarray]:
-        pieces = []
+        pieces: list[Sequence[np.ndarray]] = []
         for index, rows in _pieces(start, stop):
             if rows == slice(0, CHUNK):  # a whole chunk is handed over as it is drawn
                 pieces.append(self._draw(index, mask_prob))

@@ -348,7 +348,7 @@ class Stack(TaskRule):
         return [(operations.T, None if self.min_length is None else exists.T), (output, depth >= 0)]
 
     def answer(self, inputs):
-        stack = []
+        stack: list[int] = []
         for operation in inputs[0]:
             if operation == self.vocab.pop:
                 stack.pop()

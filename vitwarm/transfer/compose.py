@@ -46,7 +46,8 @@ def merge(
     Raises:
         UserError: a part that does not fit or gives nothing, or parts that overlap.
     """
-    depth, heads = (trunk_facts(model)[fact] for fact in ("depth", "heads"))
+    facts: dict[str, Any] = trunk_facts(model)
+    depth, heads = facts["depth"], facts["heads"]
     if len(parts) > 1:
         _refuse_overlap(parts, depth)
     met = [_met(part, controls or {}, depth) for part in parts]

@@ -24,7 +24,7 @@ def mean_embeddings(decoder: Decoder, tensors: dict[str, Tensor], report: Transf
     if (table := tensors.get("token_embed.weight")) is None:
         return
     own = decoder.state_dict()
-    taken = [name for name in ("token_embed.weight", "head.weight") if name in own]
+    taken: list[str] = [name for name in ("token_embed.weight", "head.weight") if name in own]
     for name in taken:
         own[name].copy_(table.mean(0).expand_as(own[name]))
     positions = tensors["pos_embed.weight"]

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import get_args
+from typing import Any, Literal, get_args
 
 import torch
 from safetensors import SafetensorError
@@ -95,7 +95,7 @@ def read_source(source: str | Path) -> tuple[dict[str, Tensor], str]:
 
 @torch.no_grad()
 def transfer(
-    model: nn.Module, tensors: dict[str, Tensor], *, source: str, groups: Sequence[str] = ("trunk",)
+    model: nn.Module, tensors: Mapping[str, Tensor], *, source: str, groups: Sequence[str] = ("trunk",)
 ) -> TransferReport:
     """Copy the groups' tensors into a timm model and report; nothing is changed when one of them is refused.
 
@@ -112,7 +112,8 @@ def transfer(
     Raises:
         UserError: unknown group, no such block or head, unsupported family.
     """
-    own, facts, chosen = model.state_dict(), trunk_facts(model), Selection.parse(groups)
+    own, chosen = model.state_dict(), Selection.parse(groups)
+    facts: dict[str, Any] = trunk_facts(model)
     names = {c: n for n, c in canonical(own).items()}  # canonical -> the model's own name
     if len(tensors.get(POSITIONS, ())) > len(own.get(POSITIONS, ())) > 0:
         tensors = {**tensors, POSITIONS: tensors[POSITIONS][: len(own[POSITIONS])]}
@@ -150,7 +151,7 @@ def warm_start(
     source: str | Path | None = None,
     groups: Sequence[str] = ("trunk",),
     *,
-    fit: str = "exact",
+    fit: Literal["exact"] | Fit = "exact",
     seed: int = 0,
 ) -> TransferReport:
     """Put the warmed trunk of a run, export or safetensors file into a timm model that you already have.
@@ -183,8 +184,7 @@ def warm_start(
             raise UserError("fit=select takes a part of a larger source; give one (the package's core is expanded)")
         source, fit = PACKAGED, "expand"
     tensors, found = read_source(source)
-    tensors = fitted(model, tensors, found, fit, groups, seed=seed)
-    report = transfer(model, tensors, source=found, groups=groups)
+    report = transfer(model, fitted(model, tensors, found, fit, groups, seed=seed), source=found, groups=groups)
     require_fit(report, groups)
     return report
 
@@ -201,7 +201,13 @@ def require_same_blocks(model: nn.Module, found: str | Path) -> None:
 
 
 def fitted(
-    model: nn.Module, tensors: dict[str, Tensor], found: str, fit: str, groups: Iterable[str], *, seed: int
+    model: nn.Module,
+    tensors: dict[str, Tensor],
+    found: str,
+    fit: Literal["exact"] | Fit,
+    groups: Iterable[str],
+    *,
+    seed: int,
 ) -> Mapping[str, Tensor]:
     """A source's tensors as they go into the model: as they are, which demands equal blocks, or resized.
 
@@ -224,7 +230,7 @@ def fitted(
     return resize(tensors, model, fit, heads=_facts_beside(Path(found)).get("heads"), seed=seed)
 
 
-def _facts_beside(weights: Path) -> dict[str, str | int]:
+def _facts_beside(weights: Path) -> dict[str, Any]:
     """What our record or GPT-2's configuration says of the trunk; nothing, where shapes are all there is to go by."""
     if not weights.is_file():  # timm:NAME
         return {}

@@ -27,7 +27,8 @@ def read_class_folders(folder: Path, labels: Path | None = None, split: str | No
     numbers = class_numbers(classes[first] or (table.classes if table and first != "train" else ()))
     if not numbers:
         raise UserError(f"{places[first]}: has no class folders in it")
-    splits, ignored, table_used = [], Counter(), False
+    splits, table_used = [], False
+    ignored: Counter[str] = Counter()
     for name in (name for name in ("train", "val", "test", split) if name in places):
         place = places.pop(name)
         if classes[name]:

@@ -54,7 +54,7 @@ def members(span: Span) -> Iterator[tuple[str, int, int]]:
             window = _Window(file, start, size)
             with tarfile.open(fileobj=window, mode="r:") as archive:
                 for member in archive:
-                    archive.members.clear()  # tarfile would keep every header in memory
+                    archive.members.clear()  # type: ignore[attr-defined]  # tarfile would keep every header in memory
                     if member.isreg():
                         if member.offset_data + member.size > size:
                             raise tarfile.ReadError("a member goes on beyond the end")

@@ -245,7 +245,8 @@ def _manifest(
     splits = {}
     for name in dict.fromkeys(job.split for job in jobs):
         parts = [record for job, record in zip(jobs, records, strict=True) if job.split == name]
-        labels, notes = Counter(), Counter()
+        labels: Counter[int] = Counter()
+        notes: Counter[str] = Counter()
         for part in parts:
             labels.update(part.labels)
             notes.update(part.notes)

@@ -95,7 +95,9 @@ def write_shard(job: ShardJob) -> ShardRecord:
 
     Its bytes depend on the samples alone: headers carry no time, owner or machine.
     """
-    labels, notes, converted, damaged = Counter(), Counter(), [], []
+    labels: Counter[int] = Counter()
+    notes: Counter[str] = Counter()
+    converted, damaged = [], []
     with whole_file(job.tar, shared=True) as aside, open(aside, "wb") as file, Reader() as reader:
         hashing = _Hashing(file)
         with tarfile.open(fileobj=hashing, mode="w|", format=tarfile.USTAR_FORMAT) as archive:

@@ -136,7 +136,7 @@ def first_fit(lengths: np.ndarray, capacity: int) -> np.ndarray:
     """
     ends = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
     following = np.searchsorted(ends, ends[:-1] + capacity, side="right") - 1  # if a row began at each document
-    steps = memoryview(following)
+    steps = memoryview(following)  # type: ignore[arg-type]  # NumPy declares its buffers from Python 3.12 on
     first, at = [0], 0
     while at < len(lengths):
         at = steps[at]

@@ -22,7 +22,7 @@ import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, Literal
+from typing import IO, Literal
 
 import braceexpand
 
@@ -145,12 +145,12 @@ def read_records(path: Path, source: TextSource) -> Iterator[TextRecord]:
 
 
 @contextlib.contextmanager
-def _open(path: Path) -> Iterator[BinaryIO]:
+def _open(path: Path) -> Iterator[IO[bytes]]:
     with gzip.open(path) if path.name.lower().endswith(".gz") else open(path, "rb") as file:
-        yield file
+        yield file  # type: ignore[misc]  # GzipFile reads as IO does, but is not declared as one
 
 
-def _plain(file: BinaryIO, name: str, heading: str | None) -> Iterator[TextRecord]:
+def _plain(file: IO[bytes], name: str, heading: str | None) -> Iterator[TextRecord]:
     """A line that is `<|endoftext|>` parts documents and belongs to none; a heading begins one."""
     begins = re.compile(heading.encode()) if heading else None
     part: list[bytes] = []
@@ -174,7 +174,7 @@ def _tar(path: Path, field: str) -> Iterator[TextRecord]:
         for member in tar:
             key, _, extension = os.path.basename(member.name).partition(".")
             if member.isfile() and key and extension in (field, "json"):
-                form = "text" if extension == field else "json"
+                form: Form = "text" if extension == field else "json"
                 yield TextRecord(f"{path.name} {member.name}", tar.extractfile(member).read(), form)
 
 
@@ -188,7 +188,7 @@ def _problems_of_tar(path: Path, split: TextSplit) -> Iterator[TextRecord]:
                 yield from _problems(tar.extractfile(member), found[1])
 
 
-def _problems(file: BinaryIO, name: str) -> Iterator[TextRecord]:
+def _problems(file: IO[bytes], name: str) -> Iterator[TextRecord]:
     lines = iter(file)
     for number, question in enumerate(lines, 1):
         yield TextRecord(f"{name} problem {number}", question + next(lines, b""), "problem")

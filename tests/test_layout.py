@@ -36,7 +36,7 @@ FLOORS = [
 def imported(path: Path) -> set[str]:
     """Names below `vitwarm` that a module imports anywhere in it, functions included."""
     found = set()
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path}: relative import"
             names = [f"{node.module}.{a.name}" for a in node.names] if node.module == "vitwarm" else [node.module]
@@ -84,7 +84,7 @@ def test_there_is_one_command_and_each_tool_is_a_subcommand_of_it():
 
 
 def anchors(page: Path) -> set[str]:
-    headings = re.findall(r"^#+ (.*)$", page.read_text(), re.MULTILINE)
+    headings = re.findall(r"^#+ (.*)$", page.read_text(encoding="utf-8"), re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 

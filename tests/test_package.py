@@ -37,6 +37,7 @@ def test_an_installed_wheel_lists_and_finds_the_recipes(built, tmp_path):
         str(p.relative_to(tmp_path / "site")) for p in (tmp_path / "site").rglob("*.yaml")
     }
     assert (tmp_path / "site/vitwarm/transfer/core_vit/model.safetensors").is_file()
+    assert (tmp_path / "site/vitwarm/py.typed").is_file()
 
     metadata = next((tmp_path / "site").glob("*.dist-info/entry_points.txt")).read_text()
     module, function = re.fullmatch(r"\[console_scripts\]\nvitwarm = ([\w.]+):(\w+)\n*", metadata).groups()

@@ -507,7 +507,7 @@ def test_the_hash_does_not_depend_on_how_a_value_was_written(write):
 
 def test_a_frozen_recipe_that_was_damaged_is_refused(tmp_path):
     path = Path(tmp_path / "recipe.yaml")
-    path.write_text(freeze(load_recipe(["recipe=digits_proc"])).replace("  lr: 0.001", "  lr: [", 1))
+    path.write_text(freeze(load_recipe(["recipe=digits_proc"])).replace("  lr: 0.001", "  lr: [", 1), encoding="utf-8")
     with pytest.raises(UserError, match=r"recipe\.yaml, line \d+: not readable"):
         read_frozen(path)
     with pytest.raises(UserError, match="no recipe file"):

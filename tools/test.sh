@@ -1,5 +1,12 @@
 #!/usr/bin/env bash
 # bash tools/test.sh [pytest arguments]: the test suite, in the active virtual environment or in .venv
+# bash tools/test.sh --lowest [pytest arguments]: the fast tests, in .venv-lowest with the lower bounds of pyproject.toml
 set -euo pipefail
-. "$(dirname "$0")/env.sh" test
+if [ "${1:-}" = --lowest ]; then
+    shift
+    . "$(dirname "$0")/lowest.sh"
+    [ $# -gt 0 ] || set -- tests --ignore=tests/integration
+else
+    . "$(dirname "$0")/env.sh" test
+fi
 python -m pytest -m "not long" "$@"

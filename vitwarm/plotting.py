@@ -27,7 +27,7 @@ def load_matplotlib() -> ModuleType:
     backend = None if loaded else os.environ.pop("MPLBACKEND", None)
     try:
         import matplotlib
-        import matplotlib.figure
+        import matplotlib.figure  # noqa: F401  (a submodule: `matplotlib` is what is returned)
     except ImportError as error:
         raise UserError("figures need matplotlib: pip install 'vitwarm[plot]'") from error
     finally:

@@ -125,7 +125,7 @@ def read_frozen(path: str | Path) -> Config:
 
 def frozen_hash(path: str | Path) -> str:
     """The hash that a frozen recipe bears in its first line; "" if there is none."""
-    with open(path) as lines:
+    with open(path, encoding="utf-8") as lines:
         return lines.readline().strip().rpartition(", hash ")[2]
 
 

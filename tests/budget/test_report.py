@@ -115,7 +115,7 @@ def test_what_others_reached_is_drawn_at_the_full_budget(study, out):
 def test_numbers_are_there_for_machines(study, out):
     content = json.loads((out / "study.json").read_text(), parse_constant=pytest.fail)
     assert content["arms"][1]["equivalence"]["share"] == study.arms[1].equivalence.share
-    with open(out / "cells.csv") as lines:
+    with open(out / "cells.csv", encoding="utf-8") as lines:
         rows = list(csv.DictReader(lines))
     assert len(rows) == len(study.cells)
     for row, cell in zip(rows, study.cells, strict=True):

@@ -184,7 +184,7 @@ def test_problems_are_read_as_plain_python_reads_them(tmp_path, split):
 
 def test_a_problem_without_answer_is_damaged(tmp_path):
     folder = mathematics(tmp_path)
-    with open(folder / "train-easy/a.txt", "a") as file:
+    with open(folder / "train-easy/a.txt", "a", encoding="utf-8") as file:
         file.write("What is lost?\n")
     corpus = opened(folder, tokenizer="chars", split="train", max_damaged=0.5)
     assert len(corpus) == 3

@@ -10,7 +10,7 @@ from pathlib import Path
 def recorded(batches, stage_name, folder):
     def wrapped(self, start, rank, world, device_batch):
         share = self.optim.global_batch // world
-        with open(folder / f"{stage_name}-{world}-{rank}.jsonl", "w") as out:
+        with open(folder / f"{stage_name}-{world}-{rank}.jsonl", "w", encoding="utf-8") as out:
             for i, batch in enumerate(batches(self, start, rank, world, device_batch)):
                 warmup = stage_name == "warmup"
                 rows = batch.tokens if warmup else batch.images

@@ -110,7 +110,7 @@ def test_torchrun_starts_anew_when_a_process_dies(tmp_path, environment, recipe)
         ["bash", "-c", f"exec {command}"], cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True
     )
     wait_for(torchrun, lambda: len(log(run)) >= 7)  # a checkpoint of step 4 is there
-    children = Path(f"/proc/{torchrun.pid}/task/{torchrun.pid}/children").read_text().split()
+    children = Path(f"/proc/{torchrun.pid}/task/{torchrun.pid}/children").read_text(encoding="utf-8").split()
     os.kill(int(children[-1]), signal.SIGKILL)
     assert torchrun.wait(200) == 0, torchrun.stderr.read()
     assert_each_step_once(run)

@@ -27,7 +27,7 @@ def cache(tmp_path, monkeypatch):
 
 
 def written(path: Path, texts: list[str], field: str = "text") -> str:
-    path.write_text("".join(json.dumps({field: text}) + "\n" for text in texts))
+    path.write_text("".join(json.dumps({field: text}) + "\n" for text in texts), encoding="utf-8")
     return str(path)
 
 

@@ -167,7 +167,9 @@ def memory(batches: int) -> dict[str, Any]:
 
     def resident() -> float | None:
         statm = Path("/proc/self/statm")
-        return int(statm.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20 if statm.exists() else None
+        if not statm.exists():
+            return None
+        return int(statm.read_text(encoding="utf-8").split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
 
     stream = RuleStream(make_rule("dyck"), 0, "train", 196)
     marks = []

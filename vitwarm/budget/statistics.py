@@ -26,8 +26,8 @@ def load_scipy() -> ModuleType:
     """
     try:
         import scipy
-        import scipy.optimize
-        import scipy.stats
+        import scipy.optimize  # noqa: F401  (a submodule: `scipy` is what is returned)
+        import scipy.stats  # noqa: F401
     except ImportError as error:
         raise UserError("intervals need scipy: pip install 'vitwarm[plot]'") from error
     return scipy

@@ -38,7 +38,7 @@ class Classifier(Decoder):
         self.labels, self.pad = labels, pad
         with torch.device("meta"):
             self.score = nn.Linear(self.embed_dim, len(labels), bias=False)
-        self.score.to_empty(device=torch.get_default_device())
+        self.score.to_empty(device=torch.empty(0).device)
         with torch.no_grad():  # drawn on the CPU, as all fresh weights
             self.score.weight.copy_(torch.empty(self.score.weight.shape).normal_(std=INIT_STD, generator=generator))
 

@@ -121,7 +121,7 @@ class Decoder(nn.Module):
             block.mlp.drop1 = nn.Identity()  # timm drops inside the MLP as well, GPT-2 only behind it
         self.embed_drop = nn.Dropout(dropout)
         self.head_chunk = HeadChunk()
-        self.to_empty(device=torch.get_default_device())
+        self.to_empty(device=torch.empty(0).device)  # of the `with torch.device(...)` around, if any
         self.init_weights(generator)
 
     @torch.no_grad()

@@ -1,5 +1,6 @@
 """Recipes: found, inherited, overridden, frozen and hashed by their laws, and a bad file is one line that names it."""
 
+import json
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +16,7 @@ from vitwarm.procedural import make_rule
 from vitwarm.recipe import freeze, list_recipes, load_recipe, read_frozen, recipe_hash, recipes_folder
 
 SHIPPED = [name for name, _, _ in list_recipes()]
+RECORDED = json.loads((Path(__file__).parent / "recipe_hashes.json").read_text())  # of version 0.1
 
 
 @pytest.fixture
@@ -50,6 +52,31 @@ def test_shipped_recipes_load_and_say_what_they_are_for(name):
     header = path.read_text().split("\n\n")[0]
     assert all(f"# {part}" in header for part in ("Expected", "Cost", "Command"))
     assert f"recipe={name}" in header
+
+
+CHANGED = {
+    f"deit3_{size}_{arm}": "LAMB and its published learning rate in place of AdamW"
+    for size in "bsl"
+    for arm in ("default", "proc1pct")
+}
+
+
+@pytest.mark.parametrize("name", RECORDED)
+def test_hashes_of_shipped_recipes_stay(name):
+    """Run folders of the version before bear them."""
+    found = recipe_hash(load_recipe([f"recipe={name}"]))
+    assert (found == RECORDED[name]) != (name in CHANGED)
+
+
+def test_a_key_of_a_later_version_counts_only_where_it_is_used():
+    before = recipe_hash(load_recipe(["recipe=digits_proc"]))
+    for override in ("train.optimizer=adamw", "warmup.optimizer_args={}"):
+        assert recipe_hash(load_recipe(["recipe=digits_proc", override])) == before
+    used = [
+        f"{stage}.{key}" for stage in ("warmup", "train") for key in ("optimizer=lamb", "optimizer_args.foreach=false")
+    ]
+    found = {recipe_hash(load_recipe(["recipe=digits_proc", override])) for override in used}
+    assert len(found | {before}) == len(used) + 1
 
 
 def test_names_of_shipped_recipes_are_unique():
@@ -122,10 +149,11 @@ def test_deits_settings():
 
 
 def test_deit3s_settings():
-    """arXiv 2204.07118 and the training commands in its public README_revenge.md; AdamW and its rate are ours."""
-    sizes = {"b": ("base", 192, 0.2), "s": ("small", 224, 0.05), "l": ("large", 192, 0.45)}
-    for size, (model, pixels, drop_path) in sizes.items():
-        assert settings(f"deit3_{size}_proc1pct", *LENGTH) == [800, 2048, 2e-3, "5 epochs", 1e-5, 0.05]
+    """arXiv 2204.07118 and the training commands in its public README_revenge.md."""
+    sizes = {"b": ("base", 192, 0.2, 3e-3), "s": ("small", 224, 0.05, 4e-3), "l": ("large", 192, 0.45, 3e-3)}
+    for size, (model, pixels, drop_path, lr) in sizes.items():
+        assert settings(f"deit3_{size}_proc1pct", *LENGTH) == [800, 2048, lr, "5 epochs", 1e-5, 0.05]
+        assert settings(f"deit3_{size}_proc1pct", "train.optimizer", "train.eps") == ["lamb", 1e-8]
         assert settings(f"deit3_{size}_proc1pct", *MIX, "images.color_jitter") == [3, "3a", 0.8, 1.0, 0.0, 0.3]
         assert settings(f"deit3_{size}_proc1pct", "images.loss", "images.label_smoothing") == ["bce", 0.0]
         args = {"img_size": pixels, "init_values": 1e-4, "drop_path_rate": drop_path}

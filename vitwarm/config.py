@@ -9,9 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, get_args
 
 
-def key(
-    default: Any, help: str, within: str | None = None, count: int | None = None, since: str | None = None
-) -> Any:
+def key(default: Any, help: str, within: str | None = None, count: int | None = None, since: str | None = None) -> Any:
     """A dataclass field that carries its help text; mutable defaults are copied per instance.
 
     `within` is the interval that the number, or each number of a list, must lie in; `count` is the length of a list.

@@ -11,7 +11,7 @@ Random states are absent on purpose: every random decision is a pure function of
 
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -62,7 +62,7 @@ class State:
 
 def optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     """Tensors of the optimiser's state as {`PARAMETER/ENTRY`: tensor}, split as the parameters are."""
-    names = {p: n for n, p in model.named_parameters()}
+    names: dict[Tensor, str] = {p: n for n, p in model.named_parameters()}
     return {
         f"{names[p]}/{entry}": value.detach()
         for p, state in _state(optimizer).items()
@@ -81,7 +81,7 @@ def optimizer_values(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict
     Raises:
         UserError: it keeps something that JSON does not give back as it was.
     """
-    names = {p: n for n, p in model.named_parameters()}
+    names: dict[Tensor, str] = {p: n for n, p in model.named_parameters()}
     parameters = {
         names[p]: own
         for p, state in _state(optimizer).items()
@@ -207,7 +207,7 @@ class Checkpoints:
         """Whole checkpoints, oldest first."""
         return sorted(p for p in self.folder.glob("step-*") if (p / "state.json").is_file())
 
-    def newest(self, warn) -> tuple[State, Path] | None:
+    def newest(self, warn: Callable[[str], None]) -> tuple[State, Path] | None:
         """The newest checkpoint whose checksums hold; damaged ones are named through `warn` and passed over."""
         for path in reversed(self.all()):
             try:

@@ -3,9 +3,45 @@
 from vitwarm.config import OptimConfig
 
 ELEMENTWISE = frozenset(
-    "adabelief adadelta adagrad adam adamax adamc adamw adamwlegacy adan adanw adopt adoptc adoptw laprop lapropc lion "
-    "lionc madgrad madgradw momentum nadam nadamc nadamlegacy nadamw nesterov nesterovw radabelief radam radamlegacy "
-    "radamw rmsprop rmsproptf rmsproptfc rmsproptfw sgd sgdc sgdw".split()
+    [
+        "adabelief",
+        "adadelta",
+        "adagrad",
+        "adam",
+        "adamax",
+        "adamc",
+        "adamw",
+        "adamwlegacy",
+        "adan",
+        "adanw",
+        "adopt",
+        "adoptc",
+        "adoptw",
+        "laprop",
+        "lapropc",
+        "lion",
+        "lionc",
+        "madgrad",
+        "madgradw",
+        "momentum",
+        "nadam",
+        "nadamc",
+        "nadamlegacy",
+        "nadamw",
+        "nesterov",
+        "nesterovw",
+        "radabelief",
+        "radam",
+        "radamlegacy",
+        "radamw",
+        "rmsprop",
+        "rmsproptf",
+        "rmsproptfc",
+        "rmsproptfw",
+        "sgd",
+        "sgdc",
+        "sgdw",
+    ]
 )
 """Those that move each weight by its own gradients alone: of shards or stacks of weights they make the same."""
 

@@ -57,7 +57,7 @@ def check_optimizer(section: str, optim: OptimConfig) -> None:
     Raises:
         UserError: with the key that is wrong.
     """
-    name, base, known = optim.optimizer, _base(optim.optimizer), list_optimizers()
+    name, base, known = optim.optimizer, _base(optim.optimizer), list(map(str, list_optimizers()))
     if base not in known:
         raise UserError(f"{section}.optimizer: timm has no optimiser {name!r}{nearest(base, known)}")
     info = get_optimizer_info(base)
@@ -79,7 +79,9 @@ def check_optimizer(section: str, optim: OptimConfig) -> None:
         if argument in (*_OWN_KEYS, *taken):
             raise UserError(f"{section}.optimizer_args.{argument}: write {section}.{argument}")
         if argument not in allowed:
-            raise UserError(f"{section}.optimizer_args: {name} has no argument {argument!r}{nearest(argument, allowed)}")
+            raise UserError(
+                f"{section}.optimizer_args: {name} has no argument {argument!r}{nearest(argument, allowed)}"
+            )
     try:
         optimizer, model = _tried(optim, 8)
         optimizer_tensors(model, optimizer)
@@ -122,7 +124,7 @@ def _with_fallback(
     groups: Sequence[dict[str, Any]], model: nn.Module, patterns: Sequence[str] | None
 ) -> list[dict[str, Any]]:
     """The groups split into what a hybrid optimiser may work on and what it leaves to AdamW (`use_fallback`)."""
-    names = {p: name for name, p in model.named_parameters()}
+    names: dict[Tensor, str] = {p: name for name, p in model.named_parameters()}
 
     def falls_back(p: Tensor) -> bool:
         if patterns is None:

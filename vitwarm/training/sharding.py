@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from vitwarm.config import Config, OptimConfig
 from vitwarm.errors import UserError
-from vitwarm.training.elementwise import is_elementwise
+from vitwarm.training.elementwise import ELEMENTWISE, is_elementwise
 
 
 def _asked(name: str) -> bool:
@@ -51,9 +51,10 @@ def check_shardable(config: Config) -> None:
         if optim.ema:
             raise UserError(f"{key}.ema is not supported under FSDP; set {key}.ema=null, or launch without FSDP")
         if not is_elementwise(optim):
+            given = " with these arguments" if optim.optimizer in ELEMENTWISE else ""
             raise UserError(
-                f"{key}.optimizer={optim.optimizer} works on whole tensors, or may, and FSDP splits them; choose an "
-                "elementwise one (docs/running.md lists them), or launch without FSDP"
+                f"{key}.optimizer={optim.optimizer}{given} works on whole tensors, which FSDP splits; choose an "
+                "elementwise one such as adamw (docs/running.md lists them), or launch without FSDP"
             )
 
 

@@ -72,9 +72,8 @@ def test_a_key_of_a_later_version_counts_only_where_it_is_used():
     before = recipe_hash(load_recipe(["recipe=digits_proc"]))
     for override in ("train.optimizer=adamw", "warmup.optimizer_args={}"):
         assert recipe_hash(load_recipe(["recipe=digits_proc", override])) == before
-    used = [
-        f"{stage}.{key}" for stage in ("warmup", "train") for key in ("optimizer=lamb", "optimizer_args.foreach=false")
-    ]
+    keys = ("optimizer=lamb", "optimizer_args.foreach=false")
+    used = [f"{stage}.{key}" for stage in ("warmup", "train") for key in keys]
     found = {recipe_hash(load_recipe(["recipe=digits_proc", override])) for override in used}
     assert len(found | {before}) == len(used) + 1
 

@@ -146,6 +146,8 @@ def test_what_an_ensemble_cannot_do(tmp_path):
         c.warmup.budget = "0"
         with pytest.raises(UserError, match=f"works without {next(iter(change))}"):
             run_ensemble(c, [0, 1])
+    with pytest.raises(UserError, match="works without optimizer=lamb"):
+        run_ensemble(tiny(tmp_path, optimizer="lamb"), [0, 1])
     c = tiny(tmp_path)
     c.model.decoder.dropout = 0.1
     with pytest.raises(UserError, match="works without dropout"):

@@ -41,7 +41,7 @@ USABLE = [name for name in ALL if refusal(named(name)) is None]
 def test_only_those_of_other_packages_second_order_and_random_ones_are_refused():
     refused = {name: refusal(named(name)) for name in ALL if name not in USABLE}
     packages = {name for name in ALL if name.startswith(("bnb", "fused"))}
-    assert set(refused) - packages == {"adahessian", "kron", "kronc", "kronw"}
+    assert set(refused) - packages == {"adahessian", "kron", "kronc", "kronw"} & set(ALL)
     assert all("package" in refused[name] for name in packages)
     assert "second derivatives" in refused["adahessian"] and "rng_state" in refused["kron"]
 
@@ -158,7 +158,9 @@ def apart(optim: OptimConfig) -> float:
 
 
 def test_elementwise_optimisers_make_the_same_of_shards_and_stacks():
-    assert {name for name in ELEMENTWISE if apart(named(name)) > 1e-5} == set()
+    known = ELEMENTWISE & set(ALL)  # an older timm knows fewer
+    assert known <= set(USABLE)
+    assert {name for name in known if apart(named(name)) > 1e-5} == set()
     for name in ("lamb", "lars", "muon", "adafactor", "novograd", "mars", "cadamw"):
         assert name not in ELEMENTWISE and apart(named(name)) > 1e-3
 

@@ -2,47 +2,12 @@
 
 from vitwarm.config import OptimConfig
 
-ELEMENTWISE = frozenset(
-    [
-        "adabelief",
-        "adadelta",
-        "adagrad",
-        "adam",
-        "adamax",
-        "adamc",
-        "adamw",
-        "adamwlegacy",
-        "adan",
-        "adanw",
-        "adopt",
-        "adoptc",
-        "adoptw",
-        "laprop",
-        "lapropc",
-        "lion",
-        "lionc",
-        "madgrad",
-        "madgradw",
-        "momentum",
-        "nadam",
-        "nadamc",
-        "nadamlegacy",
-        "nadamw",
-        "nesterov",
-        "nesterovw",
-        "radabelief",
-        "radam",
-        "radamlegacy",
-        "radamw",
-        "rmsprop",
-        "rmsproptf",
-        "rmsproptfc",
-        "rmsproptfw",
-        "sgd",
-        "sgdc",
-        "sgdw",
-    ]
-)
+ELEMENTWISE = frozenset([
+    "adabelief", "adadelta", "adagrad", "adam", "adamax", "adamc", "adamw", "adamwlegacy", "adan", "adanw", "adopt",
+    "adoptc", "adoptw", "laprop", "lapropc", "lion", "lionc", "madgrad", "madgradw", "momentum", "nadam", "nadamc",
+    "nadamlegacy", "nadamw", "nesterov", "nesterovw", "radabelief", "radam", "radamlegacy", "radamw", "rmsprop",
+    "rmsproptf", "rmsproptfc", "rmsproptfw", "sgd", "sgdc", "sgdw",
+])  # fmt: skip
 """Those that move each weight by its own gradients alone: of shards or stacks of weights they make the same."""
 
 _COUPLING = ("caution", "clipping_threshold")  # arguments that take a mean over a whole tensor

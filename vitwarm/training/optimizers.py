@@ -40,11 +40,12 @@ def make_optimizer(optim: OptimConfig, groups: Sequence[dict[str, Any]], model: 
         model: whose parameters they are; their names tell blocks from embeddings.
     """
     arguments = _arguments(optim)
+    groups = [dict(group) for group in groups]  # torch writes into them
     if optim.optimizer == "adamw":
-        return torch.optim.AdamW(list(groups), lr=optim.lr, **({"fused": True} | arguments))
+        return torch.optim.AdamW(groups, lr=optim.lr, **({"fused": True} | arguments))
     if _is_hybrid(optim.optimizer):
         groups = _with_fallback(groups, model, arguments.pop("fallback_list", None))
-    return create_optimizer_v2(list(groups), optim.optimizer, lr=optim.lr, **arguments)
+    return create_optimizer_v2(groups, optim.optimizer, lr=optim.lr, **arguments)
 
 
 def check_optimizer(section: str, optim: OptimConfig) -> None:

@@ -16,6 +16,7 @@ from vitwarm.selection import Selection
 from vitwarm.stages import RuleStage, make_warmup
 from vitwarm.stages.registry import MainStage, Setup, make_main
 from vitwarm.training.loop import device_batch_size
+from vitwarm.training.optimizers import check_optimizer
 from vitwarm.training.param_groups import freeze
 from vitwarm.transfer import Part, TransferReport, canonical, merge, read_source
 from vitwarm.transfer.perturb import describe
@@ -112,6 +113,8 @@ def assemble(
         asked = ", ".join(f"{name}.{section.asks}" for name, section in MAIN_STAGES.items())
         raise UserError(f"the recipe has nothing to do: no main stage ({asked}), no warm-up (warmup.budget)")
     _check_init(config)
+    check_optimizer("warmup", config.warmup)
+    check_optimizer("train", config.train)
     main = make_main(name, config, Setup(workers, estimate, train_images)) if name else None
     with torch.device("meta") if estimate else contextlib.nullcontext():
         model = main.fresh_model() if main else _model_alone(config)

@@ -9,12 +9,14 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
 
-def key(default: Any, help: str, within: str | None = None, count: int | None = None) -> Any:
+def key(default: Any, help: str, within: str | None = None, count: int | None = None, since: str | None = None) -> Any:
     """A dataclass field that carries its help text; mutable defaults are copied per instance.
 
     `within` is the interval that the number, or each number of a list, must lie in; `count` is the length of a list.
+    `since` is the version that brought the key, for one that came later than recipes with hashes: it enters a recipe's
+    hash (`vitwarm.recipe.recipe_hash`) only where it is not its default, so that the hashes of older recipes stay.
     """
-    metadata = {"help": help, "within": within, "count": count}
+    metadata = {"help": help, "within": within, "count": count, "since": since}
     if isinstance(default, (list, dict)):
         return field(default_factory=lambda: type(default)(default), metadata=metadata)
     return field(default=default, metadata=metadata)
@@ -50,7 +52,7 @@ class ModelConfig:
 
 @dataclass
 class OptimConfig:
-    """Optimisation of one stage: AdamW under a schedule that is a pure function of the step."""
+    """Optimisation of one stage, under a schedule that is a pure function of the step."""
 
     global_batch: int = key(256, "samples a step over all processes; accumulation is derived from it", "[1, 16777216]")
     lr: float = key(1e-3, "peak learning rate", "(0, inf)")
@@ -59,10 +61,12 @@ class OptimConfig:
     lr_warmup: str = key("5%", "length of the linear LR warm-up: '1000 steps', '50 epochs', '5%' of the stage")
     schedule: Literal["cosine", "wsd", "constant"] = key("cosine", "shape after the LR warm-up")
     cooldown: str = key("20%", "length of the linear decay that ends a wsd schedule, written like lr_warmup")
-    weight_decay: float = key(0.05, "AdamW weight decay", "[0, inf)")
+    optimizer: str = key("adamw", "a name of timm.optim.list_optimizers(), or lookahead_NAME", since="0.2")
+    optimizer_args: dict[str, Any] = key({}, "further arguments of that optimiser (momentum, ...)", since="0.2")
+    weight_decay: float = key(0.05, "weight decay, as the optimiser defines it", "[0, inf)")
     decay_all: bool = key(False, "decay biases, norms, class token and positions as well")
-    betas: list[float] = key([0.9, 0.999], "AdamW betas", "[0, 1)", 2)
-    eps: float = key(1e-8, "AdamW epsilon", "(0, inf)")
+    betas: list[float] | None = key([0.9, 0.999], "betas of the optimiser; null: its own", "[0, 1)", 2)
+    eps: float | None = key(1e-8, "epsilon of the optimiser; null: its own", "(0, inf)")
     clip_grad: float | None = key(None, "largest gradient norm; null does not clip", "(0, inf)")
     ema: float | None = key(None, "decay of an fp32 average of the weights that is evaluated and exported", "(0, 1)")
     precision: Literal["fp32", "bf16"] = key("fp32", "bf16 is autocast over fp32 weights")

@@ -19,6 +19,7 @@ from vitwarm.errors import UserError
 from vitwarm.recipe import recipe_hash
 from vitwarm.training.loop import device_batch_size
 from vitwarm.training.meters import PEAK_FLOPS, forward_flops
+from vitwarm.training.optimizers import state_bytes
 from vitwarm.training.protocol import Stage
 
 _FAKE = FakeTensorMode(allow_non_fake_inputs=True)  # one for all: fake tensors of two modes do not mix
@@ -185,7 +186,7 @@ def _memory(stage: Stage, config: Config, gpus: int) -> tuple[float, str]:
     """(GiB that a device must hold, the same in words)."""
     (one, samples), (two, _) = _kept(stage, 1), _kept(stage, 2)
     batch = device_batch_size(stage.optim.global_batch, gpus, config.run.device_batch)
-    per_weight = 16 + (4 if stage.optim.ema else 0)  # fp32 weights, gradients, two moments, average
+    per_weight = 8 + state_bytes(stage.optim) + (4 if stage.optim.ema else 0)  # fp32 weights, gradients; average
     state = per_weight * sum(p.numel() for p in stage.model.parameters()) + 2 * one - two  # and autocast's copies
     each = (two - one) / samples
     gib = (state + batch * each) / 2**30
@@ -220,7 +221,7 @@ def _kept(stage: Stage, times: int) -> tuple[int, int]:
 
 
 def _storage(config: Config, weights: int) -> dict[str, str]:
-    one = weights * (12 + (4 if config.train.ema else 0))
+    one = weights * (4 + state_bytes(config.train) + (4 if config.train.ema else 0))
     kept = config.run.keep_last + 1  # the best one; one more while it is being written
     return {
         "checkpoints": f"{one / 1e9:.2f} GB each, at most {kept + 1} at a time: {(kept + 1) * one / 1e9:.2f} GB; "

@@ -23,7 +23,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException, ValidationError
 
 from vitwarm.amounts import GRAMMAR
-from vitwarm.checks import KEYS, SECTIONS, check, check_tree, nearest, rule_of, wrong_type
+from vitwarm.checks import KEYS, SECTIONS, check, check_tree, nearest, rule_of, value_of, wrong_type
 from vitwarm.config import Config
 from vitwarm.errors import UserError
 from vitwarm.procedural import list_rules, rule_class
@@ -132,13 +132,21 @@ def frozen_hash(path: str | Path) -> str:
 def recipe_hash(config: Config) -> str:
     """12 hex digits (SHA-256) that name an experiment: all keys but the recipe's name, description and `run`.
 
-    A version of the package that knows more keys gives another hash to the same recipe.
+    A key that came with a later version (`since` of `vitwarm.config.key`) is left out where it has its default, so that
+    a recipe which does not use it keeps the hash that it had before.
     """
     # Also makes 300 and 300.0 one number in a float key.
     tree: Any = OmegaConf.to_container(OmegaConf.structured(config))
     for key in NOT_IDENTITY:
         del tree[key]
     tree["warmup"]["rule"] = rule_of(config.warmup.rule).spec()
+    for key in KEYS.values():
+        if key.field.metadata["since"] and value_of(config, key.name) == key.default:
+            *sections, leaf = key.name.split(".")
+            holder = tree
+            for section in sections:
+                holder = holder[section]
+            del holder[leaf]
     return hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()[:12]
 
 

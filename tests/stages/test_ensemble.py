@@ -15,10 +15,10 @@ from vitwarm.run import run, run_ensemble
 SEEDS = (3, 4, 9)
 
 
-def tiny(tmp_path=None, objective="next_token", clip=None, tied=False, **more):
+def tiny(tmp_path=None, objective="next_token", clip=None, tied=False, optimizer="adamw", **more):
     rule = {"rule": automaton(), "length": 6} if objective == "next_state" else {}
     # A key's bias has no gradient but rounding. With a small epsilon AdamW makes steps of full length of that.
-    optim = {"clip_grad": clip, "lr": 1e-2, "eps": 1e-3}
+    optim = {"clip_grad": clip, "lr": 1e-2, "eps": 1e-3, "optimizer": optimizer}
     warmup = {"budget": "20 steps", "eval_every": 10, **optim}
     c = config(objective=objective, tied=tied, warmup=warmup, budget="20 steps", **rule, **more)
     c.train = replace(c.train, **optim)
@@ -28,7 +28,14 @@ def tiny(tmp_path=None, objective="next_token", clip=None, tied=False, **more):
 
 @pytest.mark.parametrize(
     "settings",
-    [{}, {"clip": 0.05}, {"tied": True}, {"objective": "next_state"}, {"task": "haystack", "embeddings": "fresh"}],
+    [
+        {},
+        {"clip": 0.05},
+        {"tied": True},
+        {"objective": "next_state"},
+        {"optimizer": "nadamw"},
+        {"task": "haystack", "embeddings": "fresh"},
+    ],
     ids=str,
 )
 def test_each_seed_ends_as_it_would_have_alone(tmp_path, settings):
@@ -139,6 +146,8 @@ def test_what_an_ensemble_cannot_do(tmp_path):
         c.warmup.budget = "0"
         with pytest.raises(UserError, match=f"works without {next(iter(change))}"):
             run_ensemble(c, [0, 1])
+    with pytest.raises(UserError, match="works without optimizer=lamb"):
+        run_ensemble(tiny(tmp_path, optimizer="lamb"), [0, 1])
     c = tiny(tmp_path)
     c.model.decoder.dropout = 0.1
     with pytest.raises(UserError, match="works without dropout"):

@@ -168,7 +168,7 @@ def test_the_optimizer_goes_on_with_the_same_bits(tmp_path, fused):
     )
     other, restored = trained(fused)
     other.load_state_dict(read_tensors(path, "model"))
-    restore_optimizer(other, restored, read_tensors(path, "optimizer"))
+    restore_optimizer(other, restored, read_tensors(path, "optimizer"), {})
     for p, q in zip(model.parameters(), other.parameters(), strict=True):
         assert optimizer.state[p].keys() == restored.state[q].keys()
         for entry, value in optimizer.state[p].items():

@@ -9,11 +9,13 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from timm.optim import list_optimizers
 
 from vitwarm.config import Config
 from vitwarm.errors import UserError
 from vitwarm.recipe import load_recipe
 from vitwarm.run import run
+from vitwarm.training.elementwise import ELEMENTWISE
 from vitwarm.training.sharding import check_shardable, fsdp_requested
 
 ROOT = Path(__file__).parents[2]
@@ -35,18 +37,73 @@ for arguments in json.loads(sys.argv[1]):
 dist.destroy_process_group()  # as the commands do: gloo's threads may abort a process that leaves without
 """
 
+# Each elementwise optimiser steps a sharded model beside a plain one; midway its state goes through whole tensors into
+# a fresh optimiser. Prints what went wrong, by name.
+OPTIMISERS = """
+import copy, json, os, torch
+import torch.distributed as dist
+from torch import nn
+from timm.optim import list_optimizers
+from vitwarm.config import OptimConfig
+from vitwarm.training.checkpoint import optimizer_tensors, optimizer_values, restore_optimizer
+from vitwarm.training.elementwise import ELEMENTWISE
+from vitwarm.training.optimizers import make_optimizer
+from vitwarm.training.sharding import Sharded, whole
+
+def build(optim, model):
+    groups = [{"params": [p], "weight_decay": d} for p, d in zip(model.parameters(), (0.1, 0.0, 0.1, 0.0))]
+    return make_optimizer(optim, groups, model)
+
+def distance(name):
+    torch.manual_seed(0)
+    plain, optim = nn.Sequential(nn.Linear(5, 7), nn.Tanh(), nn.Linear(7, 3)), OptimConfig(optimizer=name, lr=1e-2)
+    start = [p.detach().clone() for p in plain.parameters()]
+    sharded = Sharded(copy.deepcopy(plain), [])
+    both = [(m, build(optim, m)) for m in (plain, sharded.model)]
+    for step in range(4):
+        x = torch.randn(6, 5, generator=torch.Generator().manual_seed(step))
+        for model, optimizer in both:
+            model(x).square().sum().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+        if step == 1:
+            model, optimizer = both[1]
+            tensors, values = whole(optimizer_tensors(model, optimizer), keep=True), optimizer_values(model, optimizer)
+            both[1] = model, build(optim, model)
+            restore_optimizer(model, both[1][1], tensors, values)
+    pairs = list(zip(plain.parameters(), sharded.gathered().parameters(), start))
+    return max(float((a - b).abs().max() / (a - c).abs().max()) for a, b, c in pairs)
+
+dist.init_process_group("gloo")
+found = {}
+for name in sorted(ELEMENTWISE & set(list_optimizers())):  # an older timm knows fewer
+    try:
+        found[name] = distance(name)
+    except Exception as error:
+        found[name] = repr(error)
+if dist.get_rank() == 0:
+    print("FOUND " + json.dumps(found), flush=True)
+dist.destroy_process_group()
+"""
+
 
 def recipe(folder: Path, *overrides: str) -> list[str]:
     return [*TINY, f"run.dir={folder}", "run.checkpoint_every=2", "run.keep_last=9", *overrides]
 
 
 def two_sharded(*recipes: list[str]) -> None:
-    """Runs on 2 processes, one after the other; the environment is what accelerate makes of its configuration."""
+    """Runs on 2 processes, one after the other."""
+    two_processes(WORKER, json.dumps(recipes))
+
+
+def two_processes(program: str, *arguments: str) -> str:
+    """What a program prints on 2 processes; the environment is what accelerate makes of its configuration."""
     environment = os.environ | FSDP | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", "CUDA_VISIBLE_DEVICES": ""}
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "--no-python"]
-    command = [*launcher, sys.executable, "-c", WORKER, json.dumps(recipes)]
+    command = [*launcher, sys.executable, "-c", program, *arguments]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=200)
     assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
 
 
 def result(folder: Path) -> dict:
@@ -82,6 +139,13 @@ def test_two_sharded_processes_do_what_one_does_and_either_goes_on_from_the_othe
         assert ours[stage]["flops"] == theirs[stage]["flops"]
 
 
+def test_elementwise_optimisers_do_to_shards_what_they_do_to_the_whole():
+    printed = two_processes(OPTIMISERS)
+    found = json.loads(printed.split("FOUND ")[1].splitlines()[0])
+    assert set(found) == ELEMENTWISE & set(list_optimizers())
+    assert {name: value for name, value in found.items() if isinstance(value, str) or value > 1e-3} == {}
+
+
 def test_what_is_not_supported_is_refused_in_one_line(monkeypatch):
     for name in [name for name in os.environ if name.startswith(("FSDP_", "ACCELERATE_"))]:
         monkeypatch.delenv(name)
@@ -100,6 +164,12 @@ def test_what_is_not_supported_is_refused_in_one_line(monkeypatch):
     check_shardable(config)
     config.train.ema = 0.999
     with pytest.raises(UserError, match="train.ema is not supported under FSDP"):
+        check_shardable(config)
+    config.train.ema, config.warmup.optimizer = None, "lamb"
+    with pytest.raises(UserError, match="warmup.optimizer=lamb works on whole tensors"):
+        check_shardable(config)
+    config.warmup.optimizer, config.warmup.optimizer_args = "lion", {"caution": True}
+    with pytest.raises(UserError, match="warmup.optimizer=lion with these arguments works on whole tensors"):
         check_shardable(config)
 
 

@@ -25,6 +25,7 @@ from vitwarm.errors import UserError
 from vitwarm.stages.batches import TokenBatch
 from vitwarm.stages.tokens import TokenStage
 from vitwarm.training.batch import Batch, Sums, Totals
+from vitwarm.training.elementwise import is_elementwise
 from vitwarm.training.protocol import Stage
 from vitwarm.trunk import Decoder
 
@@ -65,6 +66,7 @@ class EnsembleStage(Stage["EnsembleBatch"]):
             ("a curriculum", stage.adapts),  # each seed would ask for a number of positions of its own
             ("precision=bf16", optim.precision == "bf16"),
             ("grad_checkpointing", any(getattr(m, "grad_checkpointing", False) for m in modules)),
+            (f"optimizer={optim.optimizer}, which is not elementwise", not is_elementwise(optim)),
             ("dropout", any(isinstance(m, nn.Dropout) and m.p for m in modules)),
         ):
             if found:

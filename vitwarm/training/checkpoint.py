@@ -2,7 +2,7 @@
 
     checkpoints/step-00012000/
         model.safetensors      the stage's model
-        optimizer.safetensors  AdamW moments and step counts, `PARAMETER/exp_avg` ...
+        optimizer.safetensors  tensors of the optimiser, `PARAMETER/exp_avg` ...
         ema.safetensors        the moving average, when there is one
         state.json             stage, step, recipe hash, totals, log position, sha256 of the files above
 
@@ -11,7 +11,7 @@ Random states are absent on purpose: every random decision is a pure function of
 
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -43,6 +43,7 @@ class State:
         best: {metric value, run_step, metrics} of the best evaluation so far, or None.
         damaged: names of the distinct samples that could not be read so far.
         steady: a wsd schedule has not begun to fall, so that runs of other lengths pass through this point as well.
+        optimizer: `optimizer_values`; empty for AdamW, which keeps tensors only.
     """
 
     stage: str
@@ -56,27 +57,92 @@ class State:
     best: dict[str, Any] | None = None
     damaged: list[str] = field(default_factory=list)
     steady: bool = False
+    optimizer: dict[str, Any] = field(default_factory=dict)
 
 
 def optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """Optimiser state as {`PARAMETER/ENTRY`: tensor}, split as the parameters are."""
-    names = {p: n for n, p in model.named_parameters()}
+    """Tensors of the optimiser's state as {`PARAMETER/ENTRY`: tensor}, split as the parameters are."""
+    names: dict[Tensor, str] = {p: n for n, p in model.named_parameters()}
     return {
-        f"{names[p]}/{entry}": value.detach() for p, state in optimizer.state.items() for entry, value in state.items()
+        f"{names[p]}/{entry}": value.detach()
+        for p, state in _state(optimizer).items()
+        for entry, value in state.items()
+        if isinstance(value, Tensor)
     }
 
 
-def restore_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
-    """Put `optimizer_tensors` back; scalars (step counts) stay where the optimiser keeps them."""
-    parameters = dict(model.named_parameters())
+def optimizer_values(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """What an optimiser keeps besides the tensors of its parameters, as plain values.
+
+    Returns:
+        `parameters`: {parameter: {entry: value}}; `groups`: {entry: value} for each parameter group, where a tensor
+        of one number is {`dtype`, `value`}. Each is left out where nothing is kept.
+
+    Raises:
+        UserError: it keeps something that JSON does not give back as it was.
+    """
+    names: dict[Tensor, str] = {p: n for n, p in model.named_parameters()}
+    parameters = {
+        names[p]: own
+        for p, state in _state(optimizer).items()
+        if (own := {e: _plain(e, value) for e, value in state.items() if not isinstance(value, Tensor)})
+    }
+    groups = [
+        {entry: _plain(entry, value) for entry, value in group.items() if _is_state(entry, value, optimizer)}
+        for group in optimizer.param_groups
+    ]
+    return ({"parameters": parameters} if parameters else {}) | ({"groups": groups} if any(groups) else {})
+
+
+def restore_optimizer(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    tensors: dict[str, Tensor],
+    values: dict[str, Any],
+) -> None:
+    """Put `optimizer_tensors` and `optimizer_values` back; step counts stay where the optimiser keeps them."""
+    parameters, state = dict(model.named_parameters()), _state(optimizer)
+    on_device = optimizer.defaults.get("fused") or optimizer.defaults.get("capturable")
     for full, value in tensors.items():
         name, entry = full.rsplit("/", 1)
         p = parameters[name]
         if value.ndim:
-            optimizer.state[p][entry] = split_like(value, p)
+            state[p][entry] = split_like(value, p)
         else:
-            on_device = optimizer.defaults.get("fused") or optimizer.defaults.get("capturable")
-            optimizer.state[p][entry] = value.to(p.device if on_device else "cpu")
+            state[p][entry] = value.to("cpu" if entry == "step" and not on_device else p.device)
+    for name, own in values.get("parameters", {}).items():
+        state[parameters[name]].update(own)
+    for group, own in zip(optimizer.param_groups, values.get("groups", []), strict="groups" in values):
+        group.update({entry: _read(value) for entry, value in own.items()})
+
+
+def _state(optimizer: torch.optim.Optimizer) -> dict[Tensor, dict[str, Any]]:
+    """Parameter -> what the optimiser keeps for it; timm's Lookahead keeps it within the optimiser that it wraps."""
+    return getattr(optimizer, "_base_optimizer", optimizer).state
+
+
+_GIVEN = ("params", "lr", "weight_decay", "lr_scale", "use_fallback")  # entries of a group that the recipe sets
+
+
+def _is_state(entry: str, value: Any, optimizer: torch.optim.Optimizer) -> bool:
+    """Whether an entry of a parameter group has come about in training: it is not what the group began with."""
+    if entry in _GIVEN:
+        return False
+    begun = optimizer.defaults.get(entry, _GIVEN)
+    return type(begun) is not type(value) or bool(begun != value)
+
+
+def _plain(entry: str, value: Any) -> Any:
+    if isinstance(value, Tensor) and value.ndim == 0 and value.device.type == "cpu":
+        return {"dtype": str(value.dtype).removeprefix("torch."), "value": value.item()}
+    parts = value if isinstance(value, list) else [value]
+    if all(part is None or type(part) in (bool, int, float, str) for part in parts):
+        return value
+    raise UserError(f"keeps a {type(value).__name__} as {entry}, which a checkpoint does not hold; choose another")
+
+
+def _read(value: Any) -> Any:
+    return torch.tensor(value["value"], dtype=getattr(torch, value["dtype"])) if isinstance(value, dict) else value
 
 
 class Checkpoints:
@@ -130,7 +196,7 @@ class Checkpoints:
         """Whole checkpoints, oldest first."""
         return sorted(p for p in self.folder.glob("step-*") if (p / "state.json").is_file())
 
-    def newest(self, warn) -> tuple[State, Path] | None:
+    def newest(self, warn: Callable[[str], None]) -> tuple[State, Path] | None:
         """The newest checkpoint whose checksums hold; damaged ones are named through `warn` and passed over."""
         for path in reversed(self.all()):
             try:

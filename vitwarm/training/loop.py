@@ -17,8 +17,16 @@ from vitwarm.config import RunConfig
 from vitwarm.errors import Interrupted, UserError
 from vitwarm.keys import keyed_rng
 from vitwarm.training.batch import Batch, Sums, means
-from vitwarm.training.checkpoint import Checkpoints, State, optimizer_tensors, read_tensors, restore_optimizer
+from vitwarm.training.checkpoint import (
+    Checkpoints,
+    State,
+    optimizer_tensors,
+    optimizer_values,
+    read_tensors,
+    restore_optimizer,
+)
 from vitwarm.training.meters import Meter, count_flops
+from vitwarm.training.optimizers import make_optimizer
 from vitwarm.training.processes import Processes
 from vitwarm.training.protocol import Stage
 from vitwarm.training.schedule import is_steady, learning_rate
@@ -121,11 +129,11 @@ class Training:
                 block.compile()
         self.sharded = Sharded(self.model, stage.blocks()) if context.sharded and self.processes.world > 1 else None
         self.wrapped = self.model if self.sharded else context.accelerator.prepare_model(self.model)
-        self.optimizer = torch.optim.AdamW(  # of the weights as they are now, split or not
-            stage.parameter_groups(), lr=optim.lr, betas=tuple(optim.betas), eps=optim.eps, fused=True
-        )
+        # Of the weights as they are now, split or not.
+        self.optimizer = make_optimizer(optim, stage.parameter_groups(), self.model)
         if resume is not None:
-            restore_optimizer(self.model, self.optimizer, read_tensors(resume[1], "optimizer"))
+            tensors = read_tensors(resume[1], "optimizer")
+            restore_optimizer(self.model, self.optimizer, tensors, self.state.optimizer)
         self.sums: dict[str, Tensor] = {}
         self.weight = 0.0
         self.bad_step = torch.full((), math.inf, device=device)  # first step with a non-finite loss or gradient
@@ -353,6 +361,7 @@ class Training:
             "flops": samples * self.flops_per_sample,
         }
 
+        self.state.optimizer = optimizer_values(self.model, self.optimizer)
         tensors = {"model": self.model.state_dict(), "optimizer": optimizer_tensors(self.model, self.optimizer)}
         if self.ema is not None:
             tensors["ema"] = self.ema.module.state_dict()

@@ -14,8 +14,9 @@ from collections.abc import Iterable, Iterator
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from vitwarm.config import Config
+from vitwarm.config import Config, OptimConfig
 from vitwarm.errors import UserError
+from vitwarm.training.elementwise import ELEMENTWISE, is_elementwise
 
 
 def _asked(name: str) -> bool:
@@ -43,11 +44,18 @@ def check_shardable(config: Config) -> None:
     """Refuse what a sharded run cannot do.
 
     Raises:
-        UserError: it keeps a moving average.
+        UserError: it keeps a moving average, or an optimiser works on whole tensors.
     """
     for key in ("warmup", "train"):
-        if getattr(config, key).ema:
+        optim: OptimConfig = getattr(config, key)
+        if optim.ema:
             raise UserError(f"{key}.ema is not supported under FSDP; set {key}.ema=null, or launch without FSDP")
+        if not is_elementwise(optim):
+            given = " with these arguments" if optim.optimizer in ELEMENTWISE else ""
+            raise UserError(
+                f"{key}.optimizer={optim.optimizer}{given} works on whole tensors, which FSDP splits; choose an "
+                "elementwise one such as adamw (docs/running.md lists them), or launch without FSDP"
+            )
 
 
 class Sharded:

@@ -168,6 +168,8 @@ def test_elementwise_optimisers_make_the_same_of_shards_and_stacks():
 @pytest.mark.parametrize("arguments", [{"caution": True}, {"clipping_threshold": 0.5}], ids=str)
 def test_arguments_that_look_at_a_whole_tensor_end_that(arguments):
     optim = replace(named("nadamw"), optimizer_args=arguments)
+    if refusal(optim):
+        pytest.skip("this timm does not know the argument")
     assert is_elementwise(named("nadamw")) and not is_elementwise(optim) and apart(optim) > 1e-3
 
 

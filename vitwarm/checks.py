@@ -203,7 +203,8 @@ def check(config: Config) -> None:
     if main_stage(config) is None:
         if budget.value == 0:
             asked = ", ".join(f"{name}.{section.asks}" for name, section in MAIN_STAGES.items())
-            raise UserError(f"nothing to train: set {asked} or warmup.budget")
+            none = "" if config.images.epochs else "images.epochs is 0; "
+            raise UserError(f"nothing to train: {none}set {asked} or warmup.budget")
         if budget.unit == "%":
             raise UserError("warmup.budget is a share of the main stage, but there is none; write samples")
 

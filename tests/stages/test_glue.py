@@ -241,7 +241,7 @@ def test_tokens_and_the_first_positions_come_from_a_language_model(tmp_path, fol
     assert torch.equal(own["token_embed.weight"], theirs["token_embed.weight"])
     assert torch.equal(own["pos_embed.weight"], theirs["pos_embed.weight"][:32])
     assert all(torch.equal(t, theirs[n]) for n, t in own.items() if n.startswith(("blocks.", "norm.")))
-    assert torch.equal(own["score.weight"], fresh["score.weight"]) and parts.given.model == ["score.weight"]
+    assert torch.equal(own["score.weight"], fresh["score.weight"]) and parts.given.fresh == ["score.weight"]
     c = config(folder(), init_from=tmp_path / "lm")
     c.model.decoder.positions = positions
     assert torch.equal(assemble(c, 1).model.pos_embed.weight, theirs["pos_embed.weight"])
@@ -266,7 +266,7 @@ def test_a_classifier_starts_a_classifier_of_another_task(tmp_path, folder):
     theirs = load_file(source / "model.safetensors")
     own = assemble(config(folder("rte"), task="rte", init_from=source), 1)
     assert torch.equal(own.model.token_embed.weight, theirs["transformer.wte.weight"])
-    assert own.given.model == ["score.weight"]
+    assert own.given.fresh == ["score.weight"]
     with pytest.raises(UserError, match=r"score.weight \(source \(3, 8\), target \(2, 8\)\)"):
         assemble(config(folder("rte"), task="rte", init_from=source, groups=["trunk", "embedding", "head"]), 1)
     with pytest.raises(UserError, match="holds a classifier"):

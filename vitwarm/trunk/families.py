@@ -180,6 +180,11 @@ class Family:
         tokens = self.model.patch_drop(self.model._pos_embed(self.model.patch_embed(images)))
         return self.model.norm_pre(tokens), {}
 
+    def logits(self, tokens: Tensor) -> Tensor:
+        """(B, N, D) tokens behind the last block to (B, num_classes) logits; the final norm stays where timm has it."""
+        logits: Tensor = self.model.forward_head(self.model.norm(tokens))
+        return logits
+
     def prefix(self) -> Tensor | None:
         """(1, P, D) values of the prefix tokens, a copy; None without any."""
         found = [getattr(self.model, name, None) for name in self.prefix_names]

@@ -27,5 +27,4 @@ class ImageModel(nn.Module):
         vit = self.family.model
         tokens, arguments = self.family.embed(images)
         tokens = run_blocks(vit.blocks, tokens, arguments, grad_checkpointing=self.grad_checkpointing)
-        logits: Tensor = vit.forward_head(vit.norm(tokens))
-        return logits
+        return self.family.logits(tokens)

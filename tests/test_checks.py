@@ -145,6 +145,12 @@ def test_wsd_must_fit_into_the_stage():
     assert re.search(r"train\.lr_warmup and train\.cooldown together exceed 100%", refusal(arguments))
 
 
+def test_null_is_a_value_of_an_optional_list():
+    config = load_recipe(["recipe=digits_proc", "train.betas=null", "train.eps=null"])
+    assert config.train.betas is None and config.train.eps is None
+    assert "expected list" in refusal(["recipe=digits_proc", "images.mean=null"])
+
+
 def test_an_initialisation_that_something_would_overwrite_is_refused():
     """Before anything is built: the sources named here are nowhere."""
 

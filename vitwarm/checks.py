@@ -133,9 +133,9 @@ def _check_type(key: Key, value: Any, where: str) -> None:
     container = get_origin(key.type) if get_origin(key.type) in (list, dict) else None
     wrong = (
         (value is None and not key.optional)
-        or (container is not None and not isinstance(value, container))
+        or (container is not None and value is not None and not isinstance(value, container))
         or (container is None and isinstance(value, (list, dict)))
-        or (container is list and any(isinstance(part, (list, dict, NoneType)) for part in value))
+        or (container is list and any(isinstance(part, (list, dict, NoneType)) for part in value or ()))
         or (key.type is bool and not isinstance(value, bool))  # OmegaConf would read 2 as true
         or (key.is_text and isinstance(value, bool))  # YAML reads off, no, yes as booleans
     )
@@ -297,7 +297,7 @@ def differences(a: Config, b: Config, ignore: Sequence[str] = ()) -> dict[str, t
 
 def _check_bounds(key: Key, value: Any) -> None:
     count, within = key.field.metadata["count"], key.field.metadata["within"]
-    if count is not None and len(value) != count:
+    if count is not None and value is not None and len(value) != count:
         raise UserError(f"{key.name} takes {count} values, not {len(value)}")
     if within is None:
         return

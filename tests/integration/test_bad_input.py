@@ -36,7 +36,7 @@ MISTAKES = {
     "unknown model argument": (["model.args.colour=red"], "colour"),
     "missing shards": (["images.train=/nowhere/x-*.tar"], "images.train: /nowhere/x-*.tar: no such tar; give"),
     "missing validation shards": (["images.val=/nowhere"], "images.val: /nowhere: no such tar"),
-    "share of no image stage": (["warmup.budget=1%", "images.epochs=0"], "warmup.budget is a share of the main stage, but there is none"),
+    "share of no image stage": (["warmup.budget=1%", "images.epochs=0"], "warmup.budget is a share of the main stage"),
     "label out of range": (["model.num_classes=5"], "model.num_classes"),
     "device batch that does not divide": (["run.device_batch=5"], "run.device_batch"),
     "odd device batch under mixup": (["train.global_batch=7", "run.device_batch=null"], "even"),

@@ -5,6 +5,7 @@ import math
 import signal
 
 import pytest
+import timm
 import torch
 from torch import nn
 from toy_stage import NEAR, ToyStage, optim_config, reference, toy_context
@@ -221,6 +222,14 @@ def test_flops_are_three_forward_passes_of_the_matrix_products():
     by_hand = 2 * b * n * d * 3 * d + 2 * (2 * b * n * n * d) + 2 * b * n * d * 4 * d
     assert forward_flops(forward) == by_hand
     assert count_flops(forward) == 3 * by_hand
+
+
+def test_flops_of_a_model_that_looks_at_parts_of_its_parameters():
+    """Pooling by attention expands a parameter, whose view has no gradient function under `no_grad`."""
+    model = timm.create_model("vit_base_patch16_siglip_256", img_size=32, depth=1, num_classes=10)
+    plain = timm.create_model("vit_base_patch16_siglip_gap_256", img_size=32, depth=1, num_classes=10)
+    x = torch.zeros(1, 3, 32, 32)
+    assert forward_flops(lambda: model(x)) > forward_flops(lambda: plain(x)) > 0
 
 
 def test_flops_in_the_result_are_those_of_the_samples(tmp_path):

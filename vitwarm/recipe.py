@@ -23,7 +23,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException, ValidationError
 
 from vitwarm.amounts import GRAMMAR
-from vitwarm.checks import KEYS, SECTIONS, check, check_tree, nearest, rule_of, value_of, wrong_type
+from vitwarm.checks import KEYS, SECTIONS, check, check_tree, nearest, rule_of, wrong_type
 from vitwarm.config import Config
 from vitwarm.errors import UserError
 from vitwarm.procedural import list_rules, rule_class
@@ -140,14 +140,20 @@ def recipe_hash(config: Config) -> str:
     for key in NOT_IDENTITY:
         del tree[key]
     tree["warmup"]["rule"] = rule_of(config.warmup.rule).spec()
-    for key in KEYS.values():
-        if key.field.metadata["since"] and value_of(config, key.name) == key.default:
-            *sections, leaf = key.name.split(".")
-            holder = tree
-            for section in sections:
-                holder = holder[section]
-            del holder[leaf]
-    return hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()[:12]
+    return hashlib.sha256(json.dumps(_without_later_keys(tree), sort_keys=True).encode()).hexdigest()[:12]
+
+
+def _without_later_keys(section: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """A section of a recipe without keys of later versions that have their default, and without sections of such."""
+    kept: dict[str, Any] = {}
+    for name, value in section.items():
+        full = f"{prefix}{name}"
+        if full in SECTIONS:
+            if part := _without_later_keys(value, f"{full}."):
+                kept[name] = part
+        elif not KEYS[full].field.metadata["since"] or value != KEYS[full].default:
+            kept[name] = value
+    return kept
 
 
 def help_text() -> str:

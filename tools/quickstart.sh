@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # bash tools/quickstart.sh            warm up a small ViT, train it on handwritten digits, validate, export
-# bash tools/quickstart.sh --compare  default and warmed arms over 3 seeds: a table and a picture of the curves
+# bash tools/quickstart.sh --compare  default and warmed arms over 3 seeds: a table and a figure of the curves
 set -euo pipefail
 . "$(dirname "$0")/env.sh" digits
 

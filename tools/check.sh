@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# bash tools/check.sh: lint, format and types, in the active virtual environment or in .venv; prints at the end which check failed
+# bash tools/check.sh: lint, format and types, in the active virtual environment or in .venv; lists what failed
 set -euo pipefail
 . "$(dirname "$0")/env.sh" dev
 failed=()

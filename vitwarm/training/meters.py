@@ -4,6 +4,7 @@ import resource
 import sys
 import time
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
@@ -97,7 +98,7 @@ class Meter:
         self._start_window()
 
     def _start_window(self) -> None:
-        self._steps: list[tuple] = []
+        self._steps: list[tuple[Any, Any]] = []  # stamps before and behind each step
         self._waited = 0.0
         self._window_start = time.perf_counter()
         self._mark = self._stamp()
@@ -122,12 +123,14 @@ class Meter:
         self._paused = time.perf_counter()
 
     def resume(self) -> None:
+        """Time what follows again."""
+        assert self._paused is not None
         self._window_start += time.perf_counter() - self._paused
         self._paused = None
         self._mark = self._stamp()
 
     def step(self, waited: float) -> None:
-        """A step is over; `waited` seconds of it were spent waiting for data."""
+        """Note that a step is over; `waited` seconds of it were spent waiting for data."""
         stamp = self._stamp()
         self._steps.append((self._mark, stamp))
         self._waited += waited

@@ -78,51 +78,59 @@ class Sharded:
         reshard = os.environ.get("FSDP_RESHARD_AFTER_FORWARD", "true").lower() in ("1", "true", "full_shard")
         for block in (b for b in blocks if next(b.parameters(), None) is not None):
             fully_shard(block, mesh=mesh, reshard_after_forward=reshard)
-        self.model = fully_shard(model, mesh=mesh)
+        self.model = model
+        self._shards = fully_shard(model, mesh=mesh)  # the same module, with FSDP's methods
 
     @contextlib.contextmanager
     def no_sync(self) -> Iterator[None]:
         """Backward passes inside add to the local gradients only."""
-        self.model.set_requires_gradient_sync(False)
+        self._shards.set_requires_gradient_sync(False)
         try:
             yield
         finally:
-            self.model.set_requires_gradient_sync(True)
+            self._shards.set_requires_gradient_sync(True)
 
     def gathered(self) -> nn.Module:
         """A plain copy with the present weights, to evaluate and to export; every process must call this.
 
         A sharded model would have to take equally many batches on every process, and an exact evaluation does not.
         """
-        self.plain.load_state_dict(whole(self.model.state_dict(), keep=True))
+        self.plain.load_state_dict(gather_all(self.model.state_dict(), keep=True))
         return self.plain
 
 
-def whole(tensors: dict[str, Tensor], keep: bool) -> dict[str, Tensor]:
-    """Split tensors put together, on the CPU; others as they are. Every process must call it with the same names.
+def gather_all(tensors: dict[str, Tensor], keep: bool) -> dict[str, Tensor]:
+    """Gather the sharded tensors on the CPU; every process must call it with the same names.
 
     Args:
         tensors: by name.
-        keep: whether this process wants the result; the others only give their part.
+        keep: whether this process wants the result; the others only give their shards.
+
+    Returns:
+        {name: tensor}, those that were not sharded as they are; empty without `keep`.
     """
     found = {}
     for name, tensor in tensors.items():
-        gathered = full(tensor)
+        gathered = gather_tensor(tensor)
         if keep:
             found[name] = gathered if gathered is tensor else gathered.cpu()
     return found
 
 
-def full(tensor: Tensor) -> Tensor:
-    """One split tensor put together; any other as it is. Every process must call it."""
-    return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
+def gather_tensor(tensor: Tensor) -> Tensor:
+    """Gather a sharded tensor; any other is returned as it is. Every process must call it."""
+    if not hasattr(tensor, "full_tensor"):
+        return tensor
+    gathered: Tensor = tensor.full_tensor()
+    return gathered
 
 
 def split_like(tensor: Tensor, parameter: Tensor) -> Tensor:
-    """A whole tensor, split as `parameter` is; on its device."""
+    """Shard a tensor as `parameter` is sharded; it is returned on the parameter's device."""
     if not hasattr(parameter, "full_tensor"):
         return tensor.to(parameter.device)
-    from torch.distributed.tensor import distribute_tensor
+    from torch.distributed.tensor import DTensor, distribute_tensor
 
-    local = tensor.to(parameter.device)  # whole on every process, so that none needs to send its parts around
+    assert isinstance(parameter, DTensor)
+    local = tensor.to(parameter.device)  # all of it on every process, so that none needs to send shards around
     return distribute_tensor(local, parameter.device_mesh, parameter.placements, src_data_rank=None)

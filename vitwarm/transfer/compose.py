@@ -47,11 +47,11 @@ def merge(
         UserError: a part that does not fit or gives nothing, or parts that overlap.
     """
     facts: dict[str, Any] = trunk_facts(model)
-    depth, heads = facts["depth"], facts["heads"]
+    depth, heads, controls = facts["depth"], facts["heads"], controls or {}
     if len(parts) > 1:
         _refuse_overlap(parts, depth)
-    met = [_met(part, controls or {}, depth) for part in parts]
-    if idle := next((groups for groups in controls or {} if not any(groups in m for m in met)), None):
+    met = [_met(part, controls, depth) for part in parts]
+    if idle := next((groups for groups in controls if not any(groups in m for m in met)), None):
         raise UserError(f"control {controls[idle]} of {idle}: no source gives anything of it")
     trial = model if len(parts) == 1 else copy.deepcopy(model)
     reports = []

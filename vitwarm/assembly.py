@@ -27,7 +27,7 @@ from vitwarm.trunk.initialisations import find_initialisation
 
 @dataclass
 class Experiment:
-    """A recipe, assembled: everything that can be refused was refused, and nothing is written yet.
+    """An assembled recipe: everything that can be refused was refused, and nothing is written yet.
 
     Attributes:
         config: the recipe.
@@ -49,7 +49,7 @@ class Experiment:
         return [stage for stage in (self.warmup, self.main) if stage is not None]
 
     def transfer(self, parts: list[Part]) -> TransferReport:
-        """Bring what the sources give, and what the main stage takes of embeddings, into the model.
+        """Copy the sources' groups, and the embeddings that the main stage adopts, into the model.
 
         Raises:
             UserError: they do not fit.
@@ -157,7 +157,7 @@ def _check_init(config: Config) -> None:
 
 
 def _model_alone(config: Config) -> nn.Module:
-    """What a warm-up alone leaves: a model that can take all that it trains."""
+    """The model of a warm-up without a main stage: one that can take all that the warm-up trains."""
     decoder, warmup = config.model.decoder, config.warmup
     if not decoder.size:
         return build_model(config.model, "images", seed=config.seed)

@@ -169,7 +169,7 @@ def _peaks(config: Config, lines: list[StageCost], device: str) -> str:
 
 @contextlib.contextmanager
 def _fake(model: nn.Module) -> Iterator[None]:
-    """Tensors made inside have a shape and no numbers, and so have those of `model` from here on."""
+    """A context whose new tensors have a shape and no numbers; so have those of `model` from here on."""
     with _FAKE:
         if next(model.parameters()).is_meta:
             model.to_empty(device="cpu")
@@ -184,7 +184,7 @@ def _flops(stage: Stage[Any]) -> float:
 
 
 def _memory(stage: Stage[Any], config: Config, gpus: int) -> tuple[float, str]:
-    """(GiB that a device must hold, the same in words)."""
+    """Memory that a device must hold: (GiB, the same in words)."""
     (one, samples), (two, _) = _kept(stage, 1), _kept(stage, 2)
     batch = device_batch_size(stage.optim.global_batch, gpus, config.run.device_batch)
     per_weight = 8 + state_bytes(stage.optim) + (4 if stage.optim.ema else 0)  # fp32 weights, gradients; average
@@ -199,7 +199,7 @@ def _memory(stage: Stage[Any], config: Config, gpus: int) -> tuple[float, str]:
 
 
 def _kept(stage: Stage[Any], times: int) -> tuple[int, int]:
-    """(bytes that autograd keeps for the backward pass, the model's own tensors left out; of how many samples)."""
+    """Activations: (bytes that autograd keeps for the backward pass, the model's own tensors left out; samples)."""
     example, samples = stage.example()
     batch = example.map(lambda t: torch.cat([t] * times))
     own: set[int] = set()

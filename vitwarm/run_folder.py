@@ -99,8 +99,8 @@ def record_fixed(folder: Path, name: str, text: str) -> None:
     file = folder / name
     if file.exists() and file.read_text(encoding="utf-8") != text:
         raise UserError(
-            f"the data are no longer those of {file}, with which this run began; restore them (shards, lists), or "
-            "choose another run.dir"
+            f"the data are no longer those of {file}, with which this run began; restore them (shards, lists), or choose "
+            "another run.dir"
         )
     write_text(file, text)
 
@@ -161,7 +161,7 @@ def _no_branch(state: State, owner: Path, config: Config) -> str:
 
 
 def _adopt(folder: Path, config: Config, steady_steps: int) -> None:
-    """Copy the checkpoint of another run, with what belongs to it, and make it ours; the checkpoint comes last."""
+    """Copy the checkpoint of another run, with its log and warm-up, and make it ours; the checkpoint comes last."""
     state, path, owner = _adoptable(config)
     branches = not _is_of(state, owner, config)
     if branches and state.stage != WARMUP and state.step > steady_steps:

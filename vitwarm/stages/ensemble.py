@@ -79,7 +79,7 @@ class EnsembleStage(Stage["EnsembleBatch"]):
 
     @property
     def samples(self) -> int:
-        """Of each seed."""
+        """Sequences that each seed trains on, repeats counted."""
         return self.stage.samples
 
     def start_model(self) -> nn.Module:

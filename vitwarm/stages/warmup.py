@@ -180,7 +180,7 @@ class RuleStage(TokenStage[B]):
         return self.streams.rule
 
     def trained_tensors(self, model: nn.Module) -> dict[str, Tensor]:
-        """Canonical name -> tensor of what may outlive the stage: the trunk."""
+        """Canonical name -> tensor of what may outlive the stage: that is the trunk."""
         return {n: t.detach().cpu() for n, t in _trunk_in(model).state_dict().items()}
 
     def blocks(self) -> list[nn.Module]:

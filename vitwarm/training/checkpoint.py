@@ -29,7 +29,7 @@ FORMAT = 1
 
 @dataclass
 class State:
-    """Everything of a run that is no tensor.
+    """The state of a run apart from its tensors.
 
     Attributes:
         stage: stage in progress.

@@ -65,7 +65,7 @@ class Stage(Protocol[B]):
         """Modules to compile in place, and those of them with weights to shard one by one."""
 
     def clip(self, parameters: Iterable[nn.Parameter], largest: float) -> Tensor:
-        """Scale the gradients in place so that their norm is at most `largest`; the norm that they had."""
+        """Scale the gradients in place so that their norm is at most `largest`; returns the norm that they had."""
         return nn.utils.clip_grad_norm_(parameters, largest)
 
     @abstractmethod
@@ -90,7 +90,7 @@ class Stage(Protocol[B]):
         """This rank's sums over its share of the validation set, and their `weight`."""
 
     def metrics(self, totals: Totals) -> dict[str, float]:
-        """What the sums of `evaluate`, added over all ranks, come to; `means` where each is a mean over predictions.
+        """Metrics from the sums of `evaluate`, added over all ranks; each sum becomes a mean over predictions.
 
         A metric whose name has a slash is logged, but not shown on the terminal.
         """
@@ -105,7 +105,7 @@ class Stage(Protocol[B]):
         """A micro-batch to count FLOPs on, and how many samples it holds."""
 
     def events(self) -> list[dict[str, Any]]:
-        """What happened to this rank's data since the last call, for the log: `event`, `sample` (a name), `reason`."""
+        """Events of this rank's data since the last call, for the log: `event`, `sample` (a name), `reason`."""
         return []
 
     def check_events(self, damaged: list[str]) -> None:
@@ -120,7 +120,7 @@ class Stage(Protocol[B]):
         return
 
     def members(self, trained: nn.Module) -> list[nn.Module]:
-        """The models within what was trained: one, or one a seed of an ensemble."""
+        """The models in the trained one: itself, or one for each seed of an ensemble."""
         return [trained]
 
     def outcomes(self, result: dict[str, Any]) -> list[dict[str, Any]]:

@@ -83,7 +83,7 @@ class Sharded:
 
     @contextlib.contextmanager
     def no_sync(self) -> Iterator[None]:
-        """Backward passes inside add to the local gradients only."""
+        """A context whose backward passes add to the local gradients and exchange none."""
         self._shards.set_requires_gradient_sync(False)
         try:
             yield

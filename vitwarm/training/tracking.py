@@ -53,7 +53,7 @@ class Tracker:
 
     @property
     def bytes(self) -> int:
-        """Length of the log, all of it on disk."""
+        """Length of the log in bytes, after it was flushed to disk."""
         if not self.active:
             return 0
         self._file.flush()

@@ -19,7 +19,7 @@ from vitwarm.trunk import trunk_facts
 
 @dataclass(frozen=True)
 class Part:
-    """What one source gives.
+    """The share of one source in a composition.
 
     Attributes:
         groups: words of `vitwarm.selection`.
@@ -70,7 +70,7 @@ def merge(
 
 
 def _met(part: Part, controls: Mapping[str, str], depth: int) -> dict[str, str]:
-    """The controls of anything that a part gives."""
+    """The controls that meet a tensor of the part."""
     given = set(select(part.tensors, part.groups, depth))
     return {groups: c for groups, c in controls.items() if given & set(select(part.tensors, groups, depth))}
 

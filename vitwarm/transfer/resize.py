@@ -105,7 +105,7 @@ def _expand(
 
 
 def _third(block: int, depth: int) -> int:
-    """Which block of {first, middle, last} a block becomes."""
+    """Number of the core's block {first, middle, last} that a block is made of."""
     return 0 if block == 0 else 2 if block == depth - 1 else 1
 
 

@@ -231,7 +231,7 @@ def fitted(
 
 
 def _facts_beside(weights: Path) -> dict[str, Any]:
-    """What our record or GPT-2's configuration says of the trunk; nothing, where shapes are all there is to go by."""
+    """Facts of the trunk (`trunk_facts`) from our record or GPT-2's configuration; empty without either."""
     if not weights.is_file():  # timm:NAME
         return {}
     for name, facts in ((PROVENANCE, lambda record: record["trunk"]), (CONFIG, gpt2_facts)):

@@ -14,7 +14,7 @@ from vitwarm.errors import UserError
 
 
 def merge_causal(attn_mask: Tensor, length: int) -> Tensor:
-    """One mask that says what `attn_mask` and `is_causal` say together.
+    """Merge `attn_mask` and a causal mask into one.
 
     timm's fused attention raises when given both and its unfused one lets `is_causal` win silently.
 

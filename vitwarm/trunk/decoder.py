@@ -128,7 +128,7 @@ class Decoder(nn.Module):
 
     @torch.no_grad()
     def init_weights(self, generator: torch.Generator | None = None) -> None:
-        """GPT-2's fresh weights; see the module's table."""
+        """Draw GPT-2's fresh weights; see the module's table."""
         for name, p in self.named_parameters():
             if p.is_meta:
                 continue
@@ -141,7 +141,7 @@ class Decoder(nn.Module):
 
     @property
     def head_weight(self) -> Tensor:
-        """(V, D)."""
+        """Output weights, (V, D): the token table when tied."""
         return self.token_embed.weight if self.head is None else self.head.weight
 
     def embed(self, tokens: Tensor, start: int = 0) -> Tensor:

@@ -99,8 +99,8 @@ def record_fixed(folder: Path, name: str, text: str) -> None:
     file = folder / name
     if file.exists() and file.read_text(encoding="utf-8") != text:
         raise UserError(
-            f"the data are no longer those of {file}, with which this run began; restore them (shards, lists), or choose "
-            "another run.dir"
+            f"the data are no longer those of {file}, with which this run began; restore them (shards, lists), or "
+            "choose another run.dir"
         )
     write_text(file, text)
 

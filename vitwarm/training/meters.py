@@ -41,10 +41,11 @@ def forward_flops(forward: Callable[[], object]) -> float:
     """FLOPs of the matrix products in `forward`; element-wise work is not counted.
 
     Attention runs as two plain products while it is counted: not every version of torch counts its fused kernel.
-    Under a causal mask both products count whole, as is usual.
+    Under a causal mask both products count in full, as is usual.
     """
     counter = FlopCounterMode(display=False)
-    counter.mod_tracker = _NoModules()
+    account: Any = _NoModules()
+    counter.mod_tracker = account
     with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), counter:
         forward()
     return float(counter.get_total_flops())

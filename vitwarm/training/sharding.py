@@ -19,7 +19,7 @@ from vitwarm.errors import UserError
 from vitwarm.training.elementwise import ELEMENTWISE, is_elementwise
 
 
-def _asked(name: str) -> bool:
+def _is_on(name: str) -> bool:
     return os.environ.get(name, "false").lower() in ("1", "true")
 
 
@@ -29,13 +29,13 @@ def fsdp_requested() -> bool:
     Raises:
         UserError: it asks for something of FSDP that is not done here.
     """
-    if not _asked("ACCELERATE_USE_FSDP"):
+    if not _is_on("ACCELERATE_USE_FSDP"):
         return False
     if os.environ.get("FSDP_VERSION", "1") != "2":
         raise UserError("only FSDP2 is supported; set fsdp_version: 2, as in recipes/accelerate/fsdp2.yaml")
-    if _asked("FSDP_OFFLOAD_PARAMS"):
+    if _is_on("FSDP_OFFLOAD_PARAMS"):
         raise UserError("fsdp_offload_params is not supported; set it to false")
-    if _asked("FSDP_ACTIVATION_CHECKPOINTING"):
+    if _is_on("FSDP_ACTIVATION_CHECKPOINTING"):
         raise UserError("fsdp_activation_checkpointing is the recipe's: set model.grad_checkpointing=true")
     return True
 

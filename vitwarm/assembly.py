@@ -27,7 +27,7 @@ from vitwarm.trunk.initialisations import find_initialisation
 
 @dataclass
 class Experiment:
-    """A recipe, assembled: everything that can be refused was refused, and nothing is written yet.
+    """An assembled recipe: everything that can be refused was refused, and nothing is written yet.
 
     Attributes:
         config: the recipe.
@@ -38,33 +38,33 @@ class Experiment:
     """
 
     config: Config
-    main: MainStage | None
+    main: MainStage[Any] | None
     model: nn.Module
-    warmup: RuleStage | None
+    warmup: RuleStage[Any] | None
     given: TransferReport | None
 
     @property
-    def stages(self) -> list[RuleStage | MainStage]:
+    def stages(self) -> list[RuleStage[Any] | MainStage[Any]]:
         """The stages that train, in order."""
         return [stage for stage in (self.warmup, self.main) if stage is not None]
 
     def transfer(self, parts: list[Part]) -> TransferReport:
-        """Bring what the sources give, and what the main stage takes of embeddings, into the model.
+        """Copy the sources' groups, and the embeddings that the main stage adopts, into the model.
 
         Raises:
             UserError: they do not fit.
         """
         config = self.config
         if self.main is None and isinstance(self.model, Decoder):  # a warm-up alone makes a language model of its rule
-            whole = ["trunk", "embedding", "head"]
-            parts = [replace(p, groups=whole) if "token_embed.weight" in p.tensors else p for p in parts]
+            everything = ["trunk", "embedding", "head"]
+            parts = [replace(p, groups=everything) if "token_embed.weight" in p.tensors else p for p in parts]
         report = merge(self.model, parts, config.transfer.controls, seed=config.seed)
         if self.main is not None and len(parts) == 1 and not config.transfer.sources:  # which give their groups alone
             self.main.adopt(self.model, parts[0].tensors, report)
         return report
 
     def transfer_warmup(self, trained: nn.Module) -> tuple[dict[str, Any], TransferReport]:
-        """Bring the trained warm-up into the model: how the main stage starts (`start_record`), and what was copied."""
+        """Bring the trained warm-up into the model; returns `start_record` of it, and what was copied."""
         assert self.warmup is not None
         tensors = self.warmup.trained_tensors(trained)
         report = self.transfer([Part(self.config.transfer.groups, tensors, "the warm-up")])
@@ -72,7 +72,7 @@ class Experiment:
         return start_record(self.config, text, report), report
 
     def given_record(self) -> dict[str, Any]:
-        """How the main stage starts without a warm-up, as `start_record` says it."""
+        """`start_record` of a main stage without a warm-up."""
         sources = self.config.transfer.sources
         several = ", ".join(f"{groups} of {source}" for groups, source in sources.items())
         text = f"weights of {self.config.init_from}" if self.config.init_from else several or "fresh weights"
@@ -80,7 +80,7 @@ class Experiment:
 
 
 def start_record(config: Config, text: str, report: TransferReport | None) -> dict[str, Any]:
-    """How the weights of the main stage came about, for result and provenance: `start`, `warmed_keys`, `fresh_keys`."""
+    """How the weights of the main stage came about: `start`, `warmed_keys`, `fresh_keys` of result and provenance."""
     notes = [f"attention: {config.model.init}"] if config.model.init != "default" else []
     if report and config.transfer.controls:
         notes.append(f"controls: {describe(config.transfer.controls)}")
@@ -110,8 +110,8 @@ def assemble(
     workers = default_workers(world) if config.run.workers is None else config.run.workers
     name, warms = main_stage(config), warms_up(config) and not starts_from_given(config)
     if name is None and not warms:
-        asked = ", ".join(f"{name}.{section.asks}" for name, section in MAIN_STAGES.items())
-        raise UserError(f"the recipe has nothing to do: no main stage ({asked}), no warm-up (warmup.budget)")
+        keys = ", ".join(f"{name}.{section.asks}" for name, section in MAIN_STAGES.items())
+        raise UserError(f"the recipe has nothing to do; set the key of a main stage ({keys}) or warmup.budget")
     _check_init(config)
     check_optimizer("warmup", config.warmup)
     check_optimizer("train", config.train)
@@ -157,7 +157,7 @@ def _check_init(config: Config) -> None:
 
 
 def _model_alone(config: Config) -> nn.Module:
-    """What a warm-up alone leaves: a model that can take all that it trains."""
+    """The model of a warm-up without a main stage: one that can take all that the warm-up trains."""
     decoder, warmup = config.model.decoder, config.warmup
     if not decoder.size:
         return build_model(config.model, "images", seed=config.seed)

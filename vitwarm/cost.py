@@ -8,6 +8,7 @@ import contextlib
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -146,9 +147,9 @@ def estimate(config: Config, gpus: int, device: str, mfu: float = 0.4, train_ima
     facts["memory"] = max((_memory(stage, config, gpus) for stage in experiment.stages), key=lambda m: m[0])[1]
     facts["assumed"] = f"MFU {mfu:g} of {_peaks(config, lines, name)}, the data sheet's peak; no waiting for data"
     found = Estimate(_title(config, gpus, name, weights), lines, facts)
-    if found.share("samples") is not None:
-        parts = ", ".join(f"{100 * found.share(what):.2f} % of its {label}" for what, label in _SHARES.items())
-        facts["the warm-up"] = f"on top of the main stage: {parts}"
+    shares = {label: found.share(what) for what, label in _SHARES.items()}
+    if parts := [f"{100 * share:.2f} % of its {label}" for label, share in shares.items() if share is not None]:
+        facts["the warm-up"] = f"on top of the main stage: {', '.join(parts)}"
     return found
 
 
@@ -168,22 +169,22 @@ def _peaks(config: Config, lines: list[StageCost], device: str) -> str:
 
 @contextlib.contextmanager
 def _fake(model: nn.Module) -> Iterator[None]:
-    """Tensors made inside have a shape and no numbers, and so have those of `model` from here on."""
+    """A context whose new tensors have a shape and no numbers; so have those of `model` from here on."""
     with _FAKE:
         if next(model.parameters()).is_meta:
             model.to_empty(device="cpu")
         yield
 
 
-def _flops(stage: Stage) -> float:
+def _flops(stage: Stage[Any]) -> float:
     """FLOPs of matrix products in the forward pass of a sample."""
     batch, samples = stage.example()
     with _fake(stage.model):
         return forward_flops(lambda: stage.losses(stage.model, batch, 0)) / samples
 
 
-def _memory(stage: Stage, config: Config, gpus: int) -> tuple[float, str]:
-    """(GiB that a device must hold, the same in words)."""
+def _memory(stage: Stage[Any], config: Config, gpus: int) -> tuple[float, str]:
+    """Memory that a device must hold: (GiB, the same in words)."""
     (one, samples), (two, _) = _kept(stage, 1), _kept(stage, 2)
     batch = device_batch_size(stage.optim.global_batch, gpus, config.run.device_batch)
     per_weight = 8 + state_bytes(stage.optim) + (4 if stage.optim.ema else 0)  # fp32 weights, gradients; average
@@ -197,8 +198,8 @@ def _memory(stage: Stage, config: Config, gpus: int) -> tuple[float, str]:
     )
 
 
-def _kept(stage: Stage, times: int) -> tuple[int, int]:
-    """(bytes that autograd keeps for the backward pass, the model's own tensors left out; of how many samples)."""
+def _kept(stage: Stage[Any], times: int) -> tuple[int, int]:
+    """Activations: (bytes that autograd keeps for the backward pass, the model's own tensors left out; samples)."""
     example, samples = stage.example()
     batch = example.map(lambda t: torch.cat([t] * times))
     own: set[int] = set()

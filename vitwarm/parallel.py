@@ -79,7 +79,7 @@ def _pool(workers: int) -> ProcessPoolExecutor:
 
 def _killed() -> UserError:
     return UserError(
-        "a worker process was killed, perhaps for want of memory; run the same command to go on, with fewer workers="
+        "a worker process was killed, perhaps for want of memory; run the same command to resume, with fewer workers="
     )
 
 

@@ -18,7 +18,7 @@ from vitwarm.recipe import recipe_hash
 def result_of(
     experiment: Experiment, stages: dict[str, Any], start: dict[str, Any], processes: int, device: torch.device
 ) -> dict[str, Any]:
-    """What stands in result.json.
+    """The content of result.json.
 
     Args:
         experiment: that was carried out.
@@ -46,7 +46,7 @@ def result_of(
 
 
 def provenance(config: Config, start: dict[str, Any], metrics: dict[str, float]) -> dict[str, Any]:
-    """What an export says of where its weights come from."""
+    """The record in an export of where its weights come from."""
     return {
         "recipe": config.name,
         "recipe_hash": recipe_hash(config),
@@ -76,7 +76,7 @@ def device_name(device: torch.device) -> str:
 
 
 def summary(result: dict[str, Any], folder: Path) -> str:
-    """What a person wants to know at the end: accuracy, cost of each stage, how to load the model."""
+    """The lines that are printed at the end: accuracy, cost of each stage, how to load the model."""
     lines = [f"recipe {result['recipe']} (hash {result['recipe_hash']}), seed {result['seed']}, {result['start']}"]
     for name, stage in result["stages"].items():
         shown = ", ".join(f"{k} {v:.4f}" for k, v in stage["metrics"].items() if k not in ("count", "damaged"))

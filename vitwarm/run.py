@@ -42,6 +42,7 @@ from vitwarm.training.protocol import Stage
 from vitwarm.training.sharding import check_shardable, fsdp_requested
 from vitwarm.training.signals import stop_signals
 from vitwarm.training.tracking import Tracker, check_trackers
+from vitwarm.transfer import TransferReport
 
 _DISTRIBUTED = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU, DistributedType.FSDP)
 
@@ -125,11 +126,11 @@ class _Joint:
     """
 
     members: list[_Member]
-    warmup: Stage | None
-    main: Stage | None
+    warmup: Stage[Any] | None
+    main: Stage[Any] | None
 
-    def train(self, stage: Stage, context: Context, resume: tuple[State, Path] | None) -> list[nn.Module]:
-        """Train a stage; the model of each member."""
+    def train(self, stage: Stage[Any], context: Context, resume: tuple[State, Path] | None) -> list[nn.Module]:
+        """Train a stage; returns the model of each member."""
         if resume and resume[0].stage != stage.name:
             resume = None
         return stage.members(train_stage(stage, context, resume))
@@ -159,7 +160,12 @@ def _carry_out(
     processes = Processes(accelerator.process_index, accelerator.num_processes, accelerator.device)
     folder, folders = run_folder(together), [run_folder(config) for config in configs]
     owners = {folder: together} | dict(zip(folders, configs, strict=True))
-    processes.main_does(lambda: [check_folder(own, config) for own, config in owners.items()])
+
+    def check_folders() -> None:
+        for own, config in owners.items():
+            check_folder(own, config)
+
+    processes.main_does(check_folders)
     if (folder / RESULT).exists():
         processes.main_does(lambda: _push(together, folder))
         return [json.loads((own / RESULT).read_text(encoding="utf-8")) for own in folders]
@@ -211,7 +217,7 @@ def _carry_out(
 
 
 def _build(configs: list[Config], folders: list[Path], folder: Path, world: int, resumes: bool) -> _Joint:
-    """Everything that can be refused is refused here, before a file is written."""
+    """Assemble the members; everything that can be refused is refused here, before a file is written."""
     check_trackers(configs[0].run)
     if fsdp_requested():
         check_shardable(configs[0])
@@ -226,8 +232,8 @@ def _build(configs: list[Config], folders: list[Path], folder: Path, world: int,
     seeds, experiments = [config.seed for config in configs], [member.experiment for member in members]
     if world > 1:
         raise UserError("an ensemble of seeds trains in one process; launch one, or run the seeds alone")
-    warmup = EnsembleStage([e.warmup for e in experiments], seeds) if first.warmup else None
-    main = EnsembleStage([e.main for e in experiments], seeds) if first.main else None
+    warmup = EnsembleStage([e.warmup for e in experiments if e.warmup], seeds) if first.warmup else None
+    main = EnsembleStage([e.main for e in experiments if e.main], seeds) if first.main else None
     for stage in (warmup, main):
         if stage is not None:
             stage.check_device_batch(device_batch_size(stage.optim.global_batch, world, configs[0].run.device_batch))
@@ -272,7 +278,7 @@ def _context(
     )
 
 
-def _steady_steps(main: Stage | None) -> int:
+def _steady_steps(main: Stage[Any] | None) -> int:
     """How many steps of the main stage come before its learning rate falls; 0 unless its schedule is wsd."""
     return main.steps - main.schedule_lengths[1] if main and main.optim.schedule == "wsd" else 0
 
@@ -291,10 +297,11 @@ def _accelerator(config: Config) -> Accelerator:
 
 
 def _first_weights(joint: _Joint, context: Context, resume: tuple[State, Path] | None) -> list[dict[str, Any]]:
-    """Bring each member's model to where its main stage starts; how it got there, for the export's provenance."""
+    """Bring each member's model to where its main stage starts; returns the record of it (`start_record`)."""
     if resume and resume[0].stage != WARMUP:
         # The weights come from the checkpoint; only the record of how the run started is still needed.
         return [_read_start(member) for member in joint.members]
+    starts: list[tuple[dict[str, Any], TransferReport | None]]
     if joint.warmup is not None:
         trained = joint.train(joint.warmup, context, resume)
         starts = [m.experiment.transfer_warmup(model) for m, model in zip(joint.members, trained, strict=True)]

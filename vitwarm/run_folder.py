@@ -11,10 +11,10 @@ from vitwarm.checks import LENGTHS, differences, value_of
 from vitwarm.config import Config
 from vitwarm.data.subset import SUBSET
 from vitwarm.errors import UserError
+from vitwarm.export.layout import WARMUP
 from vitwarm.files import locked, whole_folder, write_text
 from vitwarm.recipe import NOT_IDENTITY, freeze, frozen_hash, read_frozen, recipe_hash
 from vitwarm.training.checkpoint import Checkpoints, State, read_state, relabel
-from vitwarm.transfer.warm_start import WARMUP
 
 RECIPE, LOG, RESULT, CHECKPOINTS, LOCK = "recipe.yaml", "log.jsonl", "result.json", "checkpoints", ".lock"
 
@@ -29,7 +29,7 @@ def run_folder(config: Config) -> Path:
 
 
 def has_checkpoint(folder: Path) -> bool:
-    """Whether a run can go on there; damaged checkpoints count, for a run that had them did begin."""
+    """Whether a run has begun there, so that it resumes; damaged checkpoints count as well."""
     return any((folder / CHECKPOINTS).glob("step-*"))
 
 
@@ -65,7 +65,7 @@ def open_folder(folder: Path, config: Config, held: contextlib.ExitStack, steady
         folder.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, FileNotFoundError) as error:  # a link to what is not mounted; /proc
         raise UserError(f"run.dir: cannot make {folder}: {error.strerror} ({error.filename})") from error
-    # A launcher that was killed can leave its process at work: two of them in one folder would spoil it.
+    # A launcher that was killed can leave its process at work; two in one folder would overwrite each other's files.
     held.enter_context(
         locked(folder / LOCK, f"another process is carrying out the run in {folder}; wait for it, or end it")
     )
@@ -91,7 +91,7 @@ def newest_checkpoint(folder: Path, config: Config, warn: Callable[[str], None])
 
 
 def record_fixed(folder: Path, name: str, text: str) -> None:
-    """Write down what a run reads, which must not change until it ends.
+    """Write a file that says what a run reads, which must not change until the run ends.
 
     Raises:
         UserError: it began with something else, because the data or a list of names have changed since.
@@ -106,7 +106,7 @@ def record_fixed(folder: Path, name: str, text: str) -> None:
 
 
 def warn(text: str) -> None:
-    """A line for the person who watches, before the run's tracker is there."""
+    """Show a warning on the terminal before the run's tracker is there."""
     print(f"vitwarm: warning: {text}", file=sys.stderr, flush=True)
 
 
@@ -124,6 +124,7 @@ def _is_of(state: State, folder: Path, config: Config) -> bool:
 
 def _adoptable(config: Config) -> tuple[State, Path, Path]:
     """The checkpoint that `resume_from` names, its folder, and the run folder that it belongs to."""
+    assert config.resume_from is not None
     source = Path(config.resume_from).expanduser()
     is_checkpoint = (source / "state.json").is_file()
     owner = source.parent.parent if is_checkpoint else source
@@ -140,7 +141,7 @@ def _adoptable(config: Config) -> tuple[State, Path, Path]:
 
 
 def _no_branch(state: State, owner: Path, config: Config) -> str:
-    """Why a run of another length cannot go on from this checkpoint as if it were its own; empty if it can.
+    """Why a run of another length cannot resume from this checkpoint as if it were its own; empty if it can.
 
     Runs that differ only in the length of their main stage are the same run until it begins, and under a wsd schedule
     until the first of them cools down.
@@ -160,7 +161,7 @@ def _no_branch(state: State, owner: Path, config: Config) -> str:
 
 
 def _adopt(folder: Path, config: Config, steady_steps: int) -> None:
-    """Copy the checkpoint of another run, with what belongs to it, and make it ours; the checkpoint comes last."""
+    """Copy the checkpoint of another run, with its log and warm-up, and make it ours; the checkpoint comes last."""
     state, path, owner = _adoptable(config)
     branches = not _is_of(state, owner, config)
     if branches and state.stage != WARMUP and state.step > steady_steps:

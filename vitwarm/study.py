@@ -113,7 +113,8 @@ class StudyFolder:
         for cell in self.grid.cells:
             state = statuses[cell.hash].state
             seconds = [work.seconds_in_all for work in cell.work.values()]
-            hours = None if None in seconds else sum(seconds) / 3600
+            known = [s for s in seconds if s is not None]
+            hours = sum(known) / 3600 if len(known) == len(seconds) else None
             flops = sum(work.flops for work in cell.work.values())
             if state != DONE:
                 left = [left[0] + flops, left[1] + (math.nan if hours is None else hours)]

@@ -12,7 +12,7 @@ from safetensors import SafetensorError
 from vitwarm.data.images import EvalTransform
 from vitwarm.data.loading import ImageDataset
 from vitwarm.data.opening import open_shards
-from vitwarm.data.shards import check_labels
+from vitwarm.data.shards import ShardSet, check_labels
 from vitwarm.errors import UserError
 from vitwarm.parallel import default_workers
 from vitwarm.stages.images import evaluate_images
@@ -67,7 +67,7 @@ def validate_export(export: str, shards: str, batch: int = 256, workers: int | N
     }
 
 
-def _labelled(shards: str, num_classes: int):
+def _labelled(shards: str, num_classes: int) -> ShardSet:
     found = open_shards(shards, "test", "shards")
     check_labels(found, num_classes)
     return found

@@ -116,7 +116,7 @@ def test_a_signal_ends_the_step_and_the_same_command_goes_on(tmp_path, recipe, u
     assert "Traceback" not in command.err
     said = [line for line in command.err.splitlines() if "warning" not in line]
     assert len(said) == 1
-    assert said[0].endswith("run the same command to go on")
+    assert said[0].endswith("run the same command to resume")
     newest = read_state(sorted((tmp_path / "run" / "checkpoints").glob("step-*"))[-1])
     assert newest.stage == stage
     assert seen <= newest.step <= seen + 2  # the step in progress, and the one that saw the signal
@@ -156,7 +156,7 @@ def test_a_signal_to_one_of_two_processes_stops_both(tmp_path, recipe):
     os.kill(command.processes[1].pid, signal.SIGTERM)
     command.wait()
     assert [p.exitcode for p in command.processes] == [75, 75], command.err
-    assert command.err.count("run the same command to go on") == 1
+    assert command.err.count("run the same command to resume") == 1
     finish(recipe, tmp_path, undisturbed / "run", world=2)
 
 

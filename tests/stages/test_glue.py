@@ -332,7 +332,7 @@ def test_missing_files_and_damage_are_said_before_anything_is_written(tmp_path, 
 def test_positions_and_ensembles(tmp_path, folder):
     c = config(folder())
     c.model.decoder.positions = 16
-    with pytest.raises(UserError, match="positions=16 is too short for rows of 32 tokens"):
+    with pytest.raises(UserError, match="positions=16 is too short for sequences of 32 tokens"):
         assemble(c, 1)
     with pytest.raises(UserError, match="run the seeds one by one"):
         run_ensemble(config(folder(), tmp_path / "seeds"), [0, 1])

@@ -258,7 +258,7 @@ def test_impossible_mixes(overrides, says):
 
 
 def test_impossible_lengths():
-    with pytest.raises(UserError, match="positions=3 is too short for rows of 9 tokens"):
+    with pytest.raises(UserError, match="positions=3 is too short for sequences of 9 tokens"):
         c = config()
         c.model.decoder.positions = 3
         assemble(c, 1)

@@ -48,7 +48,7 @@ from vitwarm.config import OptimConfig
 from vitwarm.training.checkpoint import optimizer_tensors, optimizer_values, restore_optimizer
 from vitwarm.training.elementwise import ELEMENTWISE
 from vitwarm.training.optimizers import make_optimizer
-from vitwarm.training.sharding import Sharded, whole
+from vitwarm.training.sharding import Sharded, gather_all
 
 def build(optim, model):
     groups = [{"params": [p], "weight_decay": d} for p, d in zip(model.parameters(), (0.1, 0.0, 0.1, 0.0))]
@@ -68,7 +68,8 @@ def distance(name):
             optimizer.zero_grad()
         if step == 1:
             model, optimizer = both[1]
-            tensors, values = whole(optimizer_tensors(model, optimizer), keep=True), optimizer_values(model, optimizer)
+            tensors = gather_all(optimizer_tensors(model, optimizer), keep=True)
+            values = optimizer_values(model, optimizer)
             both[1] = model, build(optim, model)
             restore_optimizer(model, both[1][1], tensors, values)
     pairs = list(zip(plain.parameters(), sharded.gathered().parameters(), start))

@@ -52,14 +52,14 @@ def _stage(task: str, batch: int, seed: int) -> AlgorithmicStage:
 
 
 def _step(stage: Stage[Any]) -> Callable[[], None]:
-    optim = stage.optim
+    optim, model = stage.optim, stage.start_model()
     optimizer = torch.optim.AdamW(stage.parameter_groups(), lr=optim.lr, betas=tuple(optim.betas), fused=True)
     batches = stage.batches(0, 0, 1, optim.global_batch)
     batch = next(batches)
     batches.close()
 
     def step() -> None:
-        (stage.losses(stage.model, batch, 0).loss / batch.weight).backward()
+        (stage.losses(model, batch, 0).loss / batch.weight).backward()
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
 

@@ -19,7 +19,8 @@ class Inspection:
     """Numbers of one trunk; L blocks, H heads.
 
     Attributes:
-        entropy: (L, H) mean entropy of attention rows over the most that a row can have: 0 sees one token, 1 all alike.
+        entropy: (L, H) mean entropy of a token's attention over the most that it can have: 0 sees one token, 1 sees
+            all of them equally.
         rms: matrix -> (L,) root mean square of its entries.
         spectrum: matrix -> L arrays of singular values, falling.
         gains: norm -> (L,) mean weight.
@@ -46,49 +47,51 @@ class Inspection:
 def inspect_trunk(
     model: nn.Module, rule: Rule, *, length: int | None = None, rows: int = 64, seed: int = 0
 ) -> Inspection:
-    """Look into a trunk, with held-out rows of a rule for the attention.
+    """Look into a trunk, with held-out sequences of a rule for the attention.
 
-    A ViT reads them through the warm-up's frozen stem of that seed, a decoder through its own tokens and positions. A
-    row that attends to n tokens has at most ln n nats; a decoder's first row, which sees one token, is left out.
+    A ViT reads them through the warm-up's frozen stem of that seed, a decoder through its own tokens and positions. The
+    attention of a token to n others has at most ln n nats; a decoder's first token, which sees itself alone, is left
+    out.
 
     Args:
         model: timm model or decoder.
-        rule: whose validation rows are read.
-        length: tokens of a row; None is a ViT's grid, a decoder's positions.
-        rows: how many.
-        seed: root seed of the rows and the stem.
+        rule: whose validation sequences are read.
+        length: tokens of a sequence; None is a ViT's grid, a decoder's positions.
+        rows: number of sequences.
+        seed: root seed of the sequences and the stem.
 
     Raises:
         UserError: a rule that does not fit the model, or blocks without the usual attention and MLP.
     """
     family = family_of(model)
     parts = [_matrices(family, block) for block in family.model.blocks]
-    decoder = isinstance(model, Decoder)
-    length = length or (model.n_positions if decoder else math.prod(family.grid))
+    decoder = model if isinstance(model, Decoder) else None
+    length = length or (math.prod(family.grid) if decoder is None else decoder.n_positions)
     try:
         symbols = torch.from_numpy(RuleStream(rule, seed, "validation", length).rows(0, rows).tokens)
     except ValueError as error:
         raise UserError(f"rule: {error}; set length=") from error
-    if decoder and (rule.vocab.size > model.vocab_size or length > model.n_positions):
+    if decoder and (rule.vocab.size > decoder.vocab_size or length > decoder.n_positions):
         raise UserError(
-            f"the rule has {rule.vocab.size} symbols in rows of {length}, the decoder {model.vocab_size} tokens and "
-            f"{model.n_positions} positions; name the rule that it learnt"
+            f"the rule has {rule.vocab.size} symbols in sequences of {length}, the decoder {decoder.vocab_size} tokens "
+            f"and {decoder.n_positions} positions; name the rule that it learnt"
         )
     trunk = Trunk(model.eval())
     with family.watch(trunk.blocks) as seen:
         if decoder:
-            model(symbols)
+            decoder(symbols)
         else:
             trunk(SymbolStem(model, rule.vocab.size, length, seed)(symbols))
-    found = Inspection(np.stack([_entropy(a, decoder) for a in seen]))
+    found = Inspection(np.stack([_entropy(a, causal=decoder is not None) for a in seen]))
     for name in MATRICES:
         weights = [part[name].float() for part in parts]
         found.rms[name] = np.array([w.square().mean().sqrt().item() for w in weights])
         found.spectrum[name] = [torch.linalg.svdvals(w).numpy() for w in weights]
     for name in ("norm1", "norm2"):
-        gains = [getattr(getattr(block, name, None), "weight", None) for block in model.blocks]
-        if all(g is not None for g in gains):
-            found.gains[name] = np.array([g.mean().item() for g in gains])
+        gains = [getattr(getattr(block, name, None), "weight", None) for block in family.model.blocks]
+        known = [g.mean().item() for g in gains if g is not None]
+        if len(known) == len(gains):
+            found.gains[name] = np.array(known)
     return found
 
 
@@ -104,8 +107,8 @@ def _matrices(family: Family, block: nn.Module) -> dict[str, Tensor]:
 
 
 def _entropy(attention: Tensor, causal: bool) -> np.ndarray:
-    """(B, H, N, N) to (H,)."""
+    """(B, H, N, N) attention to (H,) entropy of each head; see `Inspection.entropy`."""
     size = attention.shape[-1]
     visible = torch.arange(1, size + 1) if causal else torch.full((size,), size)
-    rows = -torch.xlogy(attention, attention).sum(-1) / visible.clamp(min=2).log()
-    return rows[..., 1 if causal else 0 :].mean((0, 2)).numpy()
+    entropy = -torch.xlogy(attention, attention).sum(-1) / visible.clamp(min=2).log()  # (B, H, N)
+    return entropy[..., 1 if causal else 0 :].mean((0, 2)).numpy()

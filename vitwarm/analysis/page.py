@@ -24,12 +24,12 @@ def table(found: Inspection) -> str:
 
 
 def plot(found: dict[str, Inspection], path: Path, about: str) -> None:
-    """Entropy of heads, sizes, ranks and gains by block, then the spectrum of each matrix, a row for each trunk.
+    """Draw entropy of heads, sizes, ranks and gains by block, then the spectrum of each matrix, a row for each trunk.
 
     Args:
         found: name -> inspection; the first is looked at, a second one stands in grey beside it.
         path: PNG to write.
-        about: one line on the rows that were read.
+        about: one line on the sequences that were read.
 
     Raises:
         UserError: matplotlib is missing.

@@ -21,10 +21,10 @@ def guarded(action: Callable[[], None]) -> int:
         _complain(f"error: {error}")
     except Interrupted as error:
         code = RESUME
-        _complain(f"{error}; run the same command to go on")
+        _complain(f"{error}; run the same command to resume")
     except KeyboardInterrupt:
         code = 128 + signal.SIGINT
-        _complain("stopped at once; run the same command to go on from the newest checkpoint")
+        _complain("stopped at once; run the same command to resume from the newest checkpoint")
     except BrokenPipeError:  # as in `... | head`
         code = 128 + signal.SIGPIPE
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or closing it would complain again

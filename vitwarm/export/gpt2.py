@@ -137,7 +137,7 @@ def read_gpt2(folder: str | Path, *, dropout: float = 0.0, grad_checkpointing: b
 
 def _read_config(path: Path) -> dict[str, Any]:
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
+        config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         kind = config.get("model_type")
     except OSError as error:
         raise UserError(f"no readable {path.name} in {path.parent}; give a folder of transformers' GPT-2") from error

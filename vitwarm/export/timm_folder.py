@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 from timm.models import save_for_hf
 from torch import nn
@@ -19,7 +20,7 @@ PAPER = "2511.13945"
 _OF_THE_ARCHITECTURE = ("num_classes", "fixed_input_size", "first_conv", "classifier")
 
 
-def export_model(model: nn.Module, folder: Path, config: Config, provenance: dict) -> None:
+def export_model(model: nn.Module, folder: Path, config: Config, provenance: dict[str, Any]) -> None:
     """Write a complete timm folder; it appears whole or not at all.
 
     timm copies the metadata of its own pretrained weights for the name (tag, licence, addresses, label names, mean and
@@ -44,7 +45,7 @@ def export_model(model: nn.Module, folder: Path, config: Config, provenance: dic
         _write(aside / "README.md", model_card(config, provenance))
 
 
-def _pretrained_cfg(model: nn.Module, config: Config, timms: dict) -> dict:
+def _pretrained_cfg(model: nn.Module, config: Config, timms: dict[str, Any]) -> dict[str, Any]:
     """What timm reads as the weights' own description: preprocessing of the recipe, our tag and licence."""
     return {k: timms[k] for k in _OF_THE_ARCHITECTURE if k in timms} | {
         "tag": TAG,
@@ -64,7 +65,7 @@ def _write(path: Path, text: str) -> None:
     path.write_text(text, encoding="utf-8")
 
 
-def model_card(config: Config, provenance: dict) -> str:
+def model_card(config: Config, provenance: dict[str, Any]) -> str:
     """Markdown with the Hub's metadata header: what the model is, how it was made, how to load it."""
     metrics = provenance.get("metrics") or {}
     trained = "trained on images" if metrics else "not trained on images: warmed trunk, fresh stem and head"

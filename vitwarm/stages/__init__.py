@@ -3,14 +3,21 @@
 Main stages are found by their name, in `vitwarm.stages.registry`; the warm-up by its objective, here.
 """
 
+from collections.abc import Callable
+from typing import Any
+
 from vitwarm.config import Config
 from vitwarm.stages.next_token import NextStateWarmup, NextTokenWarmup
 from vitwarm.stages.warmup import RuleStage, WarmupStage
 
-_OBJECTIVES = {"masked": WarmupStage, "next_token": NextTokenWarmup, "next_state": NextStateWarmup}
+_OBJECTIVES: dict[str, Callable[[Config, int | None], RuleStage[Any]]] = {
+    "masked": WarmupStage,
+    "next_token": NextTokenWarmup,
+    "next_state": NextStateWarmup,
+}
 
 
-def make_warmup(config: Config, main_samples: int | None) -> RuleStage:
+def make_warmup(config: Config, main_samples: int | None) -> RuleStage[Any]:
     """The warm-up under the recipe's objective; arguments and errors are those of `WarmupStage`."""
     return _OBJECTIVES[config.warmup.objective](config, main_samples)
 

@@ -1,7 +1,7 @@
 """Stage `algorithmic`: a decoder answers questions, new ones at every step (arXiv 2505.22308, 2601.21725)."""
 
 from collections.abc import Callable, Mapping
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,7 +22,7 @@ from vitwarm.trunk import Decoder
 
 @main_stage("algorithmic")
 class AlgorithmicStage(DecoderStage[TokenBatch]):
-    """Two measures side by side, with true earlier tokens in sight.
+    """Answers to questions, under two measures side by side; every earlier token is the true one.
 
     | metric | over |
     |---|---|
@@ -43,6 +43,7 @@ class AlgorithmicStage(DecoderStage[TokenBatch]):
 
     def __init__(self, config: Config, setup: Setup):
         section = config.algorithmic
+        assert section.task is not None  # it is what asks for this stage
         try:
             self.task = make_task(section.task, section.size)
         except ValueError as error:
@@ -56,6 +57,7 @@ class AlgorithmicStage(DecoderStage[TokenBatch]):
     def adopt(self, model: nn.Module, tensors: Mapping[str, Tensor], report: TransferReport) -> None:
         """Under `algorithmic.embeddings=mean`: the mean of the source's tokens; see `mean_embeddings`."""
         if self.config.embeddings == "mean":
+            assert isinstance(model, Decoder)
             mean_embeddings(model, tensors, report)
 
     def batch(self, split: Split, start: int, stop: int) -> TokenBatch:
@@ -67,7 +69,7 @@ class AlgorithmicStage(DecoderStage[TokenBatch]):
         batch = next_token_batch(rows.tokens, both)
 
         def weights(mask: np.ndarray) -> Tensor:
-            """What counts in one measure, at the positions that the measures share."""
+            """The loss mask of one measure as weights, at the positions that the measures share: (B, M)."""
             every = torch.from_numpy(mask[:, 1:]).float()
             return every if batch.positions is None else every.gather(1, batch.positions)
 
@@ -82,12 +84,11 @@ class AlgorithmicStage(DecoderStage[TokenBatch]):
         return next_token_losses(model, batch)
 
     def measure(self, model: nn.Module, batch: TokenBatch) -> dict[str, Tensor]:
-        assert isinstance(batch, AnswerBatch)  # as all of the validation are
-        decoder = cast(Decoder, model)
-        features = decoder.features(decoder.embed(batch.tokens))
+        assert isinstance(batch, AnswerBatch) and isinstance(model, Decoder)  # as in all of the validation
+        features = model.features(model.embed(batch.tokens))
         if (positions := batch.positions) is not None:
             features = features.gather(1, positions[..., None].expand(-1, -1, features.shape[-1]))
-        logits, targets = decoder.logits(features).float(), batch.targets
+        logits, targets = model.logits(features).float(), batch.targets
         loss = nn.functional.cross_entropy(logits.transpose(1, 2), targets, reduction="none")
         right = (logits.argmax(-1) == targets).float()
         published, answer = batch.published, batch.answer

@@ -10,17 +10,20 @@ from vitwarm.config import Config
 from vitwarm.data.order import Epochs
 from vitwarm.data.text import Corpus, TextSource, open_corpus
 from vitwarm.data.text.packing import Sentences, Stretches, WholeDocuments
-from vitwarm.data.tokenizers import read_tokenizer
+from vitwarm.data.text.readers import TextSplit
+from vitwarm.data.tokenizers import Tokenizer, read_tokenizer
 from vitwarm.errors import UserError
 from vitwarm.stages.decoder import DecoderStage
 from vitwarm.stages.registry import Setup
-from vitwarm.stages.tokens import B
+from vitwarm.training.protocol import B
 
 Packed = Stretches | WholeDocuments | Sentences
 
 
-def open_split(config: Config, setup: Setup, spec: str, split: str | None = None, glue: str | None = None) -> Corpus:
-    """Documents under the recipe's tokenizer, tokenised on first use.
+def open_split(
+    config: Config, setup: Setup, spec: str, split: TextSplit | None = None, glue: str | None = None
+) -> Corpus:
+    """Open documents under the recipe's tokenizer; they are tokenised on first use.
 
     Args:
         config: the recipe.
@@ -53,6 +56,7 @@ class CorpusStage(DecoderStage[B]):
     """
 
     name = "text"
+    tokenizer: Tokenizer
 
     def __init__(
         self,
@@ -68,7 +72,10 @@ class CorpusStage(DecoderStage[B]):
         self.config, self.corpora = section, corpora
         if not len(rows):
             tokens = corpora["train"].manifest.tokens
-            raise UserError(f"text.train holds {tokens} tokens, too few for a row of text.length={section.length}")
+            raise UserError(
+                f"text.train holds {tokens} tokens, too few for a sequence of text.length={section.length}; give more "
+                "text, or a shorter text.length"
+            )
         self.tokens_per_sample = tokens_per_sample or section.length
         budget = Amount.parse(section.budget, "text.budget")
         self.set_lengths(budget, self.tokens_per_sample, samples_per_epoch=len(rows))
@@ -95,12 +102,12 @@ class CorpusStage(DecoderStage[B]):
         train, epochs = self.read["train"], self.read["epochs"]
         repeated = f": each token is repeated up to {math.ceil(epochs) - 1} times" if epochs > 1 else ""
         return (
-            f"text: {train['documents']:,} documents, {train['tokens']:,} tokens in {self.read['rows']:,} rows, "
+            f"text: {train['documents']:,} documents, {train['tokens']:,} tokens in {self.read['rows']:,} sequences, "
             f"{epochs:.3g} epochs{repeated}"
         )
 
     def train_rows(self, start: int, stop: int) -> np.ndarray:
-        """(B,) the sequences at positions [start, stop) of the training."""
+        """(B,) numbers of the sequences at positions [start, stop) of the training."""
         return self.order.at(np.arange(start, stop, dtype=np.int64))[1]
 
     def events(self) -> list[dict[str, Any]]:

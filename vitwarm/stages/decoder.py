@@ -1,4 +1,4 @@
-"""What main stages over a decoder share: the model that their data ask for."""
+"""What main stages over a decoder share: the model that their data need."""
 
 from typing import Any
 
@@ -7,11 +7,12 @@ from torch import nn
 from vitwarm.config import Config
 from vitwarm.errors import UserError
 from vitwarm.stages.registry import MainStage
-from vitwarm.stages.tokens import B, TokenStage
+from vitwarm.stages.tokens import TokenStage
+from vitwarm.training.protocol import B
 from vitwarm.trunk import Decoder, configured_decoder
 
 
-class DecoderStage(TokenStage[B], MainStage):
+class DecoderStage(TokenStage[B], MainStage[B]):
     """A main stage whose model is a decoder (or a decoder with another head).
 
     Args:
@@ -40,10 +41,16 @@ class DecoderStage(TokenStage[B], MainStage):
         """
         positions = self.model_config.decoder.positions or self.n_positions
         if positions < self.n_positions:
-            raise UserError(f"model.decoder.positions={positions} is too short for rows of {self.n_positions} tokens")
+            raise UserError(
+                f"model.decoder.positions={positions} is too short for sequences of {self.n_positions} tokens; set "
+                f"{self.n_positions}"
+            )
         sizes = self.vocab_size, positions
         return configured_decoder(self.model_config, *sizes, self.name, seed=self.seed, **decoder_args)
 
     def bind(self, model: nn.Module) -> None:
         assert isinstance(model, Decoder)
         self.model = model
+
+    def blocks(self) -> list[nn.Module]:
+        return self.model.compile_parts()

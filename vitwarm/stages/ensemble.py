@@ -10,9 +10,8 @@ import contextlib
 import copy
 import json
 import sys
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +41,7 @@ class EnsembleStage(Stage["EnsembleBatch"]):
     | `seedN/loss` ... | seed N |
 
     Args:
-        stages: alike in all but the seed; each has its model.
+        stages: equal in all but the seed; each has its model.
         seeds: of these stages.
 
     Raises:
@@ -51,14 +50,15 @@ class EnsembleStage(Stage["EnsembleBatch"]):
 
     best = None
 
-    def __init__(self, stages: Sequence[Any], seeds: Sequence[int]):
-        self.stages, self.seeds, self.stage = list(stages), list(seeds), stages[0]
-        stage, optim = self.stage, self.stage.optim
-        if not isinstance(stage, TokenStage) or not stage.stackable:
+    def __init__(self, stages: Sequence[Stage[Any]], seeds: Sequence[int]):
+        self.stages = [stage for stage in stages if isinstance(stage, TokenStage) and stage.stackable]
+        if len(self.stages) < len(stages):
             raise UserError(
-                f"an ensemble of seeds stacks sequences of one length, which stage {stage.name} of this recipe does "
-                "not have; run the seeds one by one"
+                f"an ensemble of seeds stacks sequences of one length, which stage {stages[0].name} of this recipe "
+                "does not have; run the seeds one by one"
             )
+        self.seeds, self.stage = list(seeds), self.stages[0]
+        stage, optim = self.stage, self.stage.optim
         modules = list(stage.model.modules())
         for what, found in (
             ("ema", optim.ema),
@@ -79,17 +79,16 @@ class EnsembleStage(Stage["EnsembleBatch"]):
 
     @property
     def samples(self) -> int:
-        """Of each seed."""
+        """Sequences that each seed trains on, repeats counted."""
         return self.stage.samples
 
-    @cached_property
-    def model(self) -> nn.Module:
+    def start_model(self) -> nn.Module:
         """The first seed's model with the parameters and buffers of all in place of its own, (S, ...) each.
 
-        Made when it is first asked for: the stages' models must have the weights that they start from by then.
+        It is made here and no earlier, because only now the stages' models have the weights that they start from.
         """
-        stacked = copy.deepcopy(self.stage.model)
-        for name, module in stacked.named_modules():
+        self.model = copy.deepcopy(self.stage.model)
+        for name, module in self.model.named_modules():
             others = [stage.model.get_submodule(name) for stage in self.stages]
             for own, p in module._parameters.items():
                 if p is not None:
@@ -98,7 +97,7 @@ class EnsembleStage(Stage["EnsembleBatch"]):
             for own, buffer in module._buffers.items():
                 if buffer is not None:
                     module._buffers[own] = torch.stack([getattr(other, own) for other in others])
-        return stacked
+        return self.model
 
     def members(self, trained: nn.Module) -> list[nn.Module]:
         """The seeds' own models, with the weights of `trained`."""
@@ -125,10 +124,10 @@ class EnsembleStage(Stage["EnsembleBatch"]):
     def blocks(self) -> list[nn.Module]:
         return []
 
-    def clip(self, parameters: Sequence[nn.Parameter], largest: float) -> Tensor:
-        """Each seed's gradient on its own; the largest of the norms."""
+    def clip(self, parameters: Iterable[nn.Parameter], largest: float) -> Tensor:
+        """Clip each seed's gradient on its own; returns the largest of the norms."""
         gradients = [p.grad for p in parameters if p.grad is not None]  # what is frozen has none
-        norm = torch.stack([g.flatten(1).norm(dim=1) for g in gradients]).norm(dim=0)  # (S,)
+        norm: Tensor = torch.stack([g.flatten(1).norm(dim=1) for g in gradients]).norm(dim=0)  # (S,)
         if largest != float("inf"):
             scale = (largest / (norm + 1e-6)).clamp(max=1.0)
             for g in gradients:
@@ -155,16 +154,19 @@ class EnsembleStage(Stage["EnsembleBatch"]):
             stacked[name] = torch.stack([F.pad(p, (0, widest - p.shape[1])) for p in parts])
         return EnsembleBatch(weight=1.0, template=batches[0], stacked=stacked, weights=weights)
 
-    def losses(self, model: nn.Module, batch: "EnsembleBatch", step: int) -> Sums:
-        def of_seed(parameters: dict[str, Tensor], buffers: dict[str, Tensor], tensors: dict[str, Tensor]) -> Any:
+    def losses(self, model: Callable[..., Any], batch: "EnsembleBatch", step: int) -> Sums:
+        assert isinstance(model, nn.Module)
+
+        def of_seed(parameters: dict[str, Tensor], buffers: dict[str, Tensor], tensors: dict[str, Any]) -> Any:
             def call(*args: Any, **more: Any) -> Any:
                 return functional_call(self.stage.model, (parameters, buffers), args, more)
 
             sums = self.stage.losses(call, replace(batch.template, **tensors), step)
             return sums.loss, sums.correct
 
-        tensors = dict(model.named_parameters()), dict(model.named_buffers())
-        loss, correct = (total / batch.weights for total in vmap(of_seed)(*tensors, batch.stacked))  # (S,) each
+        parameters: dict[str, Tensor] = dict(model.named_parameters())
+        sums = vmap(of_seed)(parameters, dict(model.named_buffers()), batch.stacked)
+        loss, correct = (total / batch.weights for total in sums)  # (S,) each
         total = loss.sum()  # a seed's loss depends on its own weights alone
         return Sums(loss.mean().detach() + (total - total.detach()), correct.mean())
 
@@ -194,7 +196,7 @@ class EnsembleStage(Stage["EnsembleBatch"]):
         self.stage.check_events(damaged)
 
     def outcomes(self, result: dict[str, Any]) -> list[dict[str, Any]]:
-        """Each seed's part of what the loop says of the whole: its metrics, and its share of seconds and FLOPs."""
+        """Each seed's part of the ensemble's outcome: its metrics, and its share of seconds and FLOPs."""
         share = {name: result[name] / len(self.seeds) for name in ("seconds", "flops")}
         return [result | share | {"metrics": _of_seed(result["metrics"], seed)} for seed in self.seeds]
 
@@ -219,7 +221,7 @@ class EnsembleBatch(Batch):
 
 
 def _with_positions(batch: Batch) -> Batch:
-    """A next-token batch that names its positions, where all of them are asked for as well."""
+    """A next-token batch that names its positions, also where it predicts at all of them; any other as it is."""
     if not isinstance(batch, TokenBatch) or batch.positions is not None:
         return batch
     return replace(batch, positions=torch.arange(batch.tokens.shape[1]).expand(batch.tokens.shape))

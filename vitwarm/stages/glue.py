@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from vitwarm.config import Config
-from vitwarm.data.text import TextSource
+from vitwarm.data.text import Corpus, TextSource
 from vitwarm.data.text.glue import TASKS
 from vitwarm.data.text.packing import Sentences
-from vitwarm.data.text.readers import list_files
+from vitwarm.data.text.readers import TextSplit, list_files
 from vitwarm.keys import keyed_rng
 from vitwarm.stages.batches import SentenceBatch
 from vitwarm.stages.corpus import CorpusStage, open_split
@@ -23,7 +23,9 @@ from vitwarm.trunk import Classifier, Decoder
 
 
 class GlueStage(CorpusStage[SentenceBatch]):
-    """Rows are `s sentence` or `s first s second`, s the separator of documents; batches are as wide as their longest.
+    """Sentences as `s sentence`, pairs as `s first s second`, s the separator of documents.
+
+    A batch is as wide as its longest sequence.
 
     An evaluation adds up how often each label was taken for each, over all processes, and only then computes metrics:
 
@@ -40,13 +42,15 @@ class GlueStage(CorpusStage[SentenceBatch]):
 
     def __init__(self, config: Config, setup: Setup):
         text, self.task = config.text, TASKS[config.text.task]
-        splits = ("train", *self.task.dev)
+        splits: tuple[TextSplit, ...] = ("train", *self.task.dev)
         for split in splits:  # before any is tokenised
             list_files(TextSource(text.train, split=split, glue=text.task))
-        corpora = {split: open_split(config, setup, text.train, split, text.task) for split in splits}
+        corpora: dict[str, Corpus] = {
+            split: open_split(config, setup, text.train, split, text.task) for split in splits
+        }
         self.sentences = {name: Sentences(corpus, text.length) for name, corpus in corpora.items()}
         self.rows = self.sentences["train"]
-        self.val: list[tuple[int, int]] = []  # file, row
+        self.val: list[tuple[int, int]] = []  # file, sequence
         for number, split in enumerate(self.task.dev):
             chosen = keyed_rng(0, "text", split).permutation(len(self.sentences[split]))[: text.val_rows]
             self.val += [(number, int(row)) for row in np.sort(chosen)]
@@ -85,7 +89,7 @@ class GlueStage(CorpusStage[SentenceBatch]):
         return Sums(loss, (logits.detach().argmax(-1) == batch.labels).sum())
 
     def measure(self, model: nn.Module, batch: SentenceBatch) -> dict[str, Tensor]:
-        """For each file the summed loss, and how many rows of label t were given label p."""
+        """For each file the summed loss in nats, and how many sequences of label t were given label p."""
         logits, labels, files = model(batch.tokens).float(), batch.labels, batch.files
         assert files is not None  # as in all of the validation
         count = len(self.task.labels)
@@ -108,7 +112,7 @@ class GlueStage(CorpusStage[SentenceBatch]):
         return found | {"count": totals["weight"]}
 
     def example(self) -> tuple[SentenceBatch, int]:
-        """A row as long as they are on average."""
+        """One sequence of the mean length."""
         return self._batch(np.full((1, self.tokens_per_sample), self.separator), np.zeros(1, np.int64)), 1
 
 
@@ -117,7 +121,7 @@ def scores(task: str, counts: np.ndarray) -> dict[str, float]:
 
     Args:
         task: key of `TASKS`.
-        counts: (C, C), how many rows of label t were given label p.
+        counts: (C, C), how many sequences of label t were given label p.
 
     Returns:
         `accuracy`; `matthews` for CoLA, `f1` for MRPC and QQP. Both are 0 where their denominator is.

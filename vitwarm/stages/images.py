@@ -34,7 +34,7 @@ def image_lengths(config: Config, full: int, used: int) -> tuple[int, int, tuple
 
     Args:
         config: the recipe.
-        full: images of the whole training set.
+        full: images of the full training set.
         used: images of the subset that is trained on.
 
     Raises:
@@ -122,7 +122,10 @@ class ImagesStage(MainStage[ImageBatch]):
             self.val_shards = open_shards(images.val, "test", "images.val") if images.val else None
             if self.val_shards is not None:
                 check_labels(self.val_shards, self.num_classes)
-            self.subset = select_subset(self.shards, images.subset, images.subset_seed) if images.subset else None
+            self.subset = None
+            if images.subset:
+                assert not isinstance(self.shards, Stream)  # of which a subset was refused
+                self.subset = select_subset(self.shards, images.subset, images.subset_seed)
             ids = self.subset.ids if self.subset else None
             self.order = ImageOrder(len(self.shards), self.optim.global_batch, self.seed, ids, images.repeats)
             full, used, self.val_samples = len(self.shards), self.order.epoch_size, len(self.val_shards or ())
@@ -144,13 +147,14 @@ class ImagesStage(MainStage[ImageBatch]):
 
     @property
     def samples(self) -> int:
-        """Image presentations of the whole stage, which a warm-up budget in percent refers to."""
+        """Image presentations of the stage, which a warm-up budget in percent refers to."""
         return self.steps * self.optim.global_batch
 
     def fresh_model(self) -> nn.Module:
         return build_model(self.model_config, "images", seed=self.seed)
 
     def exported(self, trained: nn.Module) -> nn.Module:
+        assert isinstance(trained, ImageModel)
         return trained.vit
 
     def facts(self) -> dict[str, Any]:
@@ -165,25 +169,26 @@ class ImagesStage(MainStage[ImageBatch]):
         return {SUBSET: self.subset.text} if self.subset else {}
 
     def bind(self, model: nn.Module) -> None:
-        images, vit = self.config, model
-        self.vit = vit
-        self.model = ImageModel(vit, self.model_config.grad_checkpointing)
-        self.size = images.size or family_of(vit).image_size
-        takes = family_of(vit).image_size
-        if self.size != takes and not family_of(vit).any_size:
+        images, family = self.config, family_of(model)
+        self.vit: Any = family.model
+        self.model = ImageModel(model, self.model_config.grad_checkpointing)
+        takes = family.image_size
+        self.size = images.size or takes
+        if self.size != takes and not family.any_size:
             raise UserError(f"images.size={self.size}, but the model takes {takes} pixels; set model.args.img_size too")
-        self.tokens_per_sample = family_of(vit).tokens(self.size)
+        self.tokens_per_sample = family.tokens(self.size)
+        (smallest, largest), (narrowest, widest), (red, green, blue) = images.scale, images.ratio, images.mean
         self.transform = TrainTransform(
             self.size,
             images.crop,
-            tuple(images.scale),
-            tuple(images.ratio),
+            (smallest, largest),
+            (narrowest, widest),
             images.pad,
             images.interpolation,
             images.hflip,
             images.auto_augment,
             images.color_jitter,
-            tuple(images.mean),
+            (red, green, blue),
         )
         if images.resident and (is_url(images.train) or self.transform.needs_pil):
             raise UserError(
@@ -239,7 +244,7 @@ class ImagesStage(MainStage[ImageBatch]):
             )
 
     def losses(self, model: Callable[..., Any], batch: ImageBatch, step: int) -> Sums:
-        """Summed loss in nats; right is what names the larger label of a mixed pair.
+        """Summed loss in nats; of a mixed pair the larger label is the right one.
 
         `bce` is that of DeiT-III (arXiv 2204.07118): the mean over classes of binary cross-entropies, where every class
         that went into the mix counts fully.
@@ -298,5 +303,5 @@ class ImagesStage(MainStage[ImageBatch]):
             if count and count > self.config.max_damaged * total:
                 raise UserError(
                     f"{count} of {total} images of images.{split} cannot be read, more than images.max_damaged="
-                    f"{self.config.max_damaged:g} allows; the log names each: mend the shards or raise the limit"
+                    f"{self.config.max_damaged:g} allows; the log names each: fix the shards or raise the limit"
                 )

@@ -8,8 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from vitwarm.config import Config
+from vitwarm.data.text import Corpus
 from vitwarm.data.text.encode import question_mark
 from vitwarm.data.text.packing import WholeDocuments, documents
+from vitwarm.data.text.readers import TextSplit
 from vitwarm.errors import UserError
 from vitwarm.keys import keyed_rng
 from vitwarm.stages.batches import ProblemBatch, TokenBatch
@@ -18,15 +20,16 @@ from vitwarm.stages.registry import Setup
 from vitwarm.stages.tokens import Split, next_token_batch, next_token_losses
 from vitwarm.training.batch import Sums, Totals
 
-VAL_SPLITS = ("interpolate", "extrapolate")
+VAL_SPLITS: tuple[TextSplit, ...] = ("interpolate", "extrapolate")
 
 
 class MathematicsStage(CorpusStage[TokenBatch]):
-    """Rows are `BOS q SEP a BOS q SEP a ... BOS`, whole problems in a keyed order; each answer ends with the next BOS.
+    """Question and answer in sequences `BOS q SEP a BOS q SEP a ... BOS`, of whole problems in a keyed order.
 
-    Problems of a row see those before them, as in arXiv 2601.21725. In an evaluation each stands alone, and is right
-    when every token of its answer and its end is the most probable one after the true tokens before it. The first wrong
-    token would be written by greedy generation as well, so this is the accuracy of greedy whole answers.
+    Each answer ends with the next BOS. Problems of a sequence see those before them, as in arXiv 2601.21725. In an
+    evaluation each stands alone, and is right when every token of its answer and its end is the most probable one after
+    the true tokens before it. The first wrong token would be written by greedy generation as well, so this is the
+    accuracy of greedy whole answers.
 
     | metric | over |
     |---|---|
@@ -39,7 +42,8 @@ class MathematicsStage(CorpusStage[TokenBatch]):
     """
 
     def __init__(self, config: Config, setup: Setup):
-        corpora = {split: open_split(config, setup, config.text.train, split) for split in ("train", *VAL_SPLITS)}
+        splits: tuple[TextSplit, ...] = ("train", *VAL_SPLITS)
+        corpora: dict[str, Corpus] = {split: open_split(config, setup, config.text.train, split) for split in splits}
         train, length = corpora["train"], config.text.length
         self.rows = WholeDocuments(train, length, keyed_rng(config.seed, "text", "problems").permutation(len(train)))
         self.val: list[tuple[int, int]] = []  # split, problem
@@ -73,7 +77,7 @@ class MathematicsStage(CorpusStage[TokenBatch]):
         )
 
     def answers(self, ids: np.ndarray) -> np.ndarray:
-        """(B, N) bool, the loss mask: whether the last mark before a token is the one in front of an answer."""
+        """The loss mask, (B, N) bool: whether the last mark before a token is the one in front of an answer."""
         mark = np.where(ids == self.question_mark, 1, np.where(ids == self.corpora["train"].manifest.separator, 0, -1))
         last = np.maximum.accumulate(np.where(mark >= 0, np.arange(ids.shape[1]), 0), axis=1)
         loss_mask = np.zeros(ids.shape, bool)
@@ -112,4 +116,4 @@ class MathematicsStage(CorpusStage[TokenBatch]):
         return found | {"count": totals["weight"]}
 
     def example(self) -> tuple[TokenBatch, int]:
-        return self.batch("train", 0, 1), 1  # problems of an evaluation are shorter than rows
+        return self.batch("train", 0, 1), 1  # problems of an evaluation are shorter than sequences

@@ -1,4 +1,4 @@
-"""Stage `warmup` of a decoder: the next token of a rule's rows, or the next state of a cellular automaton as bits.
+"""Stage `warmup` of a decoder: the next token of a rule's sequences, or the next state of an automaton as bits.
 
 | | next_token | next_state |
 |---|---|---|
@@ -23,16 +23,19 @@ from vitwarm.config import Config
 from vitwarm.errors import UserError
 from vitwarm.keys import keyed_rng
 from vitwarm.procedural import Vocab
+from vitwarm.procedural.eca import Eca
 from vitwarm.stages.batches import StateBatch, TokenBatch
 from vitwarm.stages.tokens import Split, next_token_batch, next_token_losses
 from vitwarm.stages.warmup import RuleStage, RuleStreams, fresh_trunk, sequence_length
 from vitwarm.training.batch import Sums
-from vitwarm.trunk import Trunk, configured_decoder, initialise
+from vitwarm.trunk import Decoder, Trunk, configured_decoder, initialise
 from vitwarm.trunk.decoder import INIT_STD
 
 
 class NextTokenWarmup(RuleStage[TokenBatch]):
-    """A decoder with the rule's vocabulary reads rows from left to right; PAD is never in the loss mask."""
+    """A decoder with the rule's vocabulary reads sequences from left to right; PAD is never in the loss mask."""
+
+    model: Decoder
 
     def __init__(self, config: Config, main_samples: int | None):
         length = sequence_length(config)
@@ -91,7 +94,8 @@ class StateModel(nn.Module):
     def forward(self, states: Tensor) -> Tensor:
         """(B, N, C) of 0 and 1, each state after the one before it, to (B, N, C) logits of the states that follow."""
         x = self.stem(states) + self.positions.weight[: states.shape[1]]
-        return self.head(self.trunk(x, is_causal=True))
+        logits: Tensor = self.head(self.trunk(x, is_causal=True))
+        return logits
 
 
 class NextStateWarmup(RuleStage[StateBatch]):
@@ -99,7 +103,7 @@ class NextStateWarmup(RuleStage[StateBatch]):
 
     def __init__(self, config: Config, main_samples: int | None):
         rule = rule_of(config.warmup.rule)
-        if rule.name != "eca" or rule.width is None or rule.block != 1:
+        if not isinstance(rule, Eca) or rule.width is None or rule.block != 1:
             raise UserError(
                 "warmup.objective=next_state reads the states of an automaton: set warmup.rule.name=eca, its width, "
                 "and block=1"

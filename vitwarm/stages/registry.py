@@ -32,7 +32,7 @@ class Setup:
 class MainStage(Stage[B], Protocol[B]):
     """A stage that a run is for: it has its data from its construction on, and gets its model once, by `bind`.
 
-    Stages derive from this class. What is abstract must be said; the rest has the answer of most stages.
+    Stages derive from this class. What is abstract they must define; the rest is what most of them do.
 
     Attributes:
         tokenizer: goes into the export; None where there is none.
@@ -48,7 +48,7 @@ class MainStage(Stage[B], Protocol[B]):
 
     @abstractmethod
     def bind(self, model: nn.Module) -> None:
-        """Take the model to train; once, before anything but `fresh_model` is asked.
+        """Take the model to train; called once, before anything but `fresh_model`.
 
         Raises:
             UserError: data and model do not suit each other.
@@ -60,6 +60,7 @@ class MainStage(Stage[B], Protocol[B]):
 
     def adopt(self, model: nn.Module, tensors: Mapping[str, Tensor], report: TransferReport) -> None:
         """Take more than the groups of a transfer from its one source, and say so in its report."""
+        return
 
     def facts(self) -> dict[str, Any]:
         """What was read, for result.json: JSON-able, by key."""
@@ -78,7 +79,7 @@ class MainStage(Stage[B], Protocol[B]):
         return {}
 
 
-_MAIN: dict[str, Callable[[Config, Setup], MainStage]] = {}
+_MAIN: dict[str, Callable[[Config, Setup], MainStage[Any]]] = {}
 
 
 def main_stage(name: str) -> Callable[[Callable[[Config, Setup], Any]], Any]:
@@ -94,7 +95,7 @@ def main_stage(name: str) -> Callable[[Callable[[Config, Setup], Any]], Any]:
     return register
 
 
-def make_main(name: str, config: Config, setup: Setup) -> MainStage:
+def make_main(name: str, config: Config, setup: Setup) -> MainStage[Any]:
     """The main stage of a recipe, without its model.
 
     Raises:

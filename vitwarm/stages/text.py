@@ -18,16 +18,19 @@ from vitwarm.training.batch import Sums, Totals, means
 
 
 @main_stage("text")
-def text_stage(config: Config, setup: Setup) -> CorpusStage:
+def text_stage(config: Config, setup: Setup) -> CorpusStage[Any]:
     """The stage of the recipe's `text.task`."""
-    tasks = {"language": TextStage, "mathematics": MathematicsStage}
+    tasks: dict[str, Callable[[Config, Setup], CorpusStage[Any]]] = {
+        "language": TextStage,
+        "mathematics": MathematicsStage,
+    }
     return tasks.get(config.text.task, GlueStage)(config, setup)
 
 
 class TextStage(CorpusStage[TokenBatch]):
     """Next-token prediction. Perplexity is exp of the mean loss over the tokens of a fixed validation set.
 
-    The validation set is cut into rows like the training set, its last row may be short: each of its tokens is
+    The validation set is cut into sequences like the training set, the last one may be short: each of its tokens is
     predicted once, with up to `length` tokens before it, on any number of processes.
 
     Args:

@@ -1,4 +1,4 @@
-"""What stages over numbered rows of tokens share: the order of the rows, the thread that writes them, evaluation."""
+"""What stages over numbered sequences of tokens share: their order, the thread that writes them, evaluation."""
 
 from abc import abstractmethod
 from collections import deque
@@ -24,20 +24,20 @@ Split = Literal["train", "validation"]
 
 
 class TokenStage(Stage[B]):
-    """A stage whose samples are rows 0, 1, 2, ... of a training and of a validation set; see `training.protocol.Stage`.
+    """A stage on sequences 0, 1, 2, ... of a training and of a validation set; see `vitwarm.training.protocol.Stage`.
 
-    Step s of global batch B takes the training rows [s B, (s + 1) B), each process its share of them, so the order is
-    that of `batch` and nothing else. A thread writes batches ahead of the loop.
+    Step s of global batch B takes the training sequences [s B, (s + 1) B), each process its share of them, so the order
+    is that of `batch` and nothing else. A thread writes batches ahead of the loop.
 
-    A subclass sets `name`, `model` and `tokens_per_sample`, calls `set_lengths` once it knows how long a row is, and
-    defines `batch` and `losses`; `next_token_batch` and `next_token_losses` are those of next-token prediction. A stage
-    with other metrics than means over predictions, or with damaged data, overrides `measure` and `metrics`, or the
-    events.
+    A subclass sets `name`, `model` and `tokens_per_sample`, calls `set_lengths` once it knows how long a sequence is,
+    and defines `blocks`, `batch` and `losses`; `next_token_batch` and `next_token_losses` are those of next-token
+    prediction. A stage with other metrics than means over predictions, or with damaged data, overrides `measure` and
+    `metrics`, or the events.
 
     Args:
         section: of the recipe that holds `optim`, for messages: `warmup` or `train`.
         optim: optimisation keys.
-        val_rows: rows of one evaluation.
+        val_rows: sequences of one evaluation.
         eval_every: steps between evaluations.
     """
 
@@ -48,7 +48,7 @@ class TokenStage(Stage[B]):
     schedule_lengths: tuple[int, int]
     best = None
     stackable: bool = True  # batches of two seeds differ in their numbers alone
-    adapts: bool = False  # rows depend on what was measured before them, so none is written ahead of an evaluation
+    adapts: bool = False  # sequences depend on the last evaluation, so none is written ahead of the next one
 
     def __init__(self, section: str, optim: OptimConfig, val_rows: int, eval_every: int):
         self.section, self.optim, self.val_samples, self.eval_every = section, optim, val_rows, eval_every
@@ -56,7 +56,7 @@ class TokenStage(Stage[B]):
     def set_lengths(
         self,
         budget: Amount,
-        row_tokens: int,
+        sequence_tokens: int,
         samples_of_whole: int | None = None,
         samples_per_epoch: int | None = None,
     ) -> None:
@@ -64,9 +64,9 @@ class TokenStage(Stage[B]):
 
         Args:
             budget: of the stage.
-            row_tokens: tokens that one row counts in a budget of tokens.
+            sequence_tokens: tokens of a sequence, in which a budget of tokens is counted.
             samples_of_whole: what a budget in percent refers to.
-            samples_per_epoch: rows of the training set, where it ends.
+            samples_per_epoch: sequences of the training set, where it ends.
 
         Raises:
             UserError: a unit without its reference, or a schedule that does not fit.
@@ -74,19 +74,20 @@ class TokenStage(Stage[B]):
         optim = self.optim
         sizes = {
             "global_batch": optim.global_batch,
-            "tokens_per_sample": row_tokens,
+            "tokens_per_sample": sequence_tokens,
             "samples_per_epoch": samples_per_epoch,
         }
         self.steps = budget.steps(samples_of_whole=samples_of_whole, **sizes)
-        self.schedule_lengths = tuple(
+        warmup, cooldown = (
             Amount.parse(getattr(optim, name), f"{self.section}.{name}").steps(steps_of_whole=self.steps, **sizes)
             for name in ("lr_warmup", "cooldown")
         )
+        self.schedule_lengths = warmup, cooldown
         check_lengths(self.section, self.steps, optim, *self.schedule_lengths)
 
     @abstractmethod
     def batch(self, split: Split, start: int, stop: int) -> B:
-        """Rows [start, stop) of a split as a micro-batch."""
+        """Sequences [start, stop) of a split as a micro-batch."""
 
     @abstractmethod
     def losses(self, model: Callable[..., Any], batch: B, step: int) -> Sums:
@@ -94,21 +95,22 @@ class TokenStage(Stage[B]):
 
     @property
     def samples(self) -> int:
-        """Rows that the whole stage trains on, repeats counted."""
+        """Sequences that the stage trains on, repeats counted."""
         return self.steps * self.optim.global_batch
 
     def parameter_groups(self) -> list[dict[str, Any]]:
-        """All decay alike under `decay_all`; else norms, biases and prefix tokens do not."""
-        decayed, free = [], []
+        """Optimiser groups: all tensors decay under `decay_all`, else norms, biases and prefix tokens do not."""
+        decayed: list[nn.Parameter] = []
+        free: list[nn.Parameter] = []
         for name, p in self.model.named_parameters():
             decays = self.optim.decay_all or (p.ndim > 1 and name != "stem.prefix")
             (decayed if decays else free).append(p)
-        groups = [{"params": decayed, "weight_decay": self.optim.weight_decay}, {"params": free, "weight_decay": 0.0}]
-        groups = [g for g in groups if g["params"]]
+        groups = [
+            {"params": params, "weight_decay": decay}
+            for params, decay in ((decayed, self.optim.weight_decay), (free, 0.0))
+            if params
+        ]
         return with_rates(groups, self.model, self.optim) if isinstance(self.optim, TrainConfig) else groups
-
-    def blocks(self) -> list[nn.Module]:
-        return self.model.compile_parts()
 
     def batches(self, start: int, rank: int, world: int, device_batch: int) -> Generator[B, None, None]:
         share = self.optim.global_batch // world
@@ -119,8 +121,8 @@ class TokenStage(Stage[B]):
                     while self.adapts and step % self.eval_every == 0 and pending:
                         yield pending.popleft().result()
                     first = step * self.optim.global_batch + rank * share
-                    for row in range(first, first + share, device_batch):
-                        pending.append(pool.submit(self.batch, "train", row, row + device_batch))
+                    for sequence in range(first, first + share, device_batch):
+                        pending.append(pool.submit(self.batch, "train", sequence, sequence + device_batch))
                         if len(pending) > AHEAD:
                             yield pending.popleft().result()
                 while pending:
@@ -137,9 +139,9 @@ class TokenStage(Stage[B]):
         device = next(model.parameters()).device
         sums: Totals = {"weight": 0.0}
         first, last = (self.val_samples * r // world for r in (rank, rank + 1))
-        share = max(last, first + 1)  # a rank without rows measures one for the names of the sums, and counts nothing
-        for row in range(first, share, device_batch):
-            batch = self.batch("validation", row, min(row + device_batch, share))
+        share = max(last, first + 1)  # a rank without a sequence measures one for the sums' names, and counts nothing
+        for sequence in range(first, share, device_batch):
+            batch = self.batch("validation", sequence, min(sequence + device_batch, share))
             for name, value in self.measure(model, batch.to(device)).items():
                 sums[name] = sums.get(name, 0.0) + value.item()
             sums["weight"] += batch.weight
@@ -150,17 +152,17 @@ class TokenStage(Stage[B]):
 
 
 def next_token_batch(tokens: np.ndarray, loss_mask: np.ndarray) -> TokenBatch:
-    """Rows as input and target, each the other shifted by one, with the loss mask as weights.
+    """Make sequences into inputs and targets, each the other shifted by one, with the loss mask as weights.
 
-    Where the mask holds less than half of each row's tokens, the batch names their positions, and the model computes
-    logits for no others.
+    Where at most half of the tokens of every sequence are in the mask, the batch names their positions, and the model
+    computes logits for no others.
 
     Args:
         tokens: (B, N + 1) ids.
-        loss_mask: (B, N + 1) bool, the tokens to be predicted; that of the first one is not looked at.
+        loss_mask: (B, N + 1) bool, the tokens to predict; the first column is ignored.
 
     Returns:
-        Targets and weights are (B, M), with weight 0 where a row has fewer than M tokens to predict; positions are
+        Targets and weights are (B, M), with weight 0 where a sequence has fewer than M tokens to predict; positions are
         None when M = N; `weight` is how many tokens are to be predicted.
     """
     inputs, targets, mask = tokens[:, :-1], tokens[:, 1:], loss_mask[:, 1:]

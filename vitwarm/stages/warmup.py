@@ -16,8 +16,9 @@ from vitwarm.keys import keyed_rng
 from vitwarm.procedural import Rule, RuleStream
 from vitwarm.procedural.composite import Curriculum
 from vitwarm.stages.batches import MaskedBatch
-from vitwarm.stages.tokens import B, Split, TokenStage
+from vitwarm.stages.tokens import Split, TokenStage
 from vitwarm.training.batch import Sums, Totals
+from vitwarm.training.protocol import B
 from vitwarm.trunk import SymbolStem, Trunk, build_model, configured_decoder, family_of, initialise, is_drop_rate
 
 
@@ -60,7 +61,8 @@ class WarmupModel(nn.Module):
             (M, K).
         """
         features = self.trunk(self.stem(tokens))[:, self.stem.num_prefix_tokens :]  # prefix outputs are dropped
-        return self.head(features.flatten(0, 1)[positions])
+        logits: Tensor = self.head(features.flatten(0, 1)[positions])
+        return logits
 
 
 class RuleStreams:
@@ -113,11 +115,12 @@ def fresh_trunk(config: Config) -> nn.Module:
 
     The paper's warm-up of ViTs has no dropout of any kind; of a decoder the blocks alone are used.
     """
+    model: nn.Module
     if config.model.decoder.size:
         model = configured_decoder(config.model, 1, 1, "warmup", seed=config.seed)
     else:
-        still = {k: 0.0 for k in config.model.args if is_drop_rate(k)}
-        model = build_model(config.model, "warmup", seed=config.seed, **still)
+        no_dropout: dict[str, Any] = {k: 0.0 for k in config.model.args if is_drop_rate(k)}
+        model = build_model(config.model, "warmup", seed=config.seed, **no_dropout)
     return initialise(model, config.model.init, seed=config.seed)
 
 
@@ -133,14 +136,14 @@ def sequence_length(config: Config, model: nn.Module | None = None) -> int:
         rows, columns = family_of(model).grid
         return rows * columns
     if config.model.decoder.positions is None:
-        raise UserError("how long are the rows? set warmup.length (or model.decoder.positions)")
+        raise UserError("warmup.length is not set, nor model.decoder.positions; set one to the tokens of a sequence")
     return config.model.decoder.positions
 
 
 class RuleStage(TokenStage[B]):
     """A warm-up: sequences of a rule, whatever the objective.
 
-    A curriculum moves on by what each evaluation finds: its level is a metric, `level`, the one that holds from there
+    A curriculum advances by what each evaluation finds: its level is a metric, `level`, the one that holds from there
     on. Both streams are of that level, so that a level is mastered on sequences of its own.
 
     Args:
@@ -177,11 +180,11 @@ class RuleStage(TokenStage[B]):
         return self.streams.rule
 
     def trained_tensors(self, model: nn.Module) -> dict[str, Tensor]:
-        """Canonical name -> tensor of what may outlive the stage: the trunk."""
-        return {n: t.detach().cpu() for n, t in model.trunk.state_dict().items()}
+        """Canonical name -> tensor of what may outlive the stage: that is the trunk."""
+        return {n: t.detach().cpu() for n, t in _trunk_in(model).state_dict().items()}
 
     def blocks(self) -> list[nn.Module]:
-        return list(self.model.trunk.blocks)
+        return list(_trunk_in(self.model).blocks)
 
     def metrics(self, totals: Totals) -> dict[str, float]:
         metrics = super().metrics(totals)
@@ -194,8 +197,14 @@ class RuleStage(TokenStage[B]):
             self.streams.set_level(int(metrics["level"]))
 
 
+def _trunk_in(model: nn.Module) -> Trunk:
+    trunk = model.trunk
+    assert isinstance(trunk, Trunk)
+    return trunk
+
+
 class WarmupStage(RuleStage[MaskedBatch]):
-    """The masked objective: closers, outputs, whatever the rule scores, hidden at random and to be named.
+    """The masked objective: eligible tokens (closers, outputs, ...) are hidden at random and predicted.
 
     Args:
         config: the recipe.
@@ -218,7 +227,7 @@ class WarmupStage(RuleStage[MaskedBatch]):
         return self._batch(self.streams.of(split), start, stop)
 
     def _batch(self, stream: RuleStream, start: int, stop: int) -> MaskedBatch:
-        """Rows [start, stop) of a stream."""
+        """Sequences [start, stop) of a stream."""
         rows = stream.masked_rows(start, stop, self.config.mask_prob)
         positions = np.flatnonzero(rows.masked)
         return MaskedBatch(

@@ -52,7 +52,7 @@ class Sums:
     correct: Tensor | None = None
 
     def named(self) -> dict[str, Tensor]:
-        """Name -> sum, of those that there are, without gradients."""
+        """Name -> sum, without gradients; a sum that the stage does not count is left out."""
         found = {"loss": self.loss} if self.correct is None else {"loss": self.loss, "correct": self.correct}
         return {name: value.detach() for name, value in found.items()}
 

@@ -29,7 +29,7 @@ FORMAT = 1
 
 @dataclass
 class State:
-    """Everything of a run that is no tensor.
+    """The state of a run apart from its tensors.
 
     Attributes:
         stage: stage in progress.
@@ -185,7 +185,7 @@ class Checkpoints:
     def _prune(self, state: State) -> None:
         now = self.path(state.run_step)
         others = [self.path(step) for step in (*self.keep_at, *([state.best["run_step"]] if state.best else []))]
-        # What lies ahead of this step was found damaged when the run went on from an earlier one.
+        # What lies ahead of this step was found damaged when the run resumed from an earlier one.
         ahead = [p for p in self.all() if p > now]
         kept = [p for p in self.all() if p <= now][-self.keep_last :]
         for old in self.all():

@@ -8,7 +8,7 @@ ELEMENTWISE = frozenset([
     "nadamlegacy", "nadamw", "nesterov", "nesterovw", "radabelief", "radam", "radamlegacy", "radamw", "rmsprop",
     "rmsproptf", "rmsproptfc", "rmsproptfw", "sgd", "sgdc", "sgdw",
 ])  # fmt: skip
-"""Those that move each weight by its own gradients alone: of shards or stacks of weights they make the same."""
+"""Optimisers that move each weight by its own gradients alone: shards or stacks of weights end as the weights would."""
 
 _COUPLING = ("caution", "clipping_threshold")  # arguments that take a mean over a whole tensor
 

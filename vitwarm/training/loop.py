@@ -30,7 +30,7 @@ from vitwarm.training.optimizers import make_optimizer
 from vitwarm.training.processes import Processes
 from vitwarm.training.protocol import Stage
 from vitwarm.training.schedule import is_steady, learning_rate
-from vitwarm.training.sharding import Sharded, full, whole
+from vitwarm.training.sharding import Sharded, gather_all, gather_tensor
 from vitwarm.training.tracking import Tracker
 
 # Windows of sums are kept in double precision, where the device has it.
@@ -101,20 +101,20 @@ def train_stage(stage: Stage[Any], context: Context, resume: tuple[State, Path] 
 
     Raises:
         UserError: non-finite loss, damaged data past the threshold, a disk that is full.
-        Interrupted: a signal came; a checkpoint of the last whole step was written.
+        Interrupted: a signal came; a checkpoint of the last finished step was written.
     """
     return Training(stage, context, resume).run()
 
 
 class Training:
-    """State of `train_stage`: built, then run once; a benchmark takes single steps."""
+    """The state of `train_stage`: built, then run once; a benchmark takes single steps."""
 
     def __init__(self, stage: Stage[Any], context: Context, resume: tuple[State, Path] | None):
         self.stage, self.context, self.processes = stage, context, context.processes
         device, optim = context.processes.device, stage.optim
         self.device_batch = device_batch_size(optim.global_batch, self.processes.world, context.run.device_batch)
         self.accumulation = optim.global_batch // (self.processes.world * self.device_batch)
-        self.model = stage.model.to(device).train()
+        self.model = stage.start_model().to(device).train()
         self.ema = ModelEmaV3(self.model, decay=optim.ema, foreach=True) if optim.ema else None
         self.state = State(stage.name, 0, context.run_step, context.recipe_hash)
         if resume is not None:
@@ -170,20 +170,20 @@ class Training:
         return self._whole_model()
 
     def _whole_model(self) -> nn.Module:
-        """What is evaluated and exported; under FSDP every rank must ask."""
+        """The model that is evaluated and exported; under FSDP every rank must call it."""
         if self.sharded:
             return self.sharded.gathered()
         return self.ema.module if self.ema else self.model
 
-    def _no_sync(self) -> contextlib.AbstractContextManager:
+    def _no_sync(self) -> contextlib.AbstractContextManager[None]:
         return self.sharded.no_sync() if self.sharded else self.context.accelerator.no_sync(self.wrapped)
 
     def step(self, batches: Iterator[Batch]) -> None:
-        """A step with all that falls due after it."""
+        """Take a step, with the log line, evaluation and checkpoint that fall due after it."""
         stage, state, context = self.stage, self.state, self.context
-        asked = time.perf_counter()
+        began = time.perf_counter()
         micro, trouble = self._next(batches)
-        waited = time.perf_counter() - asked
+        waited = time.perf_counter() - began
         weight, stopping, failed = self.processes.sum(
             [sum(b.weight for b in micro), float(bool(context.stop)), float(trouble is not None)]
         )
@@ -241,7 +241,7 @@ class Training:
         self.weight += weight
         norm = None  # on request only: it costs a pass over the gradients
         if optim.clip_grad or want_norm:
-            norm = full(stage.clip(self.model.parameters(), optim.clip_grad or math.inf))
+            norm = gather_tensor(stage.clip(self.model.parameters(), optim.clip_grad or math.inf))
             self._guard(norm)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
@@ -249,7 +249,7 @@ class Training:
             self.ema.update(self.model)
         return norm
 
-    def _autocast(self) -> contextlib.AbstractContextManager:
+    def _autocast(self) -> torch.autocast:
         bf16 = self.stage.optim.precision == "bf16"
         return torch.autocast(self.processes.device.type, dtype=torch.bfloat16, enabled=bf16)
 
@@ -307,7 +307,7 @@ class Training:
         self._collect_events()
 
     def _record(self, entry: dict[str, Any], show: str | None = None) -> None:
-        """A full disk stops every rank, not the main one alone."""
+        """Write a line of log.jsonl; a full disk stops every rank, not the main one alone."""
         self.processes.main_does(lambda: self.context.tracker.record(entry, show))
 
     def _collect_events(self) -> None:
@@ -321,7 +321,7 @@ class Training:
         self.stage.check_events(self.state.damaged)
 
     def _evaluate(self) -> bool:
-        """Measure; whether it is the best so far."""
+        """Evaluate the model; returns whether it is the best so far."""
         state, stage = self.state, self.stage
         model = self._whole_model()
         was = model.training
@@ -365,7 +365,7 @@ class Training:
         tensors = {"model": self.model.state_dict(), "optimizer": optimizer_tensors(self.model, self.optimizer)}
         if self.ema is not None:
             tensors["ema"] = self.ema.module.state_dict()
-        tensors = {name: whole(group, keep=self.processes.is_main) for name, group in tensors.items()}
+        tensors = {name: gather_all(group, keep=self.processes.is_main) for name, group in tensors.items()}
 
         def write() -> None:
             self.state.log_bytes = self.context.tracker.bytes

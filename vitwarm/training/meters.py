@@ -4,6 +4,7 @@ import resource
 import sys
 import time
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
@@ -40,10 +41,11 @@ def forward_flops(forward: Callable[[], object]) -> float:
     """FLOPs of the matrix products in `forward`; element-wise work is not counted.
 
     Attention runs as two plain products while it is counted: not every version of torch counts its fused kernel.
-    Under a causal mask both products count whole, as is usual.
+    Under a causal mask both products count in full, as is usual.
     """
     counter = FlopCounterMode(display=False)
-    counter.mod_tracker = _NoModules()
+    account: Any = _NoModules()
+    counter.mod_tracker = account
     with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), counter:
         forward()
     return float(counter.get_total_flops())
@@ -97,7 +99,7 @@ class Meter:
         self._start_window()
 
     def _start_window(self) -> None:
-        self._steps: list[tuple] = []
+        self._steps: list[tuple[Any, Any]] = []  # stamps before and behind each step
         self._waited = 0.0
         self._window_start = time.perf_counter()
         self._mark = self._stamp()
@@ -122,12 +124,14 @@ class Meter:
         self._paused = time.perf_counter()
 
     def resume(self) -> None:
+        """Time what follows again."""
+        assert self._paused is not None
         self._window_start += time.perf_counter() - self._paused
         self._paused = None
         self._mark = self._stamp()
 
     def step(self, waited: float) -> None:
-        """A step is over; `waited` seconds of it were spent waiting for data."""
+        """Note that a step is over; `waited` seconds of it were spent waiting for data."""
         stamp = self._stamp()
         self._steps.append((self._mark, stamp))
         self._waited += waited

@@ -124,7 +124,7 @@ def _tried(optim: OptimConfig, size: int) -> tuple[torch.optim.Optimizer, nn.Mod
 def _with_fallback(
     groups: Sequence[dict[str, Any]], model: nn.Module, patterns: Sequence[str] | None
 ) -> list[dict[str, Any]]:
-    """The groups split into what a hybrid optimiser may work on and what it leaves to AdamW (`use_fallback`)."""
+    """Split groups into what a hybrid optimiser may work on and what it leaves to AdamW (`use_fallback`)."""
     names: dict[Tensor, str] = {p: name for name, p in model.named_parameters()}
 
     def falls_back(p: Tensor) -> bool:
@@ -141,7 +141,7 @@ def _with_fallback(
 
 
 def _arguments(optim: OptimConfig) -> dict[str, Any]:
-    """What the optimiser's constructor gets besides groups and learning rate."""
+    """Arguments of the optimiser's constructor besides groups and learning rate."""
     taken = _taken(_base(optim.optimizer))
     given: dict[str, Any] = {}
     if "betas" in taken and optim.betas is not None:

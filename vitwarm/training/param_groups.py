@@ -59,4 +59,5 @@ def _chosen(names: Iterable[str], words: str | Iterable[str], model: nn.Module, 
             raise UserError(
                 f"{key}: the model has no {kind} of its own (a tied decoder's is its embedding); leave it out"
             )
-    return select(names, words, len(model.blocks))
+    blocks: Any = model.blocks
+    return select(names, words, len(blocks))

@@ -33,7 +33,7 @@ def _join_restarted() -> None:
     """Meet under names of our own when torchrun has started the processes anew (`--max-restarts`).
 
     It keeps one store for all its attempts, where processes would find the addresses of those that died, and wait for
-    them for ever.
+    them forever.
     """
     attempt, shared = (os.environ.get(f"TORCHELASTIC_{name}") for name in ("RESTART_COUNT", "USE_AGENT_STORE"))
     if attempt in (None, "0") or shared != "True" or dist.is_initialized():
@@ -58,7 +58,11 @@ class Processes:
     def __init__(self, rank: int, world: int, device: torch.device):
         self.rank, self.world, self.device = rank, world, device
         self.is_main = rank == 0
-        self._group = dist.new_group(backend="gloo") if world > 1 else None
+        self._group: dist.ProcessGroup | None = None
+        if world > 1:
+            group = dist.new_group(backend="gloo")
+            assert not isinstance(group, int)  # what a process that is no member would get
+            self._group = group
 
     def sum(self, values: list[float]) -> list[float]:
         """Element-wise sum over all processes, in double precision."""
@@ -66,7 +70,8 @@ class Processes:
             return values
         total = torch.tensor(values, dtype=torch.float64)
         dist.all_reduce(total, group=self._group)
-        return total.tolist()
+        summed: list[float] = total.tolist()
+        return summed
 
     def gather(self, value: Any) -> list[Any]:
         """The value of every rank, in rank order, on every rank."""
@@ -101,7 +106,7 @@ class Processes:
 
 
 def _tried(action: Callable[[], Any]) -> tuple[Any, str | None]:
-    """The result, and what the user has to mend; a fault of ours passes through."""
+    """The result, and what the user has to fix; a fault of ours passes through."""
     try:
         return action(), None
     except UserError as error:

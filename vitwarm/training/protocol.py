@@ -13,18 +13,18 @@ B = TypeVar("B", bound=Batch)
 
 
 class Stage(Protocol[B]):
-    """Stem + trunk + head + data + objective + evaluation. The loop asks for nothing else.
+    """Stem + trunk + head + data + objective + evaluation. The loop needs nothing else.
 
-    Stages derive from this class: what is abstract they must say, the rest is what most of them do.
+    Stages derive from this class: what is abstract they must define, the rest is what most of them do.
 
     Attributes:
         name: `warmup`, `images`, ...
         model: what is trained; tensor names are those of its checkpoints.
         optim: optimisation keys of the recipe.
-        steps: optimiser steps of the whole stage.
+        steps: optimiser steps of the stage.
         schedule_lengths: (LR warm-up, cooldown) in steps.
         tokens_per_sample: trunk tokens that one sample costs, prefix tokens included.
-        samples: that the whole stage trains on, repeats counted.
+        samples: that the stage trains on, repeats counted.
         val_samples: samples of one evaluation.
         eval_every: steps between evaluations; the last step is always evaluated.
         best: metric of `evaluate` that ranks checkpoints, higher is better; None keeps no best.
@@ -45,7 +45,16 @@ class Stage(Protocol[B]):
     def samples(self) -> int: ...
 
     def check_device_batch(self, size: int) -> None:
-        """Raise UserError when the stage cannot work on that many samples at once."""
+        """Refuse a number of samples that the stage cannot work on at once.
+
+        Raises:
+            UserError: it cannot.
+        """
+        return
+
+    def start_model(self) -> nn.Module:
+        """`model` with the weights that the stage starts from. The loop calls it once, before anything of the model."""
+        return self.model
 
     @abstractmethod
     def parameter_groups(self) -> list[dict[str, Any]]:
@@ -56,20 +65,22 @@ class Stage(Protocol[B]):
         """Modules to compile in place, and those of them with weights to shard one by one."""
 
     def clip(self, parameters: Iterable[nn.Parameter], largest: float) -> Tensor:
-        """Scale the gradients in place so that their norm is at most `largest`; the norm that they had."""
+        """Scale the gradients in place so that their norm is at most `largest`; returns the norm that they had."""
         return nn.utils.clip_grad_norm_(parameters, largest)
 
     @abstractmethod
     def batches(self, start: int, rank: int, world: int, device_batch: int) -> Generator[B, None, None]:
-        """This rank's micro-batches from step `start` to the end, in order, on the CPU: a pure function of the recipe,
-        and of what `follow` was told last before each of them is asked for."""
+        """This rank's micro-batches from step `start` to the end, in order, on the CPU.
+
+        A micro-batch is a pure function of the recipe and of the metrics that `follow` got last before it is drawn.
+        """
 
     @abstractmethod
     def losses(self, model: Callable[..., Any], batch: B, step: int) -> Sums:
         """Sums over the micro-batch's predictions; `loss` is differentiated, and the log shows their means.
 
         Args:
-            model: `self.model`, perhaps wrapped, or a function that is called alike.
+            model: `self.model`, perhaps wrapped, or a function that is called in the same way.
             batch: on the device of the model.
             step: number of the optimiser step.
         """
@@ -79,30 +90,39 @@ class Stage(Protocol[B]):
         """This rank's sums over its share of the validation set, and their `weight`."""
 
     def metrics(self, totals: Totals) -> dict[str, float]:
-        """What the sums of `evaluate`, added over all ranks, come to; `means` where each is a mean over predictions.
+        """Metrics from the sums of `evaluate`, added over all ranks; each sum becomes a mean over predictions.
 
         A metric whose name has a slash is logged, but not shown on the terminal.
         """
         return means(totals)
 
     def follow(self, metrics: dict[str, float]) -> None:
-        """Learn what was last measured: after each evaluation, and when a run resumes from a checkpoint behind one."""
+        """Take the latest metrics: after each evaluation, and when a run resumes from a checkpoint behind one."""
+        return
 
     @abstractmethod
     def example(self) -> tuple[B, int]:
         """A micro-batch to count FLOPs on, and how many samples it holds."""
 
     def events(self) -> list[dict[str, Any]]:
-        """What happened to this rank's data since the last call, for the log: `event`, `sample` (a name), `reason`."""
+        """Events of this rank's data since the last call, for the log: `event`, `sample` (a name), `reason`."""
         return []
 
     def check_events(self, damaged: list[str]) -> None:
-        """Raise UserError when too many samples are damaged; gets the names of all that any rank met so far."""
+        """Refuse to train on with too many damaged samples.
+
+        Args:
+            damaged: names of all that any rank met so far.
+
+        Raises:
+            UserError: they are too many.
+        """
+        return
 
     def members(self, trained: nn.Module) -> list[nn.Module]:
-        """The models within what was trained: one, or one a seed of an ensemble."""
+        """The models in the trained one: itself, or one for each seed of an ensemble."""
         return [trained]
 
     def outcomes(self, result: dict[str, Any]) -> list[dict[str, Any]]:
-        """What the loop says of the stage, for each of `members`."""
+        """The loop's outcome of the stage (`Context.results`) for each of `members`."""
         return [result]

@@ -19,7 +19,7 @@ from vitwarm.errors import UserError
 from vitwarm.training.elementwise import ELEMENTWISE, is_elementwise
 
 
-def _asked(name: str) -> bool:
+def _is_on(name: str) -> bool:
     return os.environ.get(name, "false").lower() in ("1", "true")
 
 
@@ -29,13 +29,13 @@ def fsdp_requested() -> bool:
     Raises:
         UserError: it asks for something of FSDP that is not done here.
     """
-    if not _asked("ACCELERATE_USE_FSDP"):
+    if not _is_on("ACCELERATE_USE_FSDP"):
         return False
     if os.environ.get("FSDP_VERSION", "1") != "2":
         raise UserError("only FSDP2 is supported; set fsdp_version: 2, as in recipes/accelerate/fsdp2.yaml")
-    if _asked("FSDP_OFFLOAD_PARAMS"):
+    if _is_on("FSDP_OFFLOAD_PARAMS"):
         raise UserError("fsdp_offload_params is not supported; set it to false")
-    if _asked("FSDP_ACTIVATION_CHECKPOINTING"):
+    if _is_on("FSDP_ACTIVATION_CHECKPOINTING"):
         raise UserError("fsdp_activation_checkpointing is the recipe's: set model.grad_checkpointing=true")
     return True
 
@@ -78,51 +78,59 @@ class Sharded:
         reshard = os.environ.get("FSDP_RESHARD_AFTER_FORWARD", "true").lower() in ("1", "true", "full_shard")
         for block in (b for b in blocks if next(b.parameters(), None) is not None):
             fully_shard(block, mesh=mesh, reshard_after_forward=reshard)
-        self.model = fully_shard(model, mesh=mesh)
+        self.model = model
+        self._shards = fully_shard(model, mesh=mesh)  # the same module, with FSDP's methods
 
     @contextlib.contextmanager
     def no_sync(self) -> Iterator[None]:
-        """Backward passes inside add to the local gradients only."""
-        self.model.set_requires_gradient_sync(False)
+        """A context whose backward passes add to the local gradients and exchange none."""
+        self._shards.set_requires_gradient_sync(False)
         try:
             yield
         finally:
-            self.model.set_requires_gradient_sync(True)
+            self._shards.set_requires_gradient_sync(True)
 
     def gathered(self) -> nn.Module:
         """A plain copy with the present weights, to evaluate and to export; every process must call this.
 
         A sharded model would have to take equally many batches on every process, and an exact evaluation does not.
         """
-        self.plain.load_state_dict(whole(self.model.state_dict(), keep=True))
+        self.plain.load_state_dict(gather_all(self.model.state_dict(), keep=True))
         return self.plain
 
 
-def whole(tensors: dict[str, Tensor], keep: bool) -> dict[str, Tensor]:
-    """Split tensors put together, on the CPU; others as they are. Every process must call it with the same names.
+def gather_all(tensors: dict[str, Tensor], keep: bool) -> dict[str, Tensor]:
+    """Gather the sharded tensors on the CPU; every process must call it with the same names.
 
     Args:
         tensors: by name.
-        keep: whether this process wants the result; the others only give their part.
+        keep: whether this process wants the result; the others only give their shards.
+
+    Returns:
+        {name: tensor}, those that were not sharded as they are; empty without `keep`.
     """
     found = {}
     for name, tensor in tensors.items():
-        gathered = full(tensor)
+        gathered = gather_tensor(tensor)
         if keep:
             found[name] = gathered if gathered is tensor else gathered.cpu()
     return found
 
 
-def full(tensor: Tensor) -> Tensor:
-    """One split tensor put together; any other as it is. Every process must call it."""
-    return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
+def gather_tensor(tensor: Tensor) -> Tensor:
+    """Gather a sharded tensor; any other is returned as it is. Every process must call it."""
+    if not hasattr(tensor, "full_tensor"):
+        return tensor
+    gathered: Tensor = tensor.full_tensor()
+    return gathered
 
 
 def split_like(tensor: Tensor, parameter: Tensor) -> Tensor:
-    """A whole tensor, split as `parameter` is; on its device."""
+    """Shard a tensor as `parameter` is sharded; it is returned on the parameter's device."""
     if not hasattr(parameter, "full_tensor"):
         return tensor.to(parameter.device)
-    from torch.distributed.tensor import distribute_tensor
+    from torch.distributed.tensor import DTensor, distribute_tensor
 
-    local = tensor.to(parameter.device)  # whole on every process, so that none needs to send its parts around
+    assert isinstance(parameter, DTensor)
+    local = tensor.to(parameter.device)  # all of it on every process, so that none needs to send shards around
     return distribute_tensor(local, parameter.device_mesh, parameter.placements, src_data_rank=None)

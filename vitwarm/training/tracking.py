@@ -21,7 +21,7 @@ class Tracker:
     Args:
         folder: run folder.
         log_bytes: cut log.jsonl at this length first, so that a resumed run's log has each step once.
-        run_step: of the run so far; TensorBoard drops what lies behind it, likewise.
+        run_step: optimiser steps that the run has done; TensorBoard likewise drops what lies behind them.
         tensorboard: also write TensorBoard events.
         wandb: also log to this Weights & Biases project.
         config: recipe as a dict, for the trackers.
@@ -36,12 +36,12 @@ class Tracker:
         run_step: int = 0,
         tensorboard: bool = False,
         wandb: str | None = None,
-        config: dict | None = None,
+        config: dict[str, Any] | None = None,
         active: bool = True,
     ):
         self.active = active
         self.bar: tqdm | None = None
-        self._sinks = []
+        self._sinks: list[Callable[[dict[str, Any]], None]] = []
         if not active:
             return
         self._file = open(folder / "log.jsonl", "ab")  # noqa: SIM115 (lives as long as the run)
@@ -53,7 +53,7 @@ class Tracker:
 
     @property
     def bytes(self) -> int:
-        """Length of the log, all of it on disk."""
+        """Length of the log in bytes, after it was flushed to disk."""
         if not self.active:
             return 0
         self._file.flush()
@@ -72,7 +72,7 @@ class Tracker:
             self.say(show)
 
     def say(self, text: str) -> None:
-        """A line for the person who watches."""
+        """Show a line on the terminal, above the progress bar."""
         if self.active:
             tqdm.write(text, file=sys.stdout)
             sys.stdout.flush()
@@ -82,7 +82,7 @@ class Tracker:
             tqdm.write(f"vitwarm: warning: {text}", file=sys.stderr)
 
     def start_stage(self, name: str, step: int, steps: int) -> None:
-        """A progress bar, on a terminal only."""
+        """Show a progress bar of the stage, on a terminal only."""
         if self.active and sys.stderr.isatty():
             self.bar = tqdm(total=steps, initial=step, desc=name, unit="step", dynamic_ncols=True, leave=False)
 
@@ -132,10 +132,10 @@ def _tensorboard(folder: Path, run_step: int) -> Callable[[dict[str, Any]], None
     return sink
 
 
-def _wandb(project: str, folder: Path, config: dict | None) -> Callable[[dict[str, Any]], None]:
+def _wandb(project: str, folder: Path, config: dict[str, Any] | None) -> Callable[[dict[str, Any]], None]:
     import wandb
 
-    # A run that goes on finds its curve again by an id that follows from the folder.
+    # A resumed run finds its curve again by an id that follows from the folder.
     identity = hashlib.sha256(f"{folder.resolve()} {config}".encode()).hexdigest()[:16]
     try:
         run = wandb.init(project=project, dir=str(folder), name=folder.name, config=config, id=identity, resume="allow")

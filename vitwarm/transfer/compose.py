@@ -19,7 +19,7 @@ from vitwarm.trunk import trunk_facts
 
 @dataclass(frozen=True)
 class Part:
-    """What one source gives.
+    """The share of one source in a composition.
 
     Attributes:
         groups: words of `vitwarm.selection`.
@@ -47,11 +47,11 @@ def merge(
         UserError: a part that does not fit or gives nothing, or parts that overlap.
     """
     facts: dict[str, Any] = trunk_facts(model)
-    depth, heads = facts["depth"], facts["heads"]
+    depth, heads, controls = facts["depth"], facts["heads"], controls or {}
     if len(parts) > 1:
         _refuse_overlap(parts, depth)
-    met = [_met(part, controls or {}, depth) for part in parts]
-    if idle := next((groups for groups in controls or {} if not any(groups in m for m in met)), None):
+    met = [_met(part, controls, depth) for part in parts]
+    if idle := next((groups for groups in controls if not any(groups in m for m in met)), None):
         raise UserError(f"control {controls[idle]} of {idle}: no source gives anything of it")
     trial = model if len(parts) == 1 else copy.deepcopy(model)
     reports = []
@@ -70,7 +70,7 @@ def merge(
 
 
 def _met(part: Part, controls: Mapping[str, str], depth: int) -> dict[str, str]:
-    """The controls of anything that a part gives."""
+    """The controls that meet a tensor of the part."""
     given = set(select(part.tensors, part.groups, depth))
     return {groups: c for groups, c in controls.items() if given & set(select(part.tensors, groups, depth))}
 

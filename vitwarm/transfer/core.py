@@ -44,7 +44,7 @@ def pack_core(export: str | Path, folder: str | Path = CORE) -> dict[str, Any]:
         raise UserError(
             f"the core has {size / 1e6:.1f} MB in half precision, more than {MAX_BYTES / 1e6:g}; take a narrower one"
         )
-    record = json.loads((source / PROVENANCE).read_text(encoding="utf-8"))
+    record: dict[str, Any] = json.loads((source / PROVENANCE).read_text(encoding="utf-8"))
     with whole_folder(Path(folder)) as aside:
         save_file(trunk, aside / WEIGHTS, metadata={"format": "pt"})
         record |= {"sha256": sha256_of(aside / WEIGHTS), "dtype": str(torch.float16)}

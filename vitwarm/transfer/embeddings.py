@@ -1,5 +1,7 @@
 """What an algorithmic task takes of the embeddings of a decoder with another vocabulary."""
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor
 
@@ -8,8 +10,8 @@ from vitwarm.trunk import Decoder
 
 
 @torch.no_grad()
-def mean_embeddings(decoder: Decoder, tensors: dict[str, Tensor], report: TransferReport) -> None:
-    """Every token, and every row of an untied head, becomes the mean of the source's tokens; positions are copied.
+def mean_embeddings(decoder: Decoder, tensors: Mapping[str, Tensor], report: TransferReport) -> None:
+    """Set every token, and every row of an untied head, to the mean of the source's tokens; copy the positions.
 
     A source without a token table (its tokens were bits) changes nothing. Positions stay fresh when the source has
     fewer than the decoder.
@@ -17,7 +19,7 @@ def mean_embeddings(decoder: Decoder, tensors: dict[str, Tensor], report: Transf
     Args:
         decoder: changed in place.
         tensors: {canonical name: tensor} of the source.
-        report: of the transfer so far; is told what changed.
+        report: of the transfer; what changes here is moved from `fresh` to `copied`.
 
     Source: arXiv 2601.21725 (its public code: `average`).
     """

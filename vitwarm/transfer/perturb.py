@@ -26,7 +26,7 @@ from vitwarm.transfer.groups import block_of, head_mask, input_rows, select
 def perturb(
     tensors: Mapping[str, Tensor], controls: Mapping[str, str], *, depth: int, heads: int | None, seed: int
 ) -> dict[str, Tensor]:
-    """The tensors with a control applied to each group that asks for one; the given ones are not changed.
+    """Apply a control to each group that the recipe names one for; the given tensors are not changed.
 
     A tensor draws from the stream (seed, "control", CONTROL, its name), so what happens to it depends neither on the
     other tensors nor on their order.
@@ -61,13 +61,16 @@ def perturb(
 
 
 def _controlled(piece: Tensor, name: str, number: float | None, rng: np.random.Generator) -> Tensor:
+    """A tensor under a control; `number` is that of `noise` and `scale`."""
     if name == "shuffle":
         return piece.flatten()[torch.from_numpy(rng.permutation(piece.numel()))].reshape(piece.shape)
     if name == "scale":
+        assert number is not None
         return piece * number
     normal = torch.from_numpy(rng.standard_normal(tuple(piece.shape))).to(piece)
     if name == "gaussian":
         return piece.mean() + piece.std(correction=0) * normal
+    assert number is not None
     return piece + number * piece.square().mean().sqrt() * normal
 
 

@@ -12,7 +12,7 @@
 
 where r is the new length of the matrix's inputs over the core's. So a block's output is as large as the core's. Queries
 and keys of wider heads shrink to keep the logits. Norms and biases are tiled along. To what was tiled comes noise of
-`NOISE` times its root mean square: two units with equal weights would get equal gradients for ever.
+`NOISE` times its root mean square: two units with equal weights would get equal gradients forever.
 """
 
 import re
@@ -105,7 +105,7 @@ def _expand(
 
 
 def _third(block: int, depth: int) -> int:
-    """Which block of {first, middle, last} a block becomes."""
+    """Number of the core's block {first, middle, last} that a block is made of."""
     return 0 if block == 0 else 2 if block == depth - 1 else 1
 
 
@@ -127,8 +127,8 @@ def _tile(
     else:
         rows = np.arange(shape[0]) % len(tensor)
     made = tensor[torch.from_numpy(rows)]
-    if asked := len(input_letters(name).removesuffix("v")):
-        made[: asked * len(head)] *= (channels / new_channels) ** 0.25  # queries, keys: logits add up over channels
+    if scaled := len(input_letters(name).removesuffix("v")):
+        made[: scaled * len(head)] *= (channels / new_channels) ** 0.25  # queries, keys: logits add up over channels
     if made.ndim == 2:
         ratio = shape[1] / tensor.shape[1]
         coherent = name.endswith(("attn.proj.weight", "mlp.fc2.weight"))

@@ -22,7 +22,7 @@ from vitwarm.transfer.groups import block_of, canonical, group_of, head_mask, se
 from vitwarm.transfer.resize import Fit, resize
 from vitwarm.trunk import trunk_facts
 
-TOKENS, POSITIONS = "token_embed.weight", "pos_embed.weight"  # of a decoder; a picture's positions are `pos_embed`
+TOKENS, POSITIONS = "token_embed.weight", "pos_embed.weight"  # of a decoder; an image model's positions are `pos_embed`
 PACKAGED = "vitwarm:core"  # the compact core inside the package, as a source
 
 
@@ -33,8 +33,8 @@ class TransferReport:
     Attributes:
         source: where the tensors came from.
         copied: tensors that now hold the source's values.
-        fresh: tensors of the target that keep their own values: not asked for, or not in the source.
-        refused: tensor -> why a tensor that was asked for could not be copied.
+        fresh: tensors of the target that keep their own values: of no chosen group, or not in the source.
+        refused: tensor of a chosen group -> why it could not be copied.
     """
 
     source: str
@@ -57,7 +57,7 @@ class TransferReport:
         lines += [f"  refused {name}: {why}" for name, why in list(self.refused.items())[:5]]
         return "\n".join(lines)
 
-    def to_dict(self) -> dict:
+    def to_dict(self) -> dict[str, Any]:
         return {"source": self.source, "copied": self.copied, "fresh": self.fresh, "refused": self.refused}
 
 
@@ -202,7 +202,7 @@ def require_same_blocks(model: nn.Module, found: str | Path) -> None:
 
 def fitted(
     model: nn.Module,
-    tensors: dict[str, Tensor],
+    tensors: Mapping[str, Tensor],
     found: str,
     fit: Literal["exact"] | Fit,
     groups: Iterable[str],
@@ -231,12 +231,13 @@ def fitted(
 
 
 def _facts_beside(weights: Path) -> dict[str, Any]:
-    """What our record or GPT-2's configuration says of the trunk; nothing, where shapes are all there is to go by."""
+    """Facts of the trunk (`trunk_facts`) from our record or GPT-2's configuration; empty without either."""
     if not weights.is_file():  # timm:NAME
         return {}
     for name, facts in ((PROVENANCE, lambda record: record["trunk"]), (CONFIG, gpt2_facts)):
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-            return facts(json.loads(weights.with_name(name).read_text()))
+            described: dict[str, Any] = facts(json.loads(weights.with_name(name).read_text(encoding="utf-8")))
+            return described
     return {}
 
 
@@ -255,5 +256,5 @@ def require_fit(report: TransferReport, groups: Iterable[str]) -> None:
         raise UserError(f"{report.source} holds no tensor of the groups {', '.join(groups)}")
 
 
-def _natural(name: str) -> list:
+def _natural(name: str) -> list[Any]:
     return [(part.isdigit(), int(part) if part.isdigit() else part) for part in name.split(".")]

@@ -14,7 +14,7 @@ from vitwarm.errors import UserError
 
 
 def merge_causal(attn_mask: Tensor, length: int) -> Tensor:
-    """One mask that says what `attn_mask` and `is_causal` say together.
+    """Merge `attn_mask` and a causal mask into one.
 
     timm's fused attention raises when given both and its unfused one lets `is_causal` win silently.
 
@@ -29,7 +29,7 @@ def merge_causal(attn_mask: Tensor, length: int) -> Tensor:
 
 
 def mask_arguments(x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> dict[str, Any]:
-    """What a block that takes `attn_mask` and `is_causal` is given.
+    """Arguments of a block that takes `attn_mask` and `is_causal`, of which at most one is set.
 
     Args:
         x: (B, N, D) tokens.
@@ -42,7 +42,11 @@ def mask_arguments(x: Tensor, attn_mask: Tensor | None = None, is_causal: bool =
 
 
 def additive_mask(x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor | None:
-    """The same as one bias of the attention logits, 0 or -inf where the mask is bool; None where all see all."""
+    """`mask_arguments` as one bias of the attention logits, for blocks that take a bias and no mask.
+
+    Returns:
+        Broadcastable to (B, H, N, N); 0 or -inf where the mask is bool. None where every token attends to all.
+    """
     if is_causal:
         everything = torch.ones(x.shape[1], x.shape[1], dtype=torch.bool, device=x.device)
         attn_mask = merge_causal(everything if attn_mask is None else attn_mask, x.shape[1])
@@ -76,7 +80,7 @@ def run_blocks(
 
 
 def in_order(blocks: nn.Sequential | nn.ModuleList, middle_runs: int) -> list[nn.Module]:
-    """Blocks in the order in which they run: of three, the middle one `middle_runs` times in a row (compact core).
+    """Blocks in the order in which they run: of three, the middle one comes `middle_runs` times (compact core).
 
     Raises:
         UserError: not three blocks, where one is to repeat.

@@ -1,5 +1,7 @@
 """A decoder that sorts texts into classes: what it computes at a text's last token goes through a linear head."""
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -9,8 +11,8 @@ from vitwarm.trunk.decoder import INIT_STD, Decoder, DecoderSize
 class Classifier(Decoder):
     """GPT-2 with a head for classes in place of that for tokens, as `transformers.GPT2ForSequenceClassification`.
 
-    Under causal attention the last token is the only one that has seen the whole text. So padding on the right needs no
-    mask: no token of the text sees it, and nothing is read from it.
+    Under causal attention the last token is the only one that has seen all of the text. So padding on the right needs
+    no mask: no token of the text sees it, and nothing is read from it.
 
     Args:
         size, vocab_size, n_positions, dropout, grad_checkpointing, generator: see `Decoder`.
@@ -32,7 +34,7 @@ class Classifier(Decoder):
         pad: int,
         tied: bool = True,
         generator: torch.Generator | None = None,
-        **more,
+        **more: Any,
     ):
         super().__init__(size, vocab_size, n_positions, generator=generator, **more)
         self.labels, self.pad = labels, pad
@@ -42,9 +44,10 @@ class Classifier(Decoder):
         with torch.no_grad():  # drawn on the CPU, as all fresh weights
             self.score.weight.copy_(torch.empty(self.score.weight.shape).normal_(std=INIT_STD, generator=generator))
 
-    def forward(self, tokens: Tensor) -> Tensor:
+    def forward(self, tokens: Tensor) -> Tensor:  # type: ignore[override]  # no tokens to predict, so no targets
         """(B, N) ids to (B, C) logits of the classes."""
         positions = torch.arange(tokens.shape[1], device=tokens.device)
         last = ((tokens != self.pad) * positions).argmax(1)  # (B,); the first position in a sequence of padding alone
         features = self.features(self.embed(tokens))
-        return self.score(features[torch.arange(len(tokens), device=tokens.device), last])
+        logits: Tensor = self.score(features[torch.arange(len(tokens), device=tokens.device), last])
+        return logits

@@ -14,6 +14,7 @@ Shapes: B sequences, N tokens, D channels, V symbols.
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -69,7 +70,7 @@ class Decoder(nn.Module):
         dropout: rate of all dropouts.
         tied: the head is the token table.
         grad_checkpointing: recompute each block in the backward pass.
-        middle_runs: how often in a row the middle one of three blocks runs; see `Trunk`.
+        middle_runs: how often the middle one of three blocks runs, one time after the other; see `Trunk`.
         generator: draws the fresh weights, on the CPU; None is torch's global one.
 
     Raises:
@@ -95,7 +96,7 @@ class Decoder(nn.Module):
         self.tied = tied
         self.grad_checkpointing, self.middle_runs = grad_checkpointing, middle_runs
         self.max_logits = MAX_LOGITS
-        norm_layer = partial(LayerNorm, eps=LAYER_NORM_EPS)
+        norm_layer: Any = partial(LayerNorm, eps=LAYER_NORM_EPS)  # timm asks for a class, and takes what makes a norm
         with torch.device("meta"):  # timm's and torch's own fresh weights would be drawn in vain
             self.token_embed = nn.Embedding(vocab_size, size.width)
             self.pos_embed = nn.Embedding(n_positions, size.width)
@@ -114,11 +115,12 @@ class Decoder(nn.Module):
                     for i in range(size.depth)
                 )
             )
-            in_order(self.blocks, middle_runs)  # refuses what cannot be
+            in_order(self.blocks, middle_runs)  # refuses a middle of other than three blocks
             self.norm = norm_layer(size.width)
             self.head = None if tied else nn.Linear(size.width, vocab_size, bias=False)
         for block in self.blocks:
-            block.mlp.drop1 = nn.Identity()  # timm drops inside the MLP as well, GPT-2 only behind it
+            mlp: Any = block.mlp
+            mlp.drop1 = nn.Identity()  # timm drops inside the MLP as well, GPT-2 only behind it
         self.embed_drop = nn.Dropout(dropout)
         self.head_chunk = HeadChunk()
         self.to_empty(device=torch.empty(0).device)  # of the `with torch.device(...)` around, if any
@@ -126,7 +128,7 @@ class Decoder(nn.Module):
 
     @torch.no_grad()
     def init_weights(self, generator: torch.Generator | None = None) -> None:
-        """GPT-2's fresh weights; see the module's table."""
+        """Draw GPT-2's fresh weights; see the module's table."""
         for name, p in self.named_parameters():
             if p.is_meta:
                 continue
@@ -139,7 +141,7 @@ class Decoder(nn.Module):
 
     @property
     def head_weight(self) -> Tensor:
-        """(V, D)."""
+        """Output weights, (V, D): the token table when tied."""
         return self.token_embed.weight if self.head is None else self.head.weight
 
     def embed(self, tokens: Tensor, start: int = 0) -> Tensor:
@@ -151,7 +153,8 @@ class Decoder(nn.Module):
         stop = start + tokens.shape[1]
         if stop > self.n_positions:
             raise UserError(f"{stop} tokens do not fit the decoder's {self.n_positions} positions")
-        return self.embed_drop(self.token_embed(tokens) + self.pos_embed.weight[start:stop])
+        embedded: Tensor = self.embed_drop(self.token_embed(tokens) + self.pos_embed.weight[start:stop])
+        return embedded
 
     def features(self, x: Tensor, attn_mask: Tensor | None = None) -> Tensor:
         """(B, N, D) embedded tokens to (B, N, D) normalised features; a token sees itself and those before it.
@@ -162,7 +165,8 @@ class Decoder(nn.Module):
         """
         blocks = in_order(self.blocks, self.middle_runs)
         x = run_blocks(blocks, x, mask_arguments(x, attn_mask, True), grad_checkpointing=self.grad_checkpointing)
-        return self.norm(x)
+        normalised: Tensor = self.norm(x)
+        return normalised
 
     def logits(self, features: Tensor) -> Tensor:
         """(..., D) features to (..., V) logits."""
@@ -216,7 +220,7 @@ def build_decoder(
     *init_key: str | int,
     seed: int,
     make: Callable[..., Decoder] = Decoder,
-    **more,
+    **more: Any,
 ) -> Decoder:
     """A decoder with seeded fresh weights; the global torch RNG is left as it was.
 
@@ -237,9 +241,10 @@ def build_decoder(
 
 
 def configured_decoder(
-    config: ModelConfig, vocab_size: int, n_positions: int, *init_key: str | int, seed: int, **more
+    config: ModelConfig, vocab_size: int, n_positions: int, *init_key: str | int, seed: int, **more: Any
 ) -> Decoder:
     """The decoder of a recipe with the vocabulary and the positions of a stage; the rest as in `build_decoder`."""
+    assert config.decoder.size is not None  # what makes a recipe one of a decoder
     return build_decoder(
         config.decoder.size,
         vocab_size,

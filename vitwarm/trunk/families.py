@@ -16,7 +16,7 @@ registered for its timm class:
 | embedding | patches, positions, prefix tokens | what each family has for positions; decoders: token table |
 
 Positions of the image grid mean nothing to symbols. So a trunk runs without rotation and without relative-position
-biases, and their tensors belong to the embedding: a warm-up neither trains nor hands them on.
+biases, and their tensors belong to the embedding: a warm-up neither trains nor transfers them.
 
 Shapes: B sequences, N tokens, D channels, H heads.
 """
@@ -77,7 +77,7 @@ class Family:
     """The plain ViT of timm, with DeiT, DeiT-III, SigLIP, CLIP and all that share its interface.
 
     Args:
-        model: whose questions are answered. Ask `family_of` for an adapter.
+        model: timm model or decoder. Only `family_of` makes adapters.
 
     Attributes:
         examples: what people call the models, for messages.
@@ -176,7 +176,7 @@ class Family:
         return int(rows * columns + self.model.num_prefix_tokens)
 
     def embed(self, images: Tensor) -> tuple[Tensor, BlockArguments]:
-        """(B, 3, H, W) normalised images to the (B, N, D) tokens of the first block, and what the blocks take along."""
+        """(B, 3, H, W) normalised images to the (B, N, D) tokens of the first block, and arguments of the blocks."""
         tokens = self.model.patch_drop(self.model._pos_embed(self.model.patch_embed(images)))
         return self.model.norm_pre(tokens), {}
 
@@ -224,7 +224,7 @@ class Family:
 
     @classmethod
     def mask_arguments(cls, x: Tensor, attn_mask: Tensor | None, is_causal: bool) -> BlockArguments:
-        """How the blocks that run on symbols are told a mask; see `vitwarm.trunk.blocks.mask_arguments`."""
+        """Arguments that carry a mask to the blocks that run on symbols; see `vitwarm.trunk.blocks.mask_arguments`."""
         return mask_arguments(x, attn_mask, is_causal)
 
     # Weights

@@ -1,5 +1,8 @@
 """Text from a decoder, with a cache of keys and values."""
 
+from collections.abc import Callable, Iterable
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -29,12 +32,20 @@ class KVCache(TorchFunctionMode):
         self.length = 0  # tokens that all blocks have seen
         self.kept: list[tuple[Tensor, Tensor]] = []  # for each block (B, H, capacity, D / H) keys and values
 
-    def __torch_function__(self, func, types, args=(), kwargs=None):
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Iterable[type],
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
         if func is F.scaled_dot_product_attention:
             return self._attend(*args, **(kwargs or {}))
         return func(*args, **(kwargs or {}))
 
-    def _attend(self, q: Tensor, k: Tensor, v: Tensor, *, attn_mask: Tensor | None, is_causal: bool, **_) -> Tensor:
+    def _attend(
+        self, q: Tensor, k: Tensor, v: Tensor, *, attn_mask: Tensor | None, is_causal: bool, **_: Any
+    ) -> Tensor:
         if attn_mask is not None or not is_causal:
             raise NotImplementedError("the cache serves plain causal attention")
         new, block = q.shape[2], self.calls % self.depth
@@ -75,7 +86,7 @@ def generate(
         temperature: logits are divided by it; 0 takes the most probable token.
         top_k: sample among the k most probable tokens only.
         seed: root seed of the sampling; its draws are the same on every device.
-        stop: a row that has produced this id goes on with nothing else; all rows done ends early.
+        stop: a sequence that has produced this id is filled with it; generation ends early when all have.
         cache: False runs all tokens again for each new one.
 
     Returns:

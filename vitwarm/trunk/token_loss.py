@@ -8,7 +8,7 @@ PyTorch's own chunked `linear_cross_entropy` (2.15) has no weight for each token
 right, and earlier versions lack it.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -31,16 +31,23 @@ class TokenLoss(NamedTuple):
 
 
 class HeadChunk(nn.Module):
-    """Loss and gradients of some rows. A module without parameters, so that it is compiled in place like a block."""
+    """Loss and gradients of some tokens. A module without parameters, so that it is compiled in place like a block."""
 
     def forward(
         self, x: Tensor, weight: Tensor, targets: Tensor, weights: Tensor, vocab_size: int, gradients: bool
     ) -> tuple[Tensor, ...]:
-        """(R, D) features, (V, D) output weights, (R,) targets and weights: the sums; if wanted, gradients.
+        """Compute the sums of `TokenLoss`, and on request the gradients of their loss.
 
-        Those of the features, (R, D), and of the logits, (R, V).
+        Args:
+            x: (R, D) features.
+            weight: (V, D) output weights; its rows from `vocab_size` on are padding and never predicted.
+            targets: (R,) ids.
+            weights: (R,), what each token counts.
+            vocab_size: number of ids.
+            gradients: whether to compute them.
 
-        Rows of `weight` from `vocab_size` on are padding and never predicted.
+        Returns:
+            Loss and correct, () each; with `gradients` also those of the features, (R, D), and of the logits, (R, V).
         """
         logits = F.linear(x, weight)
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
@@ -59,9 +66,19 @@ class HeadChunk(nn.Module):
 
 class _Chunked(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x, weight, targets, weights, vocab_size, rows, head):
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor,
+        targets: Tensor,
+        weights: Tensor,
+        vocab_size: int,
+        rows: int,
+        head: HeadChunk,
+    ) -> tuple[Tensor, Tensor]:
         x, weight = x.detach(), weight.detach()
-        grad_x, grad_weight = torch.empty_like(x), None
+        grad_x = torch.empty_like(x)
+        grad_weight: Tensor | None = None
         loss, correct = weights.new_zeros(()), weights.new_zeros(())
         for start in range(0, len(x), rows):
             part = slice(start, start + rows)
@@ -75,13 +92,14 @@ class _Chunked(torch.autograd.Function):
                 torch.addmm(grad_weight, sums[3].T, x[part], out=grad_weight)
             else:
                 grad_weight += sums[3].T @ x[part]
+        assert grad_weight is not None  # there is more than one chunk
         ctx.save_for_backward(grad_x, grad_weight.to(weight.dtype))
         ctx.mark_non_differentiable(correct)
         return loss, correct
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx, grad, _):
+    def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
         grad_x, grad_weight = ctx.saved_tensors  # in place: a second backward pass is refused by autograd
         return grad_x.mul_(grad), grad_weight.mul_(grad), None, None, None, None, None
 

@@ -24,7 +24,7 @@ class Trunk(nn.Module):
     Args:
         model: timm model, or a decoder.
         grad_checkpointing: recompute each block in the backward pass.
-        middle_runs: how often in a row the middle one of three blocks runs, always with the same weights.
+        middle_runs: how often the middle one of three blocks runs, one time after the other and with the same weights.
 
     Raises:
         UserError: the model's family is not supported; the message says why. Not three blocks, where one is to repeat.
@@ -39,7 +39,7 @@ class Trunk(nn.Module):
         self.mask_arguments = family.mask_arguments  # of the class: the model's other parts are not held
         self.width = int(family.model.embed_dim)
         self.grad_checkpointing = grad_checkpointing
-        in_order(self.blocks, middle_runs)  # refuses what cannot be
+        in_order(self.blocks, middle_runs)  # refuses a middle of other than three blocks
         self.middle_runs = middle_runs
 
     def forward(self, x: Tensor, *, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:

@@ -7,8 +7,12 @@ regression.
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from vitwarm.errors import UserError
+
+if TYPE_CHECKING:
+    from vitwarm.data.text.readers import TextSplit
 
 _MSR, _DEV_IDS = "msr_paraphrase_train.txt", "dev_ids.tsv"  # MRPC as its authors publish it, and GLUE's split of it
 _BOM = b"\xef\xbb\xbf"  # in front of MRPC's header
@@ -31,7 +35,7 @@ class GlueTask:
     sentences: tuple[str, ...]
     label: str
     labels: dict[str, str]
-    dev: tuple[str, ...] = ("dev",)
+    dev: tuple["TextSplit", ...] = ("dev",)
     columns: tuple[str, ...] | None = None
 
 

@@ -12,7 +12,7 @@ Rewrite = Callable[[list[Attention], list[np.random.Generator], Family], None]
 
 @dataclass(frozen=True)
 class Initialisation:
-    """How one of them starts a model.
+    """How an initialisation sets the weights of a model.
 
     Attributes:
         rewrite: sets the weights, given the attention of each block, a random stream for each, and the family. Raises
@@ -45,5 +45,5 @@ def initialisation(name: str, *, stream: str | None = None, on_grid: bool = Fals
 
 
 def registered() -> dict[str, Initialisation]:
-    """Those known so far, by name."""
+    """The initialisations known so far, by name."""
     return dict(_KNOWN)

@@ -137,8 +137,8 @@ def recipe_hash(config: Config) -> str:
     """
     # Also makes 300 and 300.0 one number in a float key.
     tree: Any = OmegaConf.to_container(OmegaConf.structured(config))
-    for key in NOT_IDENTITY:
-        del tree[key]
+    for name in NOT_IDENTITY:
+        del tree[name]
     tree["warmup"]["rule"] = rule_of(config.warmup.rule).spec()
     for key in KEYS.values():
         if key.field.metadata["since"] and value_of(config, key.name) == key.default:

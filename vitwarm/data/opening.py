@@ -102,8 +102,8 @@ def count_images(config: Config, given: int | None) -> ImageCounts:
         sources.append(f"{counts[split]:,} {split} ({source})")
     full, facts = counts["train"], {"images": ", ".join(sources)}
     used = full
-    if spec := images.subset:
-        used = len(read_names(Path(spec).expanduser())) if is_list(spec) else subset_size(spec, full)
+    if subset := images.subset:
+        used = len(read_names(Path(subset).expanduser())) if is_list(subset) else subset_size(subset, full)
     if used < full:
         facts["subset"] = f"{used:,} of them (images.subset={spec})"
     return ImageCounts(full, used, counts["val"], facts)

@@ -308,7 +308,9 @@ def _check_bounds(key: Key, value: Any) -> None:
 
 def inside(number: float, within: str) -> bool:
     """Whether a finite number lies in an interval such as `[0, 1)`."""
-    opening, low, high, closing = re.fullmatch(r"([\[(])(.+), (.+)([\])])", within).groups()
+    interval = re.fullmatch(r"([\[(])(.+), (.+)([\])])", within)
+    assert interval is not None
+    opening, low, high, closing = interval.groups()
     above = number >= float(low) if opening == "[" else number > float(low)
     below = number <= float(high) if closing == "]" else number < float(high)
     return above and below and math.isfinite(number)

@@ -9,7 +9,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any
 
@@ -57,7 +57,7 @@ def run_in_order(function: Callable[[Any], Any], jobs: Iterable[Any], workers: i
         yield from map(function, jobs)
         return
     with _pool(workers) as pool:
-        pending: deque = deque()
+        pending: deque[Future[Any]] = deque()
         try:
             for job in jobs:
                 pending.append(pool.submit(function, job))

@@ -137,8 +137,8 @@ def recipe_hash(config: Config) -> str:
     """
     # Also makes 300 and 300.0 one number in a float key.
     tree: Any = OmegaConf.to_container(OmegaConf.structured(config))
-    for key in NOT_IDENTITY:
-        del tree[key]
+    for name in NOT_IDENTITY:
+        del tree[name]
     tree["warmup"]["rule"] = rule_of(config.warmup.rule).spec()
     return hashlib.sha256(json.dumps(_without_later_keys(tree), sort_keys=True).encode()).hexdigest()[:12]
 

@@ -14,6 +14,7 @@ A selection is a list of words. Kinds unite (`attention`, `mlp`); `layers=` and 
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 from vitwarm.errors import UserError
 
@@ -70,7 +71,7 @@ class Selection:
             raise UserError(f"heads= narrows attention alone; leave out {next(k for k in kinds if k != 'attention')}")
         if "layers" in narrow and (outside := {"embedding", "head"} & set(kinds)):
             raise UserError(f"layers= narrows what the blocks hold; leave out {' and '.join(sorted(outside))}")
-        heads = (_HEADS.fullmatch(part).groups() for part in narrow["heads"].split("+")) if "heads" in narrow else ()
+        heads = (_groups(_HEADS, part) for part in narrow["heads"].split("+")) if "heads" in narrow else ()
         return cls(
             tuple(kinds) or (("attention",) if "heads" in narrow else ("trunk",)),
             narrow.get("layers"),
@@ -87,7 +88,7 @@ class Selection:
             return None
         found: set[int] = set()
         for part in self.layers.split("+"):
-            low, high, end, count = _LAYERS.fullmatch(part).groups()
+            low, high, end, count = _groups(_LAYERS, part)
             if low is not None:
                 chosen = range(int(low), int(high or low) + 1)
             elif end is not None:
@@ -120,3 +121,10 @@ def parse_control(text: str) -> tuple[str, float | None]:
         if value is None or 0 <= value < float("inf"):
             return name, value
     raise UserError(f"cannot use control {text!r}; write shuffle, gaussian, noise:0.1 or scale:0.5")
+
+
+def _groups(grammar: re.Pattern[str], part: str) -> tuple[Any, ...]:
+    """The groups of a part that `Selection.parse` has accepted."""
+    found = grammar.fullmatch(part)
+    assert found is not None
+    return found.groups()

@@ -60,7 +60,7 @@ def test_a_cache_that_cannot_be_written_is_the_users_to_mend(cache, monkeypatch)
     with pytest.raises(UserError, match="set VITWARM_CACHE"):
         digits_shards("train")
     monkeypatch.setenv("VITWARM_CACHE", str(cache / "full"))
-    monkeypatch.setattr("os.rename", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+    monkeypatch.setattr("pathlib.Path.rename", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device")))
     with pytest.raises(UserError, match="No space left"):
         digits_shards("train")
     assert not list((cache / "full").iterdir()), "nothing is left half-written"

@@ -117,7 +117,8 @@ def needed(study: Study) -> Any:
         for i, arm in enumerate(study.arms):
             found = arm.equivalence
             if arm.crossing.mean is not None and arm.name != study.baseline:
-                read, style = 100 * arm.crossing.mean, {"markerfacecolor": "none", "linestyle": "none", "markersize": 6}
+                read = 100 * arm.crossing.mean
+                style: dict[str, Any] = {"markerfacecolor": "none", "linestyle": "none", "markersize": 6}
                 label = None if found.state == REACHED else arm.name  # one entry an arm
                 ax.plot(100 * (arm.warmup or 0), read, marker="o", color=_colour(study, i), label=label, **style)
                 lowest = min(lowest, read)

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from vitwarm.config import Config
 from vitwarm.data.digits import digits_shards
@@ -15,7 +16,7 @@ IMAGENET = {"train": 1_281_167, "val": 50_000}
 IMAGENET_BYTES = {"train": 147_897_477_120, "val": 6_744_924_160}  # ILSVRC2012's archives; shards keep their JPEGs
 
 
-def open_shards(spec: str, split: str, key: str) -> ShardSet:
+def open_shards(spec: str, split: Literal["train", "test"], key: str) -> ShardSet:
     """The tars of a specification; `digits` is scikit-learn's handwritten digits, written to the cache on first use.
 
     Args:
@@ -101,8 +102,8 @@ def count_images(config: Config, given: int | None) -> ImageCounts:
         sources.append(f"{counts[split]:,} {split} ({source})")
     full, facts = counts["train"], {"images": ", ".join(sources)}
     used = full
-    if spec := images.subset:
-        used = len(read_names(Path(spec).expanduser())) if is_list(spec) else subset_size(spec, full)
+    if subset := images.subset:
+        used = len(read_names(Path(subset).expanduser())) if is_list(subset) else subset_size(subset, full)
     if used < full:
         facts["subset"] = f"{used:,} of them (images.subset={spec})"
     return ImageCounts(full, used, counts["val"], facts)

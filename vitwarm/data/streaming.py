@@ -92,7 +92,9 @@ def open_stream(spec: str, samples: int | None, num_classes: int) -> Stream:
             raise UserError(message) from None
     if counts is not None and samples not in (None, sum(counts)):
         raise UserError(f"images.train_samples={samples}, but {shown(place)} counts {sum(counts)}; leave it out")
-    return Stream(urls, sum(counts) if counts is not None else samples, counts, num_classes)
+    total = sum(counts) if counts is not None else samples
+    assert total is not None  # without a manifest `samples` is demanded above
+    return Stream(urls, total, counts, num_classes)
 
 
 def stream_loader(

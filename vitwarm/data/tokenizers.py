@@ -32,7 +32,9 @@ class Tokenizer(Protocol):
     """
 
     vocab_size: int
-    end: int | None
+
+    @property
+    def end(self) -> int | None: ...
 
     def encode(self, text: str) -> list[int]:
         """Text to ids, without special ones."""
@@ -164,7 +166,7 @@ class CharTokenizer:
         ids = [self._of_char.get(c, self._unknown) for c in text]
         if None in ids:
             raise UserError(f"{text[ids.index(None)]!r} is not in the tokenizer's alphabet of {len(self._of_char)}")
-        return ids
+        return ids  # type: ignore[return-value]  # none of them is None
 
     def decode(self, ids: Iterable[int]) -> str:
         return "".join(self.names[i] if i < self.vocab_size else UNREADABLE for i in map(int, ids))

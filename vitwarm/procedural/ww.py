@@ -79,7 +79,7 @@ class WW(Rule):
         tokens = np.take_along_axis(content, source, axis=1).astype(np.int64)
         tokens[~is_first & ~is_copy] = Vocab.pad
         if self.packed:
-            tokens[(offset == 2 * size) & (size > 0)] = self.vocab.sep
+            tokens[(offset == 2 * size) & (size > 0)] = self.vocab.ids["SEP"]
         scored = is_copy if self.score == "copy" else is_first
         return Sequences(tokens, scored, scored.copy())
 

@@ -58,7 +58,7 @@ def checked(data: bytes, max_pixels: int) -> tuple[bytes, str, list[str]]:
 
 
 def _checked(image: Image.Image, data: bytes) -> tuple[bytes, str, list[str]]:
-    extension, mode, notes = EXTENSIONS.get(image.format), image.mode, []
+    extension, mode, notes = EXTENSIONS.get(image.format or ""), image.mode, []
     if extension is None or mode in ("CMYK", "YCCK"):
         notes.append(f"{mode if extension else image.format} stored as PNG")
         data, extension = _png(image.convert("RGB")), "png"

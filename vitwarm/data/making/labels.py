@@ -28,7 +28,7 @@ class Labels:
 
     @property
     def classes(self) -> set[str]:
-        return set(self.by_name.values() if self.by_name is not None else self.in_order)
+        return set(self.by_name.values() if self.by_name is not None else self.in_order or ())
 
     def assign(self, names: list[str]) -> list[str]:
         """The class of each file name.
@@ -41,14 +41,16 @@ class Labels:
             if lost := [stem for stem in stems if stem not in self.by_name]:
                 raise UserError(f"{self.path}: has no label for {lost[0]} ({len(lost)} such images)")
             return [self.by_name[stem] for stem in stems]
-        if len(self.in_order) != len(stems):
-            raise UserError(f"{self.path}: has {len(self.in_order)} labels for {len(stems)} images")
-        numbers = [re.search(r"(\d+)$", stem) for stem in stems]
-        if sorted(int(n[1]) if n else 0 for n in numbers) != list(range(1, len(stems) + 1)):
+        ordered = self.in_order or []
+        if len(ordered) != len(stems):
+            raise UserError(f"{self.path}: has {len(ordered)} labels for {len(stems)} images")
+        found = [re.search(r"(\d+)$", stem) for stem in stems]
+        numbers = [int(n[1]) if n else 0 for n in found]
+        if sorted(numbers) != list(range(1, len(stems) + 1)):
             raise UserError(
                 f"{self.path}: is in the order of the image numbers, but the images are not numbered 1, 2, ..."
             )
-        return [self.in_order[int(n[1]) - 1] for n in numbers]
+        return [ordered[number - 1] for number in numbers]
 
 
 def read_labels(path: Path) -> Labels:
@@ -97,7 +99,9 @@ def _devkit(path: Path) -> list[str]:
             for member in archive:
                 directory, _, name = member.name.rpartition("/")
                 if name in wanted and directory.endswith("data") and member.isreg() and member.size < _MOST_BYTES:
-                    wanted[name] = archive.extractfile(member).read()
+                    file = archive.extractfile(member)
+                    assert file is not None  # of a regular member
+                    wanted[name] = file.read()
         truth = [int(line) for line in wanted["ILSVRC2012_validation_ground_truth.txt"].split()]
         synsets = loadmat(io.BytesIO(wanted["meta.mat"]), squeeze_me=True)["synsets"]
         wnids = {int(row["ILSVRC2012_ID"]): str(row["WNID"]) for row in synsets}

@@ -90,7 +90,9 @@ def encode(job: EncodingJob) -> Encoded:
             empty += 1
             continue
         before = len(ids)
-        ids += [start, record.label] if labelled else [start]
+        ids.append(start)
+        if record.label is not None:
+            ids.append(record.label)
         for i, text in enumerate(texts):
             if i:
                 ids.append(start if labelled else question_mark(tokenizer))

@@ -85,6 +85,7 @@ def list_files(source: TextSource) -> list[Path]:
     if "://" in spec:
         raise UserError(f"{spec}: text must be in local files; copy it to a disk first")
     if source.glue:
+        assert source.split is not None  # GLUE brings its own
         return glue_files(source.glue, Path(spec).expanduser(), source.split)
     try:
         patterns = [os.path.expanduser(p) for p in braceexpand.braceexpand(spec)]
@@ -175,7 +176,7 @@ def _tar(path: Path, field: str) -> Iterator[TextRecord]:
             key, _, extension = os.path.basename(member.name).partition(".")
             if member.isfile() and key and extension in (field, "json"):
                 form: Form = "text" if extension == field else "json"
-                yield TextRecord(f"{path.name} {member.name}", tar.extractfile(member).read(), form)
+                yield TextRecord(f"{path.name} {member.name}", _content(tar, member).read(), form)
 
 
 def _problems_of_tar(path: Path, split: TextSplit) -> Iterator[TextRecord]:
@@ -185,7 +186,13 @@ def _problems_of_tar(path: Path, split: TextSplit) -> Iterator[TextRecord]:
     with tarfile.open(path, "r|*") as tar:
         for member in tar:
             if member.isfile() and (found := wanted.fullmatch(member.name)):
-                yield from _problems(tar.extractfile(member), found[1])
+                yield from _problems(_content(tar, member), found[1])
+
+
+def _content(tar: tarfile.TarFile, member: tarfile.TarInfo) -> IO[bytes]:
+    file = tar.extractfile(member)
+    assert file is not None  # the member is a file
+    return file
 
 
 def _problems(file: IO[bytes], name: str) -> Iterator[TextRecord]:
@@ -195,6 +202,7 @@ def _problems(file: IO[bytes], name: str) -> Iterator[TextRecord]:
 
 
 def _sentences(path: Path, source: TextSource) -> Iterator[TextRecord]:
+    assert source.glue is not None and source.split is not None
     for row in glue_rows(source.glue, path, source.split):
         where = f"{path.name} line {row.number}"
         yield TextRecord(where, b"\n".join(row.sentences), "sentences", row.label, row.damage)

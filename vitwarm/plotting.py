@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def load_matplotlib() -> ModuleType:
-    """matplotlib, imported on first use, whatever `MPLBACKEND` names.
+    """Import matplotlib on first use, whatever `MPLBACKEND` names.
 
     A process that a notebook starts inherits the notebook's backend, which matplotlib refuses to be imported with where
     it does not know it.
@@ -40,7 +40,7 @@ def load_matplotlib() -> ModuleType:
 
 
 def new_figure(**options: Any) -> "Figure":
-    """An empty figure.
+    """Make an empty figure, without pyplot.
 
     Args:
         options: of `matplotlib.figure.Figure`.

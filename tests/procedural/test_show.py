@@ -25,7 +25,7 @@ def test_every_rule_can_be_shown_and_drawn(name, tmp_path, capsys):
     picture = tmp_path / "rows.png"
     call("show", [f"rule={COMPOSITE.get(name, name)}", "count=2", "--png", str(picture)])
     output = capsys.readouterr().out
-    assert output.startswith("row 0: ") and "\nrow 1: " in output
+    assert output.startswith("sequence 0: ") and "\nsequence 1: " in output
     assert "\x1b" not in output  # not a terminal: no colour
     assert picture.read_bytes().startswith(b"\x89PNG") and [p.name for p in tmp_path.iterdir()] == ["rows.png"]
 

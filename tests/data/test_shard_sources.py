@@ -278,7 +278,7 @@ def test_existing_tars_are_indexed_and_later_checked(tmp_path):
     data = bytearray(before[0])
     data[700] ^= 1
     paths[0].write_bytes(data)
-    with pytest.raises(UserError, match="train-0.tar: is not the tar that .*manifest.json knows"):
+    with pytest.raises(UserError, match="train-0.tar: is not the tar that .*manifest.json describes"):
         quiet(tmp_path)
     paths[0].unlink()
     with pytest.raises(UserError, match=r"train-0.tar: is missing \(1 of 2"):

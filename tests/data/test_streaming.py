@@ -228,7 +228,7 @@ def test_tars_that_are_not_what_they_should_be(served):
     stream(good)()
     refused("t.tar:s001: is not one image with its label", stream(good[:3] + good[4:] + good[3:4]))
     refused("t.tar:s000: is not one image with its label", stream(good[1:]))
-    refused("t.tar:s003: its label is no number below model.num_classes=4", stream([*good[:7], ("s003.cls", b"4")]))
+    refused("t.tar:s003: its label is not a number below model.num_classes=4", stream([*good[:7], ("s003.cls", b"4")]))
     refused("t.tar: no images", stream([("a.txt", b"x")][:0]))
     whole = stream(good)
     data = (folder / "t.tar").read_bytes()
@@ -276,7 +276,7 @@ def test_what_cannot_be_streamed_is_refused(tars, served):
         ("http://host/{0..1.tar", "braces of this pattern do not balance"),
         ("http://host/{a,a}.tar", "names a tar twice"),
         ("nosuch://host/a.tar", "nosuch"),
-        (url.replace("4}", "5}"), "does not know train-5.tar"),
+        (url.replace("4}", "5}"), "does not list train-5.tar"),
     ]:
         refused(message, lambda spec=spec: open_stream(spec, 10, 4))
     refused("images.train_samples=31, but .* counts 32", lambda: open_stream(url, 31, 4))

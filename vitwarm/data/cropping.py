@@ -16,7 +16,7 @@ _TORCH_MODES = {Image.Resampling.BILINEAR: "bilinear", Image.Resampling.BICUBIC:
 def random_crop_box(
     width: int, height: int, scale: tuple[float, float], ratio: tuple[float, float], rng: np.random.Generator
 ) -> tuple[int, int, int, int]:
-    """A crop of random area and aspect ratio, by torchvision's law: ten tries, then the largest centre crop in `ratio`.
+    """A crop of random area and aspect ratio, as in torchvision: ten tries, then the largest centre crop in `ratio`.
 
     Args:
         width, height: of the image, in pixels.
@@ -55,7 +55,7 @@ class Cut(NamedTuple):
 
 
 def cut(image: Image.Image | Jpeg, box: tuple[int, int, int, int], side: int) -> Cut:
-    """The pixels that a crop needs; of a JPEG no more is decoded than it takes.
+    """Decode the pixels that a crop needs; of a JPEG, only that part is decoded.
 
     Args:
         image: PIL image, RGB, or a JPEG.
@@ -80,9 +80,9 @@ def cut(image: Image.Image | Jpeg, box: tuple[int, int, int, int], side: int) ->
 
 
 def resize(crop: Cut, side: int, resample: Image.Resampling) -> torch.Tensor:
-    """A crop as (3, side, side) uint8, antialiased.
+    """Resize a crop to (3, side, side) uint8, antialiased.
 
-    PIL's law by torch's kernels, which are several times as fast; pixels differ by a rounding here and there.
+    This is PIL's resampling with torch's kernels, which are several times as fast; some pixels differ by a rounding.
     """
     pixels, box = crop
     if box is None and pixels.shape[:2] == (side, side):

@@ -1,4 +1,4 @@
-"""manifest.json, which lies beside shards and says what they hold: classes, splits, counts, bytes, SHA-256."""
+"""manifest.json, which describes the shards beside it: classes, splits, counts, bytes, SHA-256."""
 
 import json
 from dataclasses import asdict, dataclass, field
@@ -36,9 +36,9 @@ class SplitManifest:
         samples: labelled images.
         bytes: of all tars.
         class_counts: images of each class number.
-        shuffle_seed: of the order; None where the source's own order was kept, or nobody knows.
+        shuffle_seed: of the order; None where the source's own order was kept, or is unknown.
         shards: the tars, in order.
-        notes: oddity -> how many images have it.
+        notes: peculiarity -> how many images have it.
         stored_as_png: key and reason of each image whose bytes are not the source's own.
         damaged: key and reason of each image of the source that was left out.
     """
@@ -55,7 +55,7 @@ class SplitManifest:
 
 @dataclass
 class ShardManifest:
-    """See the fields; nothing in it depends on the machine, the time or the number of workers.
+    """The content of manifest.json; it does not depend on the machine, the time or the number of workers.
 
     Attributes:
         kind: of the source.
@@ -100,8 +100,8 @@ def load(text: str | bytes, where: object) -> ShardManifest:
             manifest = ShardManifest(splits=splits, **tree)
             for shard in manifest.shards().values():
                 if shard.name != PurePosixPath(shard.name).name or not isinstance(shard.samples, int):
-                    raise ValueError(f"{shard.name!r} is no file name, or its count is no number")
+                    raise ValueError(f"{shard.name!r} is not a file name, or its count is not a number")
             return manifest
     except (ValueError, KeyError, TypeError, AttributeError):
-        raise UserError(f"{where}: is no manifest of shards; make it again with vitwarm make-shards") from None
+        raise UserError(f"{where}: is not a manifest of shards; make it again with vitwarm make-shards") from None
     raise UserError(f"{where}: has format version {version!r}, known is {VERSION}; make it again or update vitwarm")

@@ -1,4 +1,4 @@
-"""Small training sets that live on the device whole: decoded once, cropped and flipped there.
+"""Small training sets kept on the device: decoded once, cropped and flipped there.
 
 Crops and flips are drawn from the same keys as the loader's, so training sees the same images: equal bit for bit under
 crop 'pad' and 'none', to a rounding under 'rrc'. What reaches the device for a batch is a few bytes an image.
@@ -25,7 +25,7 @@ _BATCH = 256  # images decoded at once
 
 
 class _Whole:
-    """Decodes, and refuses an image of another shape than the first one that could be read."""
+    """Decodes images, and refuses one whose shape differs from the first one that could be read."""
 
     def __init__(self, transform: TrainTransform, width: int, height: int):
         self.transform, self.shape = transform, (height, width)

@@ -1,7 +1,7 @@
 """Sequence tasks of the language-model papers: inputs SEP output. Identity, reverse, sort, set, union, delete, stack.
 
-Sources: arXiv 2601.21725 and 2505.22308. A sequence reads `input SEP output END`, with the output eligible, and PAD fills
-it up on the right. In a sequence of N tokens the content is as long as surely fits, or of a random length from
+Sources: arXiv 2601.21725 and 2505.22308. A sequence reads `input SEP output END`, with the output eligible, and PAD on
+the right. In a sequence of N tokens the content is as long as surely fits, or of a random length from
 `min_length` on. The papers' sequences have no END: a model trained on those never learns to stop. `end=false` gives
 their layout.
 """

@@ -106,7 +106,7 @@ def _folders(path: Path) -> list[str]:
 
 
 def _files(folder: Path, ignored: Counter) -> list[str]:
-    """The images below a folder, in an order that the file system has no say in."""
+    """The images below a folder, in an order that does not depend on the file system."""
     found = []
     for place, below, names in os.walk(folder):
         below.sort()
@@ -129,6 +129,6 @@ def _split(name: str, files: list[tuple[str, str]], numbers: dict[str, int], whe
         try:
             size = os.stat(path).st_size
         except OSError:
-            size = 0  # a link to nowhere: reading it will say so, and it is counted as damaged
+            size = 0  # a broken link: reading it fails, and it is counted as damaged
         samples.append(Sample(keys.make(class_name, os.path.basename(path)), numbers[class_name], path, 0, size))
     return SourceSplit(name, samples)

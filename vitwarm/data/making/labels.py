@@ -54,8 +54,8 @@ class Labels:
 def read_labels(path: Path) -> Labels:
     """Read the devkit's .tar.gz, a list (one WordNet id a line, in the order of the image numbers), or a table.
 
-    A table has an image name and a WordNet id on each line, with a comma or white space between, and what follows is
-    not looked at: Kaggle's LOC_val_solution.csv is one.
+    A table has an image name and a WordNet id on each line, with a comma or white space between, and the rest of
+    the line is ignored: Kaggle's LOC_val_solution.csv is one.
 
     Raises:
         UserError: the file is none of these.

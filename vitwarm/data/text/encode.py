@@ -28,7 +28,7 @@ class EncodingJob:
 
 @dataclass(frozen=True)
 class Encoded:
-    """The documents of a job.
+    """The encoded documents of a job.
 
     Attributes:
         ids: their tokens end to end, each document behind a separator.
@@ -58,7 +58,7 @@ def separator(tokenizer: Tokenizer) -> int:
     own = tokenizer.specials.get("<bos>") if isinstance(tokenizer, CharTokenizer) else None
     found = tokenizer.end if tokenizer.end is not None else own
     if found is None:
-        raise UserError("text.tokenizer has no end of text to part documents with; take another")
+        raise UserError("text.tokenizer has no end-of-text id to separate documents; choose another")
     return found
 
 
@@ -74,7 +74,7 @@ def question_mark(tokenizer: Tokenizer) -> int:
 
 
 def encode(job: EncodingJob) -> Encoded:
-    """Documents to ids, `s text`, `s question ? answer` or `s label sentence s sentence`; others are named."""
+    """Documents to ids, `s text`, `s question ? answer` or `s label sentence s sentence`; damaged ones are named."""
     tokenizer = _tokenizer(job.tokenizer)
     start = separator(tokenizer)
     ids: list[int] = []
@@ -85,7 +85,7 @@ def encode(job: EncodingJob) -> Encoded:
         except Damaged as error:
             damaged.append((record.where, str(error)))
             continue
-        labelled = record.label is not None  # then a row without text is a row as well
+        labelled = record.label is not None  # then a row without text counts as well
         if not texts[0] and not labelled:
             empty += 1
             continue

@@ -250,12 +250,12 @@ def _check_text(config: Config) -> None:
     if not predicts and not config.model.decoder.tied:
         raise UserError(f"text.task={text.task} predicts no tokens; leave model.decoder.tied out")
     if Amount.parse(text.budget, "text.budget").value == 0:
-        raise UserError(f"text.budget={text.budget} is no length; for a warm-up alone leave text.train empty")
+        raise UserError(f"text.budget={text.budget} is not a length; for a warm-up alone leave text.train empty")
     if text.heading is not None:
         try:
             re.compile(text.heading)
         except re.error as error:
-            raise UserError(f"text.heading: {text.heading!r} is no regular expression ({error})") from error
+            raise UserError(f"text.heading: {text.heading!r} is not a regular expression ({error})") from error
 
 
 def main_stage(config: Config) -> str | None:

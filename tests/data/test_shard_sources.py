@@ -239,7 +239,7 @@ def test_food101(tmp_path):
         assert found == {r.replace("/", "_"): ("jpg", made[f"{r}.jpg"], int(r[0] == "s")) for r in rows}
     for row in ("../x", "pizza/../../x", "pizza", "/etc/passwd"):
         (tmp_path / "food-101/meta/test.txt").write_text(row)
-        with pytest.raises(UserError, match="is no CLASS/IMAGE"):
+        with pytest.raises(UserError, match="is not CLASS/IMAGE"):
             quiet(tmp_path, tmp_path / "other", kind="food101")
 
 

@@ -268,10 +268,10 @@ def test_through_fsspec(tars, served):
 def test_what_cannot_be_streamed_is_refused(tars, served):
     url, _, handler = tars
     for spec, message in [
-        ("file:///etc/train-0.tar", "no URL to stream from"),
-        ("local:///etc/train-0.tar", "no URL to stream from"),
-        ("simplecache::http://host/a.tar", "no URL to stream from"),
-        ("pipe:curl http://host/a.tar", "no URL to stream from"),
+        ("file:///etc/train-0.tar", "not a URL to stream from"),
+        ("local:///etc/train-0.tar", "not a URL to stream from"),
+        ("simplecache::http://host/a.tar", "not a URL to stream from"),
+        ("pipe:curl http://host/a.tar", "not a URL to stream from"),
         ("http://host/*.tar", "cannot list its tars"),
         ("http://host/{0..1.tar", "braces of this pattern do not balance"),
         ("http://host/{a,a}.tar", "names a tar twice"),
@@ -304,8 +304,8 @@ def test_the_image_stage_trains_from_a_stream(tars, tmp_path):
     assert all(b.images.shape[0] == 2 and b.weight == 2.0 for b in batches)
     late = list(images.batches(5, 1, 2, 2))
     assert all(torch.equal(a.images, b.images) for a, b in zip(batches[10:], late, strict=True))
-    refused("images.subset needs images by number", lambda: stage("images.subset=50%"))
-    refused("images.repeats needs images by number", lambda: stage("images.repeats=2"))
+    refused("images.subset needs random access", lambda: stage("images.subset=50%"))
+    refused("images.repeats needs random access", lambda: stage("images.repeats=2"))
     refused("images.train_samples is for streamed tars", lambda: stage("images.train=digits", "images.train_samples=9"))
 
 

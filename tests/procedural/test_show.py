@@ -101,7 +101,7 @@ def test_arcs_join_every_answer_to_its_origin(name, options, length):
         (["rule=dyck", "count=0"], "count must lie in"),
         (["rule=dyck", "count=none"], "whole number"),
         (["rule=dyck", "rule=ww"], "given twice"),
-        (["rule=dyck", "name=ww"], "says again"),
+        (["rule=dyck", "name=ww"], "name= repeats rule="),
         (['rule={"name": "shuffled", "rule": {"name": ["dyck"]}}'], "there is no rule"),
         (["rule=dyck", "length=ten"], "whole number"),
         (["rule=[1]"], "there is no rule"),

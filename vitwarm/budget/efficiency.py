@@ -1,4 +1,4 @@
-"""The runs of a plan become a study: what each arm reaches at each budget, and how much data its start is worth."""
+"""Analyses the runs of a plan: the value of each arm at each budget, and how much data its start saves."""
 
 from collections import Counter
 from collections.abc import Mapping
@@ -26,8 +26,8 @@ from vitwarm.checks import differences
 from vitwarm.errors import UserError
 
 _FEW = 3  # seeds below which nothing is claimed
-_LARGE = 0.05  # share of the main stage above which a warm-up is no small addition
-_LISTED = 6  # places that a warning names before it counts
+_LARGE = 0.05  # share of the main stage above which a warm-up is not a small addition
+_LISTED = 6  # places that a warning names; the rest is counted
 _OWN_KEYS = ("seed", "name", "description", "resume_from", "run")  # differ between any two cells
 
 
@@ -99,8 +99,8 @@ class ArmRow:
         p, p_holm: of the paired t test; adjusted for all arms of the study.
         detectable: smallest true difference that these seeds find with 80 % power.
         flops, device_seconds: mean of a run at the full budget, all stages.
-        equivalence: from separately scheduled or branched runs, on the scale of the budgets.
-        crossing: read off the full-length runs, same scale.
+        equivalence: the data needed, from separately scheduled or branched runs, on the scale of the budgets.
+        crossing: the same, read off the full-length runs.
     """
 
     name: str
@@ -126,7 +126,7 @@ class ArmRow:
 
 @dataclass(frozen=True)
 class Study:
-    """All that a report says, in plain values.
+    """The results of a study, in plain values, as the report shows them.
 
     Attributes:
         data: what a budget counts, in a word: images, samples, tokens, ...
@@ -165,22 +165,22 @@ class Study:
 
     @property
     def form(self) -> str:
-        """How a value is printed."""
+        """Format of a value."""
         return ".2f" if self.unit == "points" else ".4f"
 
     @property
     def signed(self) -> str:
-        """How a difference is printed."""
+        """Format of a difference."""
         return f"+{self.form}"
 
     @property
     def published_shares(self) -> list[Published]:
-        """How much data others needed."""
+        """Published amounts of data needed."""
         return [point for point in self.published if isinstance(point, Published)]
 
     @property
     def published_values(self) -> list[PublishedValue]:
-        """What others reached with all of it, in the metric of this study."""
+        """Published final values at the full budget, in the metric of this study."""
         values = [point for point in self.published if isinstance(point, PublishedValue)]
         return [point for point in values if point.metric == self.metric]
 
@@ -191,7 +191,7 @@ class Study:
 
 
 def analyse(grid: Grid, statuses: Mapping[str, Status], command: str = "") -> Study:
-    """Everything that the finished cells of a grid say; cells without a usable result are marked and left out.
+    """Analyse the finished cells of a grid; cells without a usable result are marked and left out.
 
     Args:
         grid: the plan's cells.
@@ -250,7 +250,7 @@ def analyse(grid: Grid, statuses: Mapping[str, Status], command: str = "") -> St
 
 
 def plan_warnings(plan: Plan, sd: float | None = None) -> list[str]:
-    """What a plan cannot decide with its seeds, before or after it ran.
+    """Warnings about what a plan cannot detect with its seeds, before or after it ran.
 
     Args:
         plan: the plan.
@@ -269,9 +269,9 @@ def plan_warnings(plan: Plan, sd: float | None = None) -> list[str]:
         smallest = minimum_detectable_effect(sd, n)
         if smallest > plan.effect:
             found.append(
-                f"This plan cannot decide what it asks: with {n} seeds, and paired differences that scatter by "
+                f"This plan cannot detect its effect: with {n} seeds, and paired differences that scatter by "
                 f"{sd:.2g} {unit} (sd), a difference must be {smallest:.2g} {unit} to be found four times in five, and "
-                f"{plan.effect:g} is asked for. That takes about {seeds_needed(plan.effect, sd)} seeds."
+                f"the plan's effect is {plan.effect:g}. That takes about {seeds_needed(plan.effect, sd)} seeds."
             )
     return found
 
@@ -288,7 +288,7 @@ def _runs_of(grid: Grid, arm: str, runs: dict[tuple, Run]) -> dict[int, Run]:
 
 
 def _warmup_share(grid: Grid, arm: str, runs: dict[tuple, Run]) -> float | None:
-    """As planned, or as measured by the runs where no rate was known."""
+    """The warm-up's share as planned, or as measured by the runs where no rate was known."""
     try:
         return grid.warmup_share(arm)
     except UserError:
@@ -303,7 +303,7 @@ def _curves(grid: Grid, arm: str, runs: dict[tuple, Run], warmup: float) -> dict
     for seed, run in _runs_of(grid, arm, runs).items():
         try:
             curve = run.curve(grid.stage, grid.plan.metric)
-        except OSError:  # a folder that was thinned out keeps its result
+        except OSError:  # a folder without its log keeps its result
             continue
         whole = run.result["stages"][grid.stage]["samples"]
         found[seed] = [(offset + (1 - offset) * seen / whole, metric.scale * value) for seen, value in curve]
@@ -352,7 +352,7 @@ def _arm(
 
 
 def _changes(key: str, theirs: Any, ours: Any) -> list[tuple[str, Any, Any]]:
-    """One key, or those keys of a mapping that differ."""
+    """Split a changed key: the key itself, or those keys of a mapping that differ."""
     if not isinstance(theirs, dict) or not isinstance(ours, dict):
         return [(key, theirs, ours)]
     names = [name for name in {**theirs, **ours} if theirs.get(name) != ours.get(name)]

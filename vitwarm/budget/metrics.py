@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Metric:
-    """How a metric of the main stage is shown, and which way is better.
+    """Display of a metric of the main stage, and which direction is better.
 
     Attributes:
         label: with its unit, for axes.

@@ -1,6 +1,6 @@
 """The `vitwarm` command. Each subcommand is a module of this package with its `Options` and `run(options)`.
 
-The modules import what they need once their options are known to be good: help, lists and mistakes answer at once.
+The modules import what they need once their options are checked, so that help, lists and errors are fast.
 """
 
 import sys

@@ -233,7 +233,7 @@ def _policy(name: str, size: int, resample: Image.Resampling, mean: tuple[float,
         else:
             policy = auto_augment.auto_augment_transform(name, params)
     except (AssertionError, ValueError, KeyError, IndexError):
-        raise UserError(f"images.auto_augment={name} is no timm policy; try rand-m9-mstd0.5-inc1 or 3a") from None
+        raise UserError(f"images.auto_augment={name} is not a timm policy; try rand-m9-mstd0.5-inc1 or 3a") from None
     groups = policy.policy if hasattr(policy, "policy") else [policy.ops]
     for op in (op for group in groups for op in group if op.aug_fn is auto_augment.posterize):
         op.aug_fn = _posterize

@@ -73,7 +73,7 @@ class BPETokenizer:
         merges: pairs `"a b"` in the order of their rank, as in `merges.txt`.
 
     Raises:
-        UserError: tiktoken is missing, or the vocabulary is no byte-level BPE in the order of its merges.
+        UserError: tiktoken is missing, or the vocabulary is not a byte-level BPE in the order of its merges.
     """
 
     def __init__(self, vocab: dict[str, int], merges: list[str]):

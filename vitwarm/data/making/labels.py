@@ -67,7 +67,7 @@ def read_labels(path: Path) -> Labels:
             line.split() for line in path.read_text(encoding="utf-8").replace(",", " ").splitlines() if line.strip()
         ]
     except (OSError, UnicodeDecodeError):
-        raise UserError(f"{path}: is missing or is no text") from None
+        raise UserError(f"{path}: is missing or is not text") from None
     if lines and lines[0][0].lower() == "imageid":
         lines = lines[1:]
     if lines and all(len(line) == 1 and _WNID.fullmatch(line[0]) for line in lines):

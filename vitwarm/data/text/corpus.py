@@ -116,7 +116,7 @@ def open_corpus(source: TextSource, tokenizer: str, workers: int, max_damaged: f
         source: the data set.
         tokenizer: what `read_tokenizer` takes.
         workers: processes that tokenise.
-        max_damaged: largest share of records that may be no documents.
+        max_damaged: largest share of records that may be unreadable.
 
     Raises:
         UserError: nothing there, a file that cannot be read, too many damaged records, no documents.

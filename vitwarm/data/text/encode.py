@@ -34,7 +34,7 @@ class Encoded:
         ids: their tokens end to end, each document behind a separator.
         lengths: tokens of each document, its separator included.
         text_bytes: of UTF-8, of all documents together.
-        damaged: (where, why) of each record that is no document.
+        damaged: (where, why) of each record that is not a document.
         empty: documents without text, which are left out.
     """
 
@@ -46,7 +46,7 @@ class Encoded:
 
 
 class Damaged(Exception):
-    """A record that is no document; the message is the reason."""
+    """A record that is not a document; the message is the reason."""
 
 
 def separator(tokenizer: Tokenizer) -> int:

@@ -9,8 +9,8 @@ from vitwarm.errors import UserError
 class Stretches:
     """The stream of all documents, cut every `length` tokens.
 
-    Sequence i holds the N + 1 tokens [i N, i N + N], so each token but the first is predicted once. A sequence may begin
-    and end within a document.
+    Sequence i holds the N + 1 tokens [i N, i N + N], so each token but the first is predicted once. A sequence may
+    begin and end within a document.
 
     Args:
         corpus: at least two tokens.

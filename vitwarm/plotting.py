@@ -43,7 +43,7 @@ def new_figure(**options: Any) -> "Figure":
     """Make an empty figure, without pyplot.
 
     Args:
-        options: of `matplotlib.figure.Figure`.
+        options: arguments of `matplotlib.figure.Figure`.
 
     Raises:
         UserError: matplotlib is missing.
@@ -57,7 +57,7 @@ def save_figure(figure: "Figure", path: Path, **options: Any) -> None:
     Args:
         figure: the figure.
         path: the file; its folder must exist.
-        options: of `Figure.savefig`.
+        options: arguments of `Figure.savefig`.
 
     Raises:
         OSError: full disk, no permission.

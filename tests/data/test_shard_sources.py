@@ -206,7 +206,7 @@ def test_cifar(tmp_path, kind):
         assert [label for label, _ in found] == [label[-1] for label in labels] * times
         assert all(np.array_equal(got, want) for (_, got), want in zip(found, images * times, strict=True))
     (folder / ("test_batch.bin" if ten else "test.bin")).write_bytes(data[:-1])
-    with pytest.raises(UserError, match="no whole number of records"):
+    with pytest.raises(UserError, match="not a whole number of records"):
         quiet(tmp_path / "data", tmp_path / "other")
 
 

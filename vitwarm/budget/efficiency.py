@@ -46,7 +46,7 @@ class CellRow:
 
     Attributes:
         value: final metric in the unit of the metric; None unless the state is `done`.
-        samples, tokens, flops, device_seconds: of all stages together, as the run counted them.
+        samples, tokens, flops, device_seconds: sums over all stages, as the run counted them.
         arguments: the command line that gives its recipe.
     """
 
@@ -73,7 +73,7 @@ class Point:
     """An arm at a budget; the difference is to the baseline at the same budget, paired by seed.
 
     Attributes:
-        seeds: that have a result here.
+        seeds: seeds that have a result here.
         pairs: seeds that have one here and in the baseline.
     """
 
@@ -91,12 +91,12 @@ class ArmRow:
 
     Attributes:
         changes: (key, the baseline's value, this arm's value) of their recipes.
-        warmup: of the warm-up, as a share of the full main stage in the plan's unit; None where no rate is known.
+        warmup: size of the warm-up, as a share of the full main stage in the plan's unit; None where no rate is known.
         mean, sd: over the seeds that have a result; sd is the sample standard deviation.
         difference: paired, at the full budget.
         bootstrap: (low, high) of that difference, for comparison.
         sd_difference: sample standard deviation of the paired differences.
-        p, p_holm: of the paired t test; adjusted for all arms of the study.
+        p, p_holm: p value of the paired t test; adjusted for all arms of the study.
         detectable: smallest true difference that these seeds find with 80 % power.
         flops, device_seconds: mean of a run at the full budget, all stages.
         equivalence: the data needed, from separately scheduled or branched runs, on the scale of the budgets.
@@ -130,12 +130,12 @@ class Study:
 
     Attributes:
         data: what a budget counts, in a word: images, samples, tokens, ...
-        unit: of differences of the metric.
+        unit: unit of differences of the metric.
         arms: the baseline first.
         points: by arm, then budget.
         curves: arm -> seed -> (share of the budget, value) along the full-length run.
-        versions, devices: of the runs; several values where they differ.
-        command: that made the study.
+        versions, devices: versions and devices of the runs; several values where they differ.
+        command: command line that made the study.
     """
 
     name: str
@@ -254,7 +254,7 @@ def plan_warnings(plan: Plan, sd: float | None = None) -> list[str]:
 
     Args:
         plan: the plan.
-        sd: of paired differences, in the metric's unit; None takes the plan's own.
+        sd: standard deviation of paired differences, in the metric's unit; None takes the plan's own.
     """
     found, n, unit = [], len(plan.seeds), METRICS[plan.metric].unit
     if n < _FEW:

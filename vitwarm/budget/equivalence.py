@@ -64,7 +64,7 @@ def equivalence(
         values: (K, seeds) of the arm; NaN where a run is missing.
         target: (seeds,) of the baseline at the full budget, same seeds; NaN where a run is missing.
         higher: whether more is better.
-        confidence: of both intervals.
+        confidence: level of both intervals.
     """
     gains = (values - target) if higher else (target - values)
     pairs = tuple(int(n) for n in np.isfinite(gains).sum(1))

@@ -48,12 +48,12 @@ class Cell:
     """One run of the grid.
 
     Attributes:
-        budget: as a share of the full main stage, as the plan says it.
+        budget: share of the full main stage, as in the plan.
         main: share that the main stage takes; below `budget` where the warm-up is paid from it.
         config: the resolved recipe.
         hash: its name; a finished run with this hash is this cell, whatever its folder is called.
         arguments: the command line that gives the recipe.
-        folder: where it runs.
+        folder: run folder of the cell.
         work: stage -> what it will take from the checkpoint on that it needs.
         needs: checkpoint of the full run that this one resumes from: where its warm-up ended, or where it branches off.
         trunk: hash of the cell whose main stage this one branches off; None for a main stage of its own.

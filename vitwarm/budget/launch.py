@@ -62,7 +62,7 @@ def carry_out(grid: Grid, folders: Folders, launch: Launch, out: Path, stop: lis
     Args:
         grid: the cells.
         folders: their state.
-        launch: where and how.
+        launch: where and how cells run.
         out: folder of the study; submitit keeps its files in out/jobs.
         stop: list that a signal handler fills; running cells then save a checkpoint and end.
 

@@ -35,9 +35,9 @@ class Published:
 
     Attributes:
         label: whose point it is.
-        warmup: of the warm-up, per cent of the full budget.
-        needed: of the main stage, per cent of the full budget.
-        source: where it stands.
+        warmup: size of the warm-up, per cent of the full budget.
+        needed: size of the main stage, per cent of the full budget.
+        source: the publication.
     """
 
     label: str
@@ -55,7 +55,7 @@ class PublishedValue:
         arm: the arm of the plan that it corresponds to.
         metric: a key of `METRICS`; drawn where the plan asks for the same one.
         value: in the unit in which that metric is shown: per cent, nats.
-        source: where it stands.
+        source: the publication.
     """
 
     label: str
@@ -70,7 +70,7 @@ class Plan:
     """A plan, as its YAML file describes it; docs/budgets.md explains every key.
 
     Attributes:
-        name: of its file.
+        name: name of its file.
         arms: by name, the baseline first.
         budgets: shares of the full main stage in (0, 1], ascending, the last is 1.
         setting: additive (warm-up on top of the budget) or substitutive (the budget is the total).
@@ -79,7 +79,7 @@ class Plan:
         set: keys of every cell's recipe.
         tuned: keys beyond the start of the trunk in which arms may differ, such as a learning rate tuned for each.
         effect: smallest difference that matters, in units of the metric; the plan is judged by it.
-        sd: of paired differences, when known from earlier runs; for planning before there are any here.
+        sd: standard deviation of paired differences, if known from earlier runs; for planning before the first run.
         train_images: size of the training set, where it cannot be counted here.
         published: points to draw beside ours.
     """
@@ -159,7 +159,7 @@ def read_plan(path: Path, overrides: dict[str, str] | None = None) -> Plan:
 
     Args:
         path: the YAML file.
-        overrides: of the command line: keys of the plan, and keys of the recipe (`images.train`), which go to `set`.
+        overrides: overrides of keys of the plan, and of keys of the recipe (`images.train`), which go to `set`.
 
     Raises:
         UserError: the plan is malformed or impossible.

@@ -18,9 +18,9 @@ class Run:
     """One finished run.
 
     Attributes:
-        folder: where it is.
+        folder: the run folder.
         config: its resolved recipe.
-        hash: of that recipe.
+        hash: hash of that recipe.
         result: content of result.json.
     """
 
@@ -64,7 +64,7 @@ class Cost:
     """The cost of training the weights of a run.
 
     Attributes:
-        warmup_samples: of all warm-ups.
+        warmup_samples: samples of all warm-ups.
         flops: training FLOPs.
         device_seconds: seconds of the stages, evaluations among them, times processes.
         unknown: sources of weights without a finished run to read; they are not counted.

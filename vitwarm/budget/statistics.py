@@ -95,7 +95,7 @@ def paired_power(effect: float, sd: float, n: int, alpha: float = 0.05) -> float
 
     Args:
         effect: the true mean difference.
-        sd: of paired differences.
+        sd: standard deviation of paired differences.
         n: pairs.
         alpha: level of the test.
     """
@@ -109,7 +109,7 @@ def minimum_detectable_effect(sd: float, n: int, power: float = 0.8, alpha: floa
     """Smallest true mean difference that n pairs find with the given power.
 
     Args:
-        sd: of paired differences, in any unit.
+        sd: standard deviation of paired differences, in any unit.
         n: pairs.
         power: probability of finding it.
         alpha: level of the two-sided paired t test.

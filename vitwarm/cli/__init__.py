@@ -51,8 +51,8 @@ def call(name: str, words: Sequence[str], program: str | None = None) -> None:
     """Carry out a subcommand.
 
     Args:
-        name: of the subcommand.
-        words: that follow it on the command line.
+        name: name of the subcommand.
+        words: words that follow it on the command line.
         program: how the user calls it, for the help.
 
     Raises:

@@ -19,7 +19,7 @@ def random_crop_box(
     """A crop of random area and aspect ratio, as in torchvision: ten tries, then the largest centre crop in `ratio`.
 
     Args:
-        width, height: of the image, in pixels.
+        width, height: size of the image, in pixels.
         scale: range of the crop's share of the image area, drawn evenly.
         ratio: range of the crop's width / height, drawn evenly in its logarithm.
 
@@ -60,7 +60,7 @@ def cut(image: Image.Image | Jpeg, box: tuple[int, int, int, int], side: int) ->
     Args:
         image: PIL image, RGB, or a JPEG.
         box: (left, top, right, bottom) in pixels.
-        side: of the output that the crop will be resized to, in pixels.
+        side: side of the output that the crop will be resized to, in pixels.
 
     Raises:
         DamagedSample: it cannot be decoded.

@@ -44,8 +44,8 @@ class ImageDataset(Dataset):
     """Decoded and transformed images, addressed by (epoch, sample): the same address always gives the same pixels.
 
     Args:
-        shards: where the images are.
-        transform: of training or of evaluation.
+        shards: the images.
+        transform: the transform of training or of evaluation.
         seed: root seed of the run; augmentation is keyed by (seed, epoch, sample).
     """
 

@@ -18,8 +18,8 @@ class Shard:
     Attributes:
         name: file name.
         samples: labelled images in it.
-        bytes: of the file.
-        sha256: of the file, hexadecimal.
+        bytes: size of the file.
+        sha256: hash of the file, hexadecimal.
     """
 
     name: str
@@ -34,9 +34,9 @@ class SplitManifest:
 
     Attributes:
         samples: labelled images.
-        bytes: of all tars.
+        bytes: size of all tars.
         class_counts: images of each class number.
-        shuffle_seed: of the order; None where the source's own order was kept, or is unknown.
+        shuffle_seed: seed of the order; None where the source's own order was kept, or is unknown.
         shards: the tars, in order.
         notes: peculiarity -> how many images have it.
         stored_as_png: key and reason of each image whose bytes are not the source's own.
@@ -58,11 +58,11 @@ class ShardManifest:
     """The content of manifest.json; it does not depend on the machine, the time or the number of workers.
 
     Attributes:
-        kind: of the source.
+        kind: kind of the source.
         classes: name of each class number; None where tars were not made here.
         splits: `train`, `val`, ...
         plan: SHA-256 of the list of samples and the options; None where tars were not made here.
-        format_version: of this file.
+        format_version: version of this format.
     """
 
     kind: str
@@ -83,7 +83,7 @@ def load(text: str | bytes, where: object) -> ShardManifest:
     """Read a manifest.
 
     Args:
-        text: of the file.
+        text: content of the file.
         where: its place, for messages.
 
     Raises:

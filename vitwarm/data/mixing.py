@@ -26,7 +26,7 @@ def to_float(
     Args:
         images: (B, 3, H, W) uint8.
         mean, std: channel statistics of pixels in [0, 1].
-        dtype: of the result; the arithmetic is fp32.
+        dtype: type of the result; the arithmetic is fp32.
 
     Returns:
         (B, 3, H, W) of `dtype`, on the device of `images`.
@@ -220,7 +220,7 @@ def hashed_normal(seeds: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:
 
     Args:
         seeds: (k,) int64.
-        shape: of the noise of one seed.
+        shape: shape of the noise of one seed.
 
     Returns:
         (k, *shape) fp32.

@@ -21,7 +21,7 @@ def open_shards(spec: str, split: str, key: str) -> ShardSet:
     Args:
         spec: folder, tar, glob or brace pattern, or `digits`.
         split: `train` or `test`, for `digits`.
-        key: where the user wrote it, which starts every error message.
+        key: the recipe key of the specification, which starts every error message.
 
     Raises:
         UserError: nothing there, or not a set of labelled images.

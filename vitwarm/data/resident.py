@@ -48,11 +48,11 @@ class ResidentImages(Dataset):
     """A training set on the device. As a data set for `train_loader` it gives the places of crops instead of pixels.
 
     Args:
-        shards: where the images are.
-        transform: of training, without automatic augmentation and colour jitter.
+        shards: the images.
+        transform: the transform of training, without automatic augmentation and colour jitter.
         seed: root seed of the run.
         ids: (k,) the images that are trained on; None takes all.
-        device: where they will live.
+        device: the device that keeps them.
         workers: loader processes that decode them.
 
     Raises:
@@ -145,8 +145,8 @@ def resampling(low: torch.Tensor, high: torch.Tensor, length: int, size: int, cu
 
     Args:
         low, high: (B,) the ends of each crop on the axis.
-        length: of the axis, in pixels.
-        size: pixels of the output.
+        length: length of the axis, in pixels.
+        size: length of the output, in pixels.
         cubic: bicubic (a = -1/2), else bilinear.
 
     Returns:

@@ -121,7 +121,7 @@ class ShardSet:
         if zlib.crc32(header) != index.header_crc[row]:
             if index.matches(file):
                 raise DamagedSample("its tar header is damaged")
-            raise UserError(f"{self.paths[shard]}: has changed since it was indexed; start again to index it anew")
+            raise UserError(f"{self.paths[shard]}: has changed since it was indexed; start again to index it again")
         return data
 
     def _locate(self, sample: int) -> tuple[int, int]:

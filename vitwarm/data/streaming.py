@@ -38,7 +38,7 @@ class Stream:
     """Tars to stream.
 
     Attributes:
-        urls: of the tars, in the order of the specification.
+        urls: URLs of the tars, in the order of the specification.
         samples: images in all of them.
         counts: images in each, from the manifest beside them; None without one.
         num_classes: labels must be below it.
@@ -59,7 +59,7 @@ def open_stream(spec: str, samples: int | None, num_classes: int) -> Stream:
     Args:
         spec: `https`, `http`, or any scheme that an installed fsspec file system knows; never a command.
         samples: `images.train_samples`; None takes the number from manifest.json beside the tars.
-        num_classes: of the classifier.
+        num_classes: number of classes of the classifier.
 
     Raises:
         UserError: a scheme that is not known, no manifest and no `samples`, or the two disagree.

@@ -47,7 +47,7 @@ def select_subset(shards: ShardSet, spec: str, seed: int) -> Subset:
         shards: the full set.
         spec: a share ('10%') or a number ('1300 samples') of images, drawn with equal counts a class; or a file of
             names, one a line: file names as in SimCLR's `1percent.txt`, keys of samples, or what `Subset.text` holds.
-        seed: of the draw; unused by a file.
+        seed: seed of the draw; unused by a file.
 
     Raises:
         UserError: more images than there are, or names that are not in the set.
@@ -68,7 +68,7 @@ def balanced(labels: np.ndarray, count: int, seed: int) -> np.ndarray:
     Args:
         labels: (n,) class of each image.
         count: images to draw, at most n.
-        seed: of the draw.
+        seed: seed of the draw.
 
     Returns:
         (count,) int64, ascending.

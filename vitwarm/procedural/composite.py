@@ -14,7 +14,7 @@ __all__ = ["Curriculum", "Mixture", "Shuffled"]
 
 
 def _nested(label: str, given: Any) -> Rule:
-    """A rule from a rule, from its name, or from its plain data; no curriculum, whose level nobody would move on."""
+    """A rule from a rule, from its name, or from its plain data; no curriculum, since its level would never change."""
     if isinstance(given, Mapping) and "name" in given:
         given = make_rule(**given)
     elif isinstance(given, str):

@@ -89,8 +89,8 @@ def read_archives(folder: Path, labels: Path | None, workers: int) -> Source:
     """The archives in a folder: train (tar of tars), val with its labels, or both; classes in order of WordNet id.
 
     Args:
-        folder: with the archives under their original names.
-        labels: of the validation images; None takes the devkit in the same folder.
+        folder: folder with the archives under their original names.
+        labels: file with the labels of the validation images; None takes the devkit in the same folder.
         workers: processes that list the class tars.
     """
     train, val = folder / TRAIN, folder / VAL

@@ -17,7 +17,7 @@ class Labels:
     """Class names of validation images.
 
     Attributes:
-        path: where they come from.
+        path: the file that they come from.
         by_name: stem of an image -> class, or
         in_order: the class of image 1, 2, ...; exactly one of the two is given.
     """

@@ -31,7 +31,7 @@ class Options:
     """How shards are cut.
 
     Attributes:
-        seed: of the order of `train`.
+        seed: seed of the order of `train`.
         shuffle: put `train` in a random order, so that any few of its shards are a fair sample; other splits keep the
             source's order.
         images_per_shard: most images in a tar; None goes by `shard_mb`.
@@ -70,9 +70,9 @@ def make_shards(
     every file are the same for any number of workers.
 
     Args:
-        source: see docs/shards.md.
+        source: path of the archives, folders or tars (docs/shards.md).
         out: folder to make; may be left out for existing tars, whose own folder it is.
-        kind: of the source; None detects it.
+        kind: kind of the source; None detects it.
         labels: file with the labels of validation images that lie unsorted.
         split: name of the one split that a tree of class folders is; None is `train`.
         workers: processes.

@@ -35,7 +35,7 @@ class Pixels:
     """Images that are bare bytes: square RGB, one colour plane after the other.
 
     Attributes:
-        side: in pixels.
+        side: side of the image, in pixels.
         by_column: each plane runs down the columns (STL-10), not along the rows (CIFAR).
     """
 

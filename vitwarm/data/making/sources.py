@@ -72,7 +72,7 @@ def read_source(kind: str, folder: Path, labels: Path | None, split: str | None,
     """List a source of any kind but existing tars.
 
     Args:
-        kind, folder: as `find` says.
+        kind, folder: result of `find`.
         labels: file with the labels of validation images (`imagenet`, `folders`).
         split: name for the one split of a tree of class folders.
         workers: processes to read with.

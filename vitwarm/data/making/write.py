@@ -26,7 +26,7 @@ class ShardJob:
     Attributes:
         split: its name.
         tar: the file to write; its record goes beside it, `NAME.tar.json`.
-        samples: in order.
+        samples: the samples, in order.
         pixels: see `SourceSplit`.
         max_pixels: most pixels of an image.
     """

@@ -40,13 +40,13 @@ class CorpusManifest:
     """The manifest of a cache; it does not depend on the machine, the time or the number of workers.
 
     Attributes:
-        version: of the format.
+        version: version of the format.
         tokens: ids in all, separators included.
         documents: kept ones.
         empty: documents without text, which were left out.
-        text_bytes: of the documents' text in UTF-8.
+        text_bytes: bytes of the documents' text in UTF-8.
         separator: its id.
-        dtype: of the ids, `uint16` or `uint32`.
+        dtype: type of the ids, `uint16` or `uint32`.
         tokenizer: SHA-256 of its files.
         source: how the files were read: field, heading, split, task of GLUE.
         files: name, bytes and SHA-256 of each file, in order.
@@ -74,8 +74,8 @@ class Corpus:
     Attributes:
         tokens: (T,) ids.
         offsets: (n + 1,) int64: document i is `tokens[offsets[i] : offsets[i + 1]]`, its separator first.
-        manifest: see `CorpusManifest`.
-        sha256: of the manifest, which names the corpus.
+        manifest: the manifest of the cache.
+        sha256: hash of the manifest, which names the corpus.
     """
 
     def __init__(self, folder: Path):

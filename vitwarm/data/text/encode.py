@@ -16,9 +16,9 @@ class EncodingJob:
     """Records that one worker takes at once.
 
     Attributes:
-        records: in order.
+        records: the records, in order.
         tokenizer: what `read_tokenizer` takes.
-        field: of JSON objects that holds the text.
+        field: key of JSON objects that holds the text.
     """
 
     records: list[TextRecord]
@@ -33,7 +33,7 @@ class Encoded:
     Attributes:
         ids: their tokens end to end, each document behind a separator.
         lengths: tokens of each document, its separator included.
-        text_bytes: of UTF-8, of all documents together.
+        text_bytes: bytes of UTF-8 of all documents together.
         damaged: (where, why) of each record that is not a document.
         empty: documents without text, which are left out.
     """

@@ -28,7 +28,7 @@ class GlueTask:
         label: column of the label.
         labels: how the files write each label -> its name; their order numbers them.
         dev: files that are evaluated on, without `.tsv`.
-        columns: of files without a header; None where the first line names them.
+        columns: columns of files without a header; None where the first line names them.
     """
 
     folder: str
@@ -69,7 +69,7 @@ class Row:
     """A line of a file.
 
     Attributes:
-        number: of the line, from 1.
+        number: number of the line, from 1.
         label: its number; None in a damaged row.
         sentences: as bytes, without spaces around them.
         damage: why this is not a row of the task; None when it is one.
@@ -86,7 +86,7 @@ def glue_files(task: str, folder: Path, split: str) -> list[Path]:
 
     Args:
         task: key of `TASKS`.
-        folder: of the task.
+        folder: folder of the task.
         split: `train`, or one of `GlueTask.dev`.
 
     Raises:

@@ -43,7 +43,7 @@ class TextSource:
 
     Attributes:
         spec: a file, a folder, a glob (`**` for all folders below), or a brace pattern.
-        field: of JSON objects, parquet rows and tar members that holds the text.
+        field: key of JSON objects, column of parquet files or extension of tar members that holds the text.
         heading: regular expression of the lines of plain text that begin a document; None for none.
         split: part of DeepMind Mathematics or of a task of GLUE; None for documents.
         glue: the task, where `spec` is its folder.
@@ -64,7 +64,7 @@ class TextRecord:
         where: `NAME line 12`, for messages.
         raw: the bytes.
         form: kind of the bytes: a JSON object, text, question and answer or sentences, each a line.
-        label: of sentences, its number.
+        label: number of the label of sentences.
         damage: why this is not a document, where the reader has noticed already.
     """
 

@@ -1,4 +1,4 @@
-"""Amounts written as people say them: `1%`, `3.84M`, `20M tokens`, `15000 steps`, `50 epochs`.
+"""Amounts as recipes write them: `1%`, `3.84M`, `20M tokens`, `15000 steps`, `50 epochs`.
 
 One class serves budgets (how much of a stage) and parts of a stage (how long its LR warm-up or cooldown is).
 """
@@ -12,7 +12,7 @@ from vitwarm.errors import UserError
 
 GRAMMAR = "a share '1%', or a number (k, M, B) and a unit: '3.84M' (samples), '20M tokens', '15000 steps', '50 epochs'"
 
-MOST_STEPS = 2**40  # of one stage: more is a slip, and would run for ever
+MOST_STEPS = 2**40  # of one stage: more is a slip, and would run forever
 
 # Exponents are held to two digits: a recipe must not make us compute 10**999999999.
 _AMOUNT = re.compile(r"([0-9][0-9_,]{0,24}\.?[0-9]{0,24}(?:[eE][+-]?[0-9]{1,2})?)\s*([kKMB]?)\s*(%|[a-z]*)")
@@ -40,7 +40,7 @@ class Amount:
         """Read an amount; a bare number counts samples.
 
         Args:
-            text: What the recipe says.
+            text: The amount as the recipe writes it.
             key: The recipe key it stands under, which starts every error message.
 
         Raises:

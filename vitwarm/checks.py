@@ -1,4 +1,4 @@
-"""What makes a recipe impossible, said in one line with the full key: unknown keys, wrong types, impossible values."""
+"""Refuses impossible recipes, in one line with the full key: unknown keys, wrong types, impossible values."""
 
 import difflib
 import math
@@ -61,7 +61,7 @@ class Key:
         return self.field.default
 
     def describe(self) -> str:
-        """The type in a user's words."""
+        """The type, in words for an error message."""
         return _describe(self.type) + (" or null" if self.optional else "")
 
 
@@ -96,7 +96,7 @@ def nearest(word: str, words: Iterable[str]) -> str:
 
 
 def _nearest_key(name: str) -> str:
-    """Prefer a key of the same section, then the same last part anywhere, then whatever looks alike."""
+    """Prefer a key of the same section, then the same last part anywhere, then the most similar one."""
     section, _, leaf = name.rpartition(".")
     children = {full.rpartition(".")[2]: full for full in (*KEYS, *SECTIONS) if full.rpartition(".")[0] == section}
     near = difflib.get_close_matches(leaf, children, n=1, cutoff=0.6)
@@ -149,7 +149,7 @@ def wrong_type(name: str, value: Any, where: str = "") -> UserError:
 
 
 def _check_plain(key: Key, value: Any, where: str) -> None:
-    """Refuse whatever is not plain data, at any depth."""
+    """Refuse values that are not plain data, at any depth."""
     if isinstance(value, dict):
         for name in value:
             if not isinstance(name, str):
@@ -210,7 +210,7 @@ def check(config: Config) -> None:
 
 
 def _check_model(config: Config) -> None:
-    """Refuse what a decoder and a ViT cannot do for each other."""
+    """Refuse keys that need a decoder without one, and keys of images with one."""
     decoder, warmup = config.model.decoder, config.warmup
     asked = {name: section for name, section in MAIN_STAGES.items() if getattr(getattr(config, name), section.asks)}
     if not decoder.size:
@@ -228,7 +228,7 @@ def _check_model(config: Config) -> None:
     if name := next((name for name, section in asked.items() if not section.decoder), None):
         raise UserError(f"a decoder reads no images; leave out {name}.{asked[name].asks} or model.decoder.size")
     if warms_up(config) and warmup.length is None and decoder.positions is None:
-        raise UserError("how long are the warm-up's rows? set warmup.length (or model.decoder.positions)")
+        raise UserError("warmup.length is missing: set it, or model.decoder.positions, to the tokens of a sequence")
     if config.algorithmic.requested():
         _refuse_epochs(Amount.parse(config.algorithmic.budget, "algorithmic.budget"))
     if config.text.requested():
@@ -240,7 +240,7 @@ def _check_model(config: Config) -> None:
 def _check_text(config: Config) -> None:
     text = config.text
     if text.task == "language" and not text.val:
-        raise UserError("what is perplexity measured on? set text.val")
+        raise UserError("text.val is missing: set the files that perplexity is measured on")
     if text.task != "language":
         for name, default in (("val", ""), ("field", "text"), ("heading", None)):
             if getattr(text, name) != default:
@@ -250,12 +250,12 @@ def _check_text(config: Config) -> None:
     if not predicts and not config.model.decoder.tied:
         raise UserError(f"text.task={text.task} predicts no tokens; leave model.decoder.tied out")
     if Amount.parse(text.budget, "text.budget").value == 0:
-        raise UserError("text.budget is nothing; for a warm-up alone leave text.train empty")
+        raise UserError(f"text.budget={text.budget} is not a length; for a warm-up alone leave text.train empty")
     if text.heading is not None:
         try:
             re.compile(text.heading)
         except re.error as error:
-            raise UserError(f"text.heading: {text.heading!r} is no regular expression ({error})") from error
+            raise UserError(f"text.heading: {text.heading!r} is not a regular expression ({error})") from error
 
 
 def main_stage(config: Config) -> str | None:
@@ -370,7 +370,7 @@ def _check_transfer(config: Config) -> None:
     if config.transfer.fit != "exact" and not starts_from_given(config):
         raise UserError(f"transfer.fit={config.transfer.fit} is about given weights; set init_from or transfer.sources")
     if controls and not starts_from_given(config) and not warms_up(config):
-        raise UserError("transfer.controls has nothing to work on: set warmup.budget, init_from or transfer.sources")
+        raise UserError("transfer.controls has no source to perturb: set warmup.budget, init_from or transfer.sources")
 
 
 def _refuse_epochs(amount: Amount) -> None:

@@ -1,4 +1,4 @@
-"""Every key of a recipe: type, default, meaning. Nothing here does anything; `vitwarm.recipe` reads and checks it.
+"""Every key of a recipe: type, default, meaning. Declarations only; `vitwarm.recipe` reads and checks recipes.
 
 The class tree is the key tree (`warmup.mask_prob`, `train.lr`), and the help texts are what `--help` prints.
 `run` holds what may differ between two runs of the same recipe (folders, logging, workers); all else is its identity
@@ -30,17 +30,17 @@ Init = Literal["default", "mimetic", "mimetic_as_published", "mimetic_value", "c
 
 @dataclass
 class DecoderConfig:
-    """A GPT-2 in place of the timm model: its size makes a run one of language."""
+    """A GPT-2 in place of the timm model; a run that sets its size trains a language model."""
 
     size: str | None = key(None, "DEPTH_HEADS_WIDTH such as 12_12_768; null: the timm model of model.name")
-    positions: int | None = key(None, "longest row of tokens; null is the main stage's own", "[1, inf)")
+    positions: int | None = key(None, "longest sequence, in tokens; null: the main stage's own length", "[1, inf)")
     dropout: float = key(0.0, "rate of all dropouts, in every stage", "[0, 1)")
-    tied: bool = key(True, "the head is the token table")
+    tied: bool = key(True, "the head shares its weights with the token embedding")
 
 
 @dataclass
 class ModelConfig:
-    """The model whose trunk every stage shares: of timm, or a decoder."""
+    """The model whose trunk every stage shares: a timm model, or a decoder."""
 
     name: str = key("vit_tiny_patch16_224", "timm model name (a ViT, DeiT, DeiT-III, SigLIP, EVA-02, DINOv3 or BEiT)")
     num_classes: int = key(1000, "number of classes of the image head", "[1, inf)")
@@ -83,13 +83,15 @@ class WarmupConfig(OptimConfig):
     rule: dict[str, Any] = key({"name": "dyck"}, "the rule and its parameters: warmup.rule.name, warmup.rule.k, ...")
     budget: str = key("1%", "'1%' of the main stage's samples, '3.84M' samples, '20M tokens', '15000 steps'; 0: none")
     objective: Objective = key("masked", "masked tokens, the next token, or the next state of the rule eca as bits")
-    loss_on: Literal["outputs", "all"] = key("outputs", "next_token: what the rule scores, or every token but PAD")
+    loss_on: Literal["outputs", "all"] = key(
+        "outputs", "next_token: the rule's eligible tokens, or every token but PAD"
+    )
     length: int | None = key(
         None, "tokens (next_state: states) a sequence; null is a ViT's token grid, a decoder's positions", "[1, inf)"
     )
-    mask_prob: float = key(0.5, "probability that a token which the rule lets be asked for is masked", "(0, 1]")
+    mask_prob: float = key(0.5, "probability that an eligible token of the rule is masked", "(0, 1]")
     middle_runs: int = key(
-        1, "how often in a row the middle one of three blocks runs, with the same weights (compact core)", "[1, inf)"
+        1, "times that the middle one of three blocks runs, one after another (compact core)", "[1, inf)"
     )
     val_rows: int = key(1024, "sequences of the validation stream in one evaluation", "[1, inf)")
     eval_every: int = key(1000, "steps between evaluations; the last step is always evaluated", "[1, inf)")
@@ -97,21 +99,24 @@ class WarmupConfig(OptimConfig):
 
 @dataclass
 class TransferConfig:
-    """What goes from the source trunk to the target model; all else starts fresh."""
+    """Tensors to copy from the source trunk to the target model; all others start fresh."""
 
     groups: list[str] = key(
         ["trunk"], "what to copy: trunk, attention, mlp, norm, embedding, head; layers=last:4 and heads=0 narrow it"
     )
     fit: Literal["exact", "select", "expand"] = key(
-        "exact", "given weights of another size: select a part of a larger trunk, expand a compact core; exact refuses"
+        "exact",
+        "given weights of another size: exact refuses, select takes part of a larger trunk, expand a compact core",
     )
     sources: dict[str, Any] = key({}, "several sources in place of init_from, by their groups: {attention: A, mlp: B}")
-    controls: dict[str, Any] = key({}, "by groups, what spoils a source's tensors: shuffle, gaussian, noise:S, scale:F")
+    controls: dict[str, Any] = key(
+        {}, "by groups, how to perturb a source's tensors: shuffle, gaussian, noise:S, scale:F"
+    )
 
 
 @dataclass
 class MainStageConfig:
-    """Section of a main stage, which a run is for; `Config` has a field of the stage's name for each.
+    """Base of a main stage's section; `Config` has a field with the stage's name for each.
 
     Attributes:
         asks: key of the section that asks for the stage when it is set.
@@ -148,7 +153,9 @@ class ImagesConfig(MainStageConfig):
     subset: str | None = key(None, "train on a part: '10%' or '1300 samples' (classes balanced), or a file of names")
     subset_seed: int = key(0, "which images make up the subset; not tied to seed, so that seeds share it", "[0, inf)")
     epochs_of: Literal["subset", "full"] = key("subset", "an epoch is as long as the subset, or as the full set")
-    repeats: int = key(1, "times that an image comes in a row, augmented anew (repeated augmentation)", "[1, inf)")
+    repeats: int = key(
+        1, "consecutive presentations of an image, each augmented anew (repeated augmentation)", "[1, inf)"
+    )
     size: int | None = key(None, "image side in pixels; null is the model's own", "[1, inf)")
     mean: list[float] = key([0.485, 0.456, 0.406], "channel means that normalise pixels in [0, 1]", "[0, 1]", 3)
     std: list[float] = key([0.229, 0.224, 0.225], "channel standard deviations, likewise", "(0, inf)", 3)
@@ -183,12 +190,12 @@ class AlgorithmicConfig(MainStageConfig):
     size: int | None = key(None, "pairs (haystack), digits, numbers (sorting); null is the papers'", "[1, inf)")
     budget: str = key("10000 steps", "length of the stage: '10000 steps', '10M' samples, '20M tokens'")
     loss_on: Literal["published", "answers"] = key(
-        "published", "train on what the papers score (not the first digit, but pads), or on the whole answer as well"
+        "published", "loss mask: the papers' (not the first digit, but pads), or with the whole answer as well"
     )
     embeddings: Literal["mean", "fresh"] = key(
         "mean", "tokens and head start as the mean of the source's tokens, positions as the source's; or all fresh"
     )
-    val_rows: int = key(4000, "rows of the validation stream in one evaluation; none of them is trained on", "[1, inf)")
+    val_rows: int = key(4000, "sequences of the validation stream in one evaluation, all held out", "[1, inf)")
     eval_every: int = key(500, "steps between evaluations; the last step is always evaluated", "[1, inf)")
 
 
@@ -203,13 +210,13 @@ class TextConfig(MainStageConfig):
     )
     train: str = key("", "file, folder, glob, brace pattern (docs/text.md); of GLUE the task's folder; empty: no stage")
     val: str = key("", "validation files, likewise; empty for mathematics and GLUE, which hold their own")
-    field: str = key("text", "of JSON objects, parquet rows or tar members: what holds the text")
+    field: str = key("text", "what holds the text: field of JSON objects, parquet column, extension of tar members")
     heading: str | None = key(None, "plain text: regular expression of the lines that begin a document")
     tokenizer: str = key("bytes", "folder with vocab.json and merges.txt, or tokenizer.json; or bytes, chars")
-    length: int = key(1024, "tokens a row; of GLUE, the most that a sentence or pair may have", "[2, inf)")
-    budget: str = key("1 epochs", "length of the stage: '655M tokens', '10000 steps', '3 epochs', '1M' samples (rows)")
+    length: int = key(1024, "tokens a sequence; GLUE: the most that a sentence or pair may have", "[2, inf)")
+    budget: str = key("1 epochs", "length of the stage: '655M tokens', '10000 steps', '3 epochs', '1M' samples")
     val_rows: int | None = key(
-        None, "rows (mathematics, GLUE: of each split) of one evaluation, always the same; null: all", "[1, inf)"
+        None, "sequences (mathematics, GLUE: of each split) of one evaluation, always the same; null: all", "[1, inf)"
     )
     eval_every: int = key(500, "steps between evaluations; the last step is always evaluated", "[1, inf)")
     max_damaged: float = key(0.001, "largest share of unreadable documents before the run stops", "[0, 1]")
@@ -219,7 +226,7 @@ class TextConfig(MainStageConfig):
 class TrainConfig(OptimConfig):
     """Optimisation of the main stage (`images`, `algorithmic`, `text`)."""
 
-    layer_decay: float | None = key(None, "learning rate of a block over the next one's; null: all alike", "(0, 1]")
+    layer_decay: float | None = key(None, "learning rate of a block over the next one's; null: equal rates", "(0, 1]")
     freeze: list[str] = key([], "tensor groups that keep their weights, such as attention or layers=first:4")
     lr_factors: dict[str, Any] = key({}, "by groups, what the learning rate is multiplied by: {attention: 0.1}")
 
@@ -249,7 +256,7 @@ class Config:
     description: str = key("", "one line on what the recipe is for")
     seed: int = key(0, "root seed of every random stream", "[0, inf)")
     init_from: str | None = key(None, "start here, not from a warm-up: run, export folder, .safetensors, timm:NAME")
-    resume_from: str | None = key(None, "run folder or checkpoint of the same recipe to go on from")
+    resume_from: str | None = key(None, "run folder or checkpoint of the same recipe to resume from")
     model: ModelConfig = field(default_factory=ModelConfig)
     warmup: WarmupConfig = field(default_factory=WarmupConfig)
     transfer: TransferConfig = field(default_factory=TransferConfig)

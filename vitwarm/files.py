@@ -1,4 +1,4 @@
-"""Files and folders that appear whole or not at all, their digests, and locks between processes."""
+"""Atomic writes of files and folders, file hashes, and locks between processes."""
 
 import contextlib
 import errno
@@ -29,7 +29,7 @@ def flush(path: Path) -> None:
 
 @contextlib.contextmanager
 def whole_file(path: Path, *, shared: bool = False) -> Iterator[Path]:
-    """A path to write to, whose file is flushed and takes the place of `path` when the block ends, or vanishes.
+    """Yield a path to write to; its file is flushed and renamed to `path` when the block ends, or removed on an error.
 
     Args:
         path: the file; its folder must exist.
@@ -45,7 +45,7 @@ def whole_file(path: Path, *, shared: bool = False) -> Iterator[Path]:
         flush(aside)
         os.replace(aside, path)
     except BaseException:
-        with contextlib.suppress(OSError):  # the first error is the one to tell
+        with contextlib.suppress(OSError):  # report the first error
             aside.unlink(missing_ok=True)
         raise
 
@@ -72,7 +72,7 @@ def write_bytes(path: Path, content: bytes) -> None:
 
 @contextlib.contextmanager
 def whole_folder(folder: Path, *, shared: bool = False) -> Iterator[Path]:
-    """A folder to write into, which takes the place of `folder` when the block ends, and vanishes when it fails.
+    """Yield a folder to write into; it is renamed to `folder` when the block ends, or removed on an error.
 
     Args:
         folder: the folder; those above it are made.
@@ -116,7 +116,7 @@ def _keep_first(aside: Path, folder: Path) -> None:
     except OSError:
         if not folder.is_dir():
             raise
-        shutil.rmtree(aside)  # another process was first, and its folder is as good
+        shutil.rmtree(aside)  # another process was first, and its folder is equal
 
 
 def sha256_of(path: Path) -> str:
@@ -133,7 +133,7 @@ def locked(path: Path, refusal: str | None = None) -> Iterator[None]:
     """Hold a lock file until the block ends, or the process does, however it ends.
 
     Forked loader workers do not hold the lock, so that they cannot outlive its owner with it. Where the file system
-    has no locks, the block goes on without.
+    has no locks, the block runs without one.
 
     Args:
         path: the lock file; made, and left there.

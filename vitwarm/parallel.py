@@ -19,13 +19,13 @@ from vitwarm.errors import UserError
 
 
 def default_workers(world: int) -> int:
-    """Worker processes a rank: the CPUs it can count on for itself, less one for the loop, at most 8."""
+    """Default number of worker processes of a rank: its share of the CPUs, less one for the loop, at most 8."""
     cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(0, min(8, cpus // world - 1))
 
 
 def run_in_pool(function: Callable[[Any], Any], jobs: Sequence[Any], workers: int) -> Iterator[tuple[int, Any]]:
-    """(number of the job, result) as the results come; with one worker in this process, in order.
+    """Yield (number of the job, result) as results arrive; one worker runs the jobs in this process, in order.
 
     The first exception of a job is raised here, and what has not begun is dropped.
 
@@ -48,7 +48,7 @@ def run_in_pool(function: Callable[[Any], Any], jobs: Sequence[Any], workers: in
 
 
 def run_in_order(function: Callable[[Any], Any], jobs: Iterable[Any], workers: int) -> Iterator[Any]:
-    """Results in the order of the jobs, of which few are held at a time; with one worker in this process.
+    """Yield results in the order of the jobs, few of them in memory at a time; one worker runs in this process.
 
     Raises:
         UserError: a worker was killed.
@@ -79,14 +79,14 @@ def _pool(workers: int) -> ProcessPoolExecutor:
 
 def _killed() -> UserError:
     return UserError(
-        "a worker process was killed, perhaps for want of memory; run the same command to resume, with fewer workers="
+        "a worker process was killed, perhaps for lack of memory; run the same command with fewer workers= to resume"
     )
 
 
 def _end_with_parent(parent: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all: the parent lets the shards in work be finished
 
-    # A pool's worker waits for ever for a parent that was killed.
+    # A pool's worker waits forever for a parent that was killed.
     def watch() -> None:
         while os.getppid() == parent:
             time.sleep(0.5)
@@ -97,7 +97,7 @@ def _end_with_parent(parent: int) -> None:
 
 @contextlib.contextmanager
 def progress_bar(total: int, name: str, unit: str, done: int = 0) -> Iterator[tqdm]:
-    """A bar on a terminal, nothing elsewhere."""
+    """Show a progress bar on a terminal, nothing elsewhere."""
     silent = not sys.stderr.isatty()
     with tqdm(total=total, initial=done, desc=name, unit=unit, unit_scale=True, disable=silent) as bar:
         yield bar

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def load_matplotlib() -> ModuleType:
-    """matplotlib, imported on first use, whatever `MPLBACKEND` names.
+    """Import matplotlib on first use, whatever `MPLBACKEND` names.
 
     A process that a notebook starts inherits the notebook's backend, which matplotlib refuses to be imported with where
     it does not know it.
@@ -40,10 +40,10 @@ def load_matplotlib() -> ModuleType:
 
 
 def new_figure(**options: Any) -> "Figure":
-    """An empty figure.
+    """Make an empty figure, without pyplot.
 
     Args:
-        options: of `matplotlib.figure.Figure`.
+        options: arguments of `matplotlib.figure.Figure`.
 
     Raises:
         UserError: matplotlib is missing.
@@ -57,7 +57,7 @@ def save_figure(figure: "Figure", path: Path, **options: Any) -> None:
     Args:
         figure: the figure.
         path: the file; its folder must exist.
-        options: of `Figure.savefig`.
+        options: arguments of `Figure.savefig`.
 
     Raises:
         OSError: full disk, no permission.

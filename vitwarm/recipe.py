@@ -3,11 +3,11 @@
 A recipe is a YAML file that sets some of the keys of `vitwarm.config.Config`. It is read in layers, each overriding the
 one before: the defaults of the dataclasses, the recipe's ancestors (`base:`), the recipe itself, the command line.
 A file may also hold variants of its recipe (`variants:`), recipes with names of their own that inherit the file's.
-It is data only: interpolations are refused, so that reading a stranger's recipe runs nothing.
+A recipe is data only: interpolations are refused, so that reading somebody's recipe runs no code.
 
 The ancestors come in the order of a walk: depth first, parents from left to right, each recipe once, after its own
-ancestors. So a recipe overrides all its ancestors, of two parents the later one wins, and what both inherit undoes
-nothing that one of them says. A list of parents whose later one comes first in this order is refused.
+ancestors. So a recipe overrides all its ancestors, the later of two parents wins, and an ancestor of both overrides
+neither. A list of parents whose later one comes first in this order is refused.
 """
 
 import hashlib
@@ -59,7 +59,7 @@ def load_recipe(arguments: list[str]) -> Config:
         The resolved recipe. `name` is that of its file or variant; `warmup.rule` carries every parameter of the rule.
 
     Raises:
-        UserError: The recipe is not found, not readable, or says something impossible.
+        UserError: The recipe is not found, not readable, or has an impossible value.
     """
     pairs = [_split(argument) for argument in arguments]
     named = [value for key, value in pairs if key == "recipe"]
@@ -84,7 +84,7 @@ def list_recipes() -> list[tuple[str, Path, str]]:
 
 
 def recipe_text(name: str) -> str:
-    """What a user copies to change a shipped recipe: its file, or a variant with its comment as a file of its own.
+    """The text of a shipped recipe, for a copy to edit: its file, or a variant with its comment as a file of its own.
 
     Raises:
         UserError: No recipe of that name is shipped.
@@ -160,7 +160,7 @@ def help_text() -> str:
     """The override grammar, every key, and every rule with its parameters."""
     lines = [
         "recipe=NAME or recipe=PATH.yaml, then overrides: section.key=value. recipe=list lists the shipped recipes.",
-        "Values are YAML (train.betas=[0.9,0.95], train.clip_grad=null); text is taken letter by letter.",
+        "Values are YAML (train.betas=[0.9,0.95], train.clip_grad=null); text keys take their value literally.",
         f"An amount is {GRAMMAR}.",
         "",
         "Keys, with type, default and bounds:",
@@ -256,7 +256,7 @@ def _comment(place: _Place) -> str:
 
 
 def _parents(place: _Place, tree: dict) -> list[str]:
-    """What a recipe names as its `base`, which is taken out of its tree."""
+    """Remove `base` from a recipe's tree and return the parents that it names."""
     base = tree.pop("base", None)
     names = [base] if isinstance(base, str) else [] if base is None else base
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
@@ -340,7 +340,7 @@ def _insert(tree: dict, key: str, text: str) -> None:
 
 
 def _value(key: str, text: str) -> Any:
-    """Text keys take their value letter by letter (globs, braces, dates); all others are read as YAML."""
+    """Text keys take their value literally (globs, braces, dates); all others are read as YAML."""
     declared = KEYS.get(key)
     if declared is not None and declared.is_text:
         return None if declared.optional and text in ("null", "") else text

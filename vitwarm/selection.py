@@ -1,4 +1,4 @@
-"""Groups of tensors as people write them, and what is done to them, without needing a model.
+"""Selections of tensor groups and the controls that perturb them, parsed without a model.
 
 A selection is a list of words. Kinds unite (`attention`, `mlp`); `layers=` and `heads=` narrow what they unite to.
 
@@ -42,7 +42,7 @@ class Selection:
 
     @classmethod
     def parse(cls, words: str | Iterable[str]) -> "Selection":
-        """Words in a list, or in one text with spaces between.
+        """Parse words in a list, or in one text with spaces between.
 
         Raises:
             UserError: an unknown word, or words that contradict each other.
@@ -107,7 +107,7 @@ class Selection:
 
 
 def parse_control(text: str) -> tuple[str, float | None]:
-    """`shuffle`, `gaussian`, `noise:0.1` or `scale:0.5` as (name, number).
+    """A control, `shuffle`, `gaussian`, `noise:0.1` or `scale:0.5`, as (name, number).
 
     Raises:
         UserError: anything else.

@@ -1,4 +1,4 @@
-"""A plan becomes a study: what its cells take, carrying them out, the report."""
+"""A study in a folder: estimates what the cells of a plan take, carries them out, writes the report."""
 
 import json
 import math
@@ -26,7 +26,7 @@ PROBE = 20  # steps of each stage that a rate is measured on
 
 
 class StudyFolder:
-    """A plan in a folder: its cells, how far they are, what they say.
+    """A plan and its folder: the cells, their progress and the report.
 
     Args:
         plan: the plan.
@@ -41,7 +41,7 @@ class StudyFolder:
     def __init__(self, plan: Plan, out: Path, launch: Launch, runs: Path | None = None):
         self.plan, self.out, self.launch, self.runs = plan, out, launch, runs or out / CELLS
         self.folders = Folders(self.runs, out)
-        file = out / RATES  # by the hash of an arm's full recipe: a rate of another recipe would be a wrong number
+        file = out / RATES  # by the hash of an arm's full recipe: the rate of another recipe would be wrong
         self.rates: dict[str, dict[str, float]] = json.loads(file.read_text()) if file.is_file() else {}
         if plan.unit == "device_seconds":
             self.measure_rates()
@@ -52,7 +52,7 @@ class StudyFolder:
         return make_grid(self.plan, self.runs, self._work)
 
     def _work(self, config: Config) -> dict[str, Work]:
-        """What each stage of a full run takes; seconds where a rate was measured."""
+        """Estimate the work of each stage of a full run; seconds where a rate was measured."""
         found: dict[str, Work] = {}
         baseline = recipe_hash(self.plan.recipe_of(self.plan.baseline))
         rates = self.rates.get(recipe_hash(config), self.rates.get(baseline, {}))
@@ -96,7 +96,7 @@ class StudyFolder:
             words = self.plan.arguments(arm, self.plan.seeds[0], *short, f"run.log_every={PROBE // 2}")
             done = subprocess.run(train_command(words, folder, self.launch), capture_output=True, text=True)
             if not (folder / "result.json").is_file():
-                last = (done.stderr.strip() or done.stdout.strip() or "it said nothing").splitlines()
+                last = (done.stderr.strip() or done.stdout.strip() or "no output").splitlines()
                 ours = [line for line in last if line.startswith("vitwarm:")]
                 raise UserError(f"the speed of {arm} cannot be measured: {(ours or last)[-1]}")
             processes = json.loads((folder / "result.json").read_text())["processes"]

@@ -159,8 +159,8 @@ def test_lower_is_better_for_losses(tmp_path):
 
 def test_a_plan_that_cannot_decide_is_told_so(tmp_path):
     grid, statuses = make(tmp_path, value(0.4), effect=0.05)
-    warning = next(w for w in analyse(grid, statuses).warnings if "cannot decide" in w)
-    assert "3 seeds" in warning and "0.05 is asked for" in warning
+    warning = next(w for w in analyse(grid, statuses).warnings if "cannot detect" in w)
+    assert "3 seeds" in warning and "effect is 0.05" in warning
     assert not plan_warnings(replace(grid.plan, effect=5.0), sd=0.2)
     assert "about 34 seeds" in plan_warnings(replace(grid.plan, effect=0.5, sd=1.0))[0]
 

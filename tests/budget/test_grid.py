@@ -144,7 +144,7 @@ def test_arms_may_vary_in_what_the_plan_names(tmp_path):
         ({"seeds": ["x"]}, "seeds: whole numbers"),
         ({"budgets": ["50%", "120%"]}, "a share goes up to 100%"),
         ({"budgets": ["50%"]}, "budgets lacks 100%"),
-        ({"budgets": ["3 epochs", "100%"]}, "is no share"),
+        ({"budgets": ["3 epochs", "100%"]}, "is not a share"),
         ({"baseline": "defalt"}, "no arm named 'defalt'; did you mean default"),
         ({"arms": {"default": {"recipe": "digits_default"}}}, "needs at least two"),
         ({"arms": PLAN["arms"] | {"x": "digits_proc"}}, "arms.x: write"),

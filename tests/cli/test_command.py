@@ -70,7 +70,7 @@ def test_every_subcommand_refuses_a_word_that_it_cannot_read(name):
         (["train", "recipe=list"], 0, "digits_proc "),
         (["budget", "plan=list"], 0, "digits "),
         (["recipes", "show", "digits_proc"], 0, "\nname: digits_proc\n"),
-        (["show", "rule=dyck", "k=4"], 0, "row 0: "),
+        (["show", "rule=dyck", "k=4"], 0, "sequence 0: "),
         (["tarin"], 2, "vitwarm: error: no subcommand 'tarin'; did you mean train?; see vitwarm --help\n"),
         (["train", "recipe=digits_porc"], 2, "did you mean digits_proc?"),
         (["train", "recipe=digits_proc", "train.lrr=1"], 2, "did you mean train.lr?"),

@@ -119,7 +119,7 @@ def test_no_row_is_longer_than_it_may_be(tmp_path, length):
     [
         ("nowhere", "cola", "nowhere: no such folder; text.task=cola reads the folder CoLA"),
         (".", "sst2", r"no train.tsv, which the folder SST-2 .* has; did you mean .*/SST-2\?"),
-        ("SST-2", "rte", "train.tsv: its first line has no column sentence1; it is no file of RTE"),
+        ("SST-2", "rte", "train.tsv: its first line has no column sentence1; it is not a file of RTE"),
         ("SST-2", "cola", "train.tsv line 1: 2 columns, not 4"),
         ("https://a", "cola", "local files"),
     ],

@@ -166,7 +166,7 @@ def test_a_killed_maker_is_gone_on_with(tmp_path):
     assert 3 <= len(whole) < 12 and not (tmp_path / "out").exists()
     said = []
     make_shards(tmp_path / "in", tmp_path / "out", options=Options(images_per_shard=2), say=said.append)
-    assert any(re.match(r"going on: \d+ of 12 shards", line) for line in said)
+    assert any(re.match(r"resuming: \d+ of 12 shards", line) for line in said)
     kept = [name for name in whole if (tmp_path / "out" / name).stat().st_mtime_ns == whole[name]]
     assert len(kept) >= 3, "whole shards are not made again"
     quiet(tmp_path / "in", tmp_path / "at once", options=Options(images_per_shard=2))
@@ -220,7 +220,7 @@ def test_two_makers_do_not_share_a_folder(tmp_path, monkeypatch):
         [sys.executable, "-c", LOCK_AND_WAIT, partial / ".lock"], stdin=subprocess.PIPE, stdout=subprocess.PIPE
     )
     holder.stdout.readline()
-    with pytest.raises(UserError, match="another process is at work there"):
+    with pytest.raises(UserError, match="another process is writing there"):
         quiet(tmp_path / "in", tmp_path / "out", options=Options(images_per_shard=4))
     holder.communicate(b"\n")
     quiet(tmp_path / "in", tmp_path / "out", options=Options(images_per_shard=4))

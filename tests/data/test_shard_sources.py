@@ -206,7 +206,7 @@ def test_cifar(tmp_path, kind):
         assert [label for label, _ in found] == [label[-1] for label in labels] * times
         assert all(np.array_equal(got, want) for (_, got), want in zip(found, images * times, strict=True))
     (folder / ("test_batch.bin" if ten else "test.bin")).write_bytes(data[:-1])
-    with pytest.raises(UserError, match="no whole number of records"):
+    with pytest.raises(UserError, match="not a whole number of records"):
         quiet(tmp_path / "data", tmp_path / "other")
 
 
@@ -239,7 +239,7 @@ def test_food101(tmp_path):
         assert found == {r.replace("/", "_"): ("jpg", made[f"{r}.jpg"], int(r[0] == "s")) for r in rows}
     for row in ("../x", "pizza/../../x", "pizza", "/etc/passwd"):
         (tmp_path / "food-101/meta/test.txt").write_text(row)
-        with pytest.raises(UserError, match="is no CLASS/IMAGE"):
+        with pytest.raises(UserError, match="is not CLASS/IMAGE"):
             quiet(tmp_path, tmp_path / "other", kind="food101")
 
 
@@ -278,7 +278,7 @@ def test_existing_tars_are_indexed_and_later_checked(tmp_path):
     data = bytearray(before[0])
     data[700] ^= 1
     paths[0].write_bytes(data)
-    with pytest.raises(UserError, match="train-0.tar: is not the tar that .*manifest.json knows"):
+    with pytest.raises(UserError, match="train-0.tar: is not the tar that .*manifest.json describes"):
         quiet(tmp_path)
     paths[0].unlink()
     with pytest.raises(UserError, match=r"train-0.tar: is missing \(1 of 2"):

@@ -228,7 +228,7 @@ def test_tars_that_are_not_what_they_should_be(served):
     stream(good)()
     refused("t.tar:s001: is not one image with its label", stream(good[:3] + good[4:] + good[3:4]))
     refused("t.tar:s000: is not one image with its label", stream(good[1:]))
-    refused("t.tar:s003: its label is no number below model.num_classes=4", stream([*good[:7], ("s003.cls", b"4")]))
+    refused("t.tar:s003: its label is not a number below model.num_classes=4", stream([*good[:7], ("s003.cls", b"4")]))
     refused("t.tar: no images", stream([("a.txt", b"x")][:0]))
     whole = stream(good)
     data = (folder / "t.tar").read_bytes()
@@ -268,15 +268,15 @@ def test_through_fsspec(tars, served):
 def test_what_cannot_be_streamed_is_refused(tars, served):
     url, _, handler = tars
     for spec, message in [
-        ("file:///etc/train-0.tar", "no URL to stream from"),
-        ("local:///etc/train-0.tar", "no URL to stream from"),
-        ("simplecache::http://host/a.tar", "no URL to stream from"),
-        ("pipe:curl http://host/a.tar", "no URL to stream from"),
+        ("file:///etc/train-0.tar", "not a URL to stream from"),
+        ("local:///etc/train-0.tar", "not a URL to stream from"),
+        ("simplecache::http://host/a.tar", "not a URL to stream from"),
+        ("pipe:curl http://host/a.tar", "not a URL to stream from"),
         ("http://host/*.tar", "cannot list its tars"),
         ("http://host/{0..1.tar", "braces of this pattern do not balance"),
         ("http://host/{a,a}.tar", "names a tar twice"),
         ("nosuch://host/a.tar", "nosuch"),
-        (url.replace("4}", "5}"), "does not know train-5.tar"),
+        (url.replace("4}", "5}"), "does not list train-5.tar"),
     ]:
         refused(message, lambda spec=spec: open_stream(spec, 10, 4))
     refused("images.train_samples=31, but .* counts 32", lambda: open_stream(url, 31, 4))
@@ -304,8 +304,8 @@ def test_the_image_stage_trains_from_a_stream(tars, tmp_path):
     assert all(b.images.shape[0] == 2 and b.weight == 2.0 for b in batches)
     late = list(images.batches(5, 1, 2, 2))
     assert all(torch.equal(a.images, b.images) for a, b in zip(batches[10:], late, strict=True))
-    refused("images.subset needs images by number", lambda: stage("images.subset=50%"))
-    refused("images.repeats needs images by number", lambda: stage("images.repeats=2"))
+    refused("images.subset needs random access", lambda: stage("images.subset=50%"))
+    refused("images.repeats needs random access", lambda: stage("images.repeats=2"))
     refused("images.train_samples is for streamed tars", lambda: stage("images.train=digits", "images.train_samples=9"))
 
 

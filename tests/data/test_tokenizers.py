@@ -197,6 +197,6 @@ def test_bad_folders_end_in_one_line(tmp_path):
     refused("cannot be read: TypeError")
     unigram = {"model": {"type": "Unigram", "vocab": []}, "pre_tokenizer": {"type": "Metaspace"}, "added_tokens": []}
     (tmp_path / "tokenizer.json").write_text(json.dumps(unigram))
-    refused("a Unigram tokenizer of another make")
+    refused("a Unigram tokenizer of another kind")
     (tmp_path / "merges.txt").write_text("a b\n")
     refused("cannot be read: FileNotFoundError")

@@ -143,7 +143,7 @@ def test_a_folder_of_something_else(tmp_path, recipe):
     (tmp_path / "thesis" / "chapter1.tex").write_text("...")
     command = Command([f"recipe={recipe}", f"run.dir={tmp_path / 'thesis'}"], tmp_path)
     assert command.wait() == 2
-    assert "is no run folder" in command.err
+    assert "is not a run folder" in command.err
     assert [p.name for p in (tmp_path / "thesis").iterdir()] == ["chapter1.tex"]
 
 

@@ -138,7 +138,7 @@ def test_lengths_are_checked_through():
     for rule in (make_rule("mixture", rules=[DYCK], task_prefix=True), make_rule("shuffled", rule=DYCK)):
         with pytest.raises(ValueError, match="even length"):
             rule.sample(keyed_rng(0), 1, 8 + (rule.name == "shuffled"))
-    with pytest.raises(ValueError, match="level 0 needs rows of 42"):
+    with pytest.raises(ValueError, match="level 0 needs sequences of 42"):
         make_rule("curriculum", rule={"name": "reverse"}, start=20).sample(keyed_rng(0), 1, 30)
     with pytest.raises(ValueError, match="even length, got 3"):  # not at level 0, but at the next
         make_rule("curriculum", rule=DYCK, step=1).check_length(8)

@@ -25,7 +25,7 @@ def test_every_rule_can_be_shown_and_drawn(name, tmp_path, capsys):
     picture = tmp_path / "rows.png"
     call("show", [f"rule={COMPOSITE.get(name, name)}", "count=2", "--png", str(picture)])
     output = capsys.readouterr().out
-    assert output.startswith("row 0: ") and "\nrow 1: " in output
+    assert output.startswith("sequence 0: ") and "\nsequence 1: " in output
     assert "\x1b" not in output  # not a terminal: no colour
     assert picture.read_bytes().startswith(b"\x89PNG") and [p.name for p in tmp_path.iterdir()] == ["rows.png"]
 
@@ -101,7 +101,7 @@ def test_arcs_join_every_answer_to_its_origin(name, options, length):
         (["rule=dyck", "count=0"], "count must lie in"),
         (["rule=dyck", "count=none"], "whole number"),
         (["rule=dyck", "rule=ww"], "given twice"),
-        (["rule=dyck", "name=ww"], "says again"),
+        (["rule=dyck", "name=ww"], "name= repeats rule="),
         (['rule={"name": "shuffled", "rule": {"name": ["dyck"]}}'], "there is no rule"),
         (["rule=dyck", "length=ten"], "whole number"),
         (["rule=[1]"], "there is no rule"),

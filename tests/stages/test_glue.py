@@ -299,7 +299,7 @@ def test_another_vocabulary_or_fewer_positions_are_refused(tmp_path, folder, pos
         (["text.field=sentence"], "text.task=rte has files of its own; leave text.field out"),
         (["text.heading=x"], "leave text.heading out"),
         (["model.decoder.tied=false"], "text.task=rte predicts no tokens; leave model.decoder.tied out"),
-        (["text.budget=0"], "text.budget is nothing"),
+        (["text.budget=0"], "text.budget=0 is not a length"),
         (["text.task=stsb"], "text.task: expected one of language, mathematics, cola"),
     ],
 )

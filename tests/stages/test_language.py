@@ -246,7 +246,7 @@ def test_a_warm_up_alone_is_a_language_model_of_its_rule(tmp_path):
         (["warmup.objective=next_token"], "needs a decoder"),
         (["model.decoder.size=2_4_16"], "a decoder reads no images"),
         (["model.decoder.size=2416"], "put it in quotes"),
-        (["model.decoder.size=2_4_16", "images.train=", "warmup.budget=4 steps"], "how long are the warm-up's rows"),
+        (["model.decoder.size=2_4_16", "images.train=", "warmup.budget=4 steps"], "warmup.length is missing"),
         (["model.decoder.size=2_4_16", "images.train=", "algorithmic.task=sorting", "warmup.budget=0",
           "algorithmic.budget=3 epochs"], "no epochs"),
     ],

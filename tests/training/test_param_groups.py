@@ -86,7 +86,7 @@ def test_refusals():
         ("train.freeze=[atention]", "unknown tensor group"),
         ("train.lr_factors={mlp: 0}", "number above 0"),
         ("train.lr_factors={x: 1}", "unknown tensor group"),
-        ("transfer.controls={mlp: shuffle}", "nothing to work on"),
+        ("transfer.controls={mlp: shuffle}", "no source to perturb"),
         ("transfer.sources={mlp: 3}", "expected a folder"),
     ]:
         with pytest.raises(UserError, match=says):

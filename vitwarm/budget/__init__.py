@@ -1,1 +1,1 @@
-"""Many runs become curves, intervals, tables and pictures. Reads run folders; never trains."""
+"""Turns many runs into curves, intervals, tables and figures. Reads run folders; never trains."""

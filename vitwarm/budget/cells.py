@@ -1,4 +1,4 @@
-"""How far each cell is, read from its folder alone: whoever asks, and whenever, the answer is the same."""
+"""The progress of each cell, read from its folder alone, so that every process gets the same answer."""
 
 import json
 import math
@@ -44,7 +44,7 @@ class Folders:
         self._hashes: dict[tuple[Path, int], str] = {}  # of recipes by file and its time: reading one takes a while
 
     def failures(self) -> dict[str, str]:
-        """Hash of a cell -> last words of its last attempt."""
+        """Hash of a cell -> last line of output of its last attempt."""
         return json.loads(self.failures_file.read_text(encoding="utf-8")) if self.failures_file.is_file() else {}
 
     def statuses(self, grid: Grid) -> dict[str, Status]:
@@ -54,13 +54,13 @@ class Folders:
         return {cell.hash: self._status(cell, finished, failures, grid) for cell in grid.cells}
 
     def _finished(self) -> dict[str, Path]:
-        """Hash that a result claims -> its folder; `read_run` checks the claim."""
+        """Hash named in a result -> its folder; `read_run` checks that hash."""
         found = {}
         for file in sorted(self.runs.glob("*/result.json")):
             try:
                 found[json.loads(file.read_text(encoding="utf-8"))["recipe_hash"]] = file.parent
             except (ValueError, KeyError, TypeError, OSError):
-                continue  # the cell whose folder it is will say so
+                continue  # reported by the cell whose folder it is
         return found
 
     def _status(self, cell: Cell, finished: dict[str, Path], failures: dict[str, str], grid: Grid) -> Status:
@@ -94,7 +94,7 @@ class Folders:
 
 
 def _unusable(run: Run, grid: Grid) -> str:
-    """Why the numbers of a finished run cannot be used, or nothing."""
+    """The reason why the numbers of a finished run cannot be used, or an empty string."""
     if run.result["seed"] != run.config.seed or run.result["recipe_hash"] != run.hash:
         return "result.json belongs to another recipe than recipe.yaml"
     if grid.stage not in run.result["stages"]:
@@ -106,12 +106,12 @@ def _unusable(run: Run, grid: Grid) -> str:
 
 
 def is_held(folder: Path) -> bool:
-    """Whether a process on this machine is at work in a run folder."""
+    """Whether a process on this machine is working in a run folder."""
     return is_locked(folder / ".lock")
 
 
 def progress(grid: Grid, statuses: dict[str, Status]) -> str:
-    """The table of progress: one mark a seed."""
+    """The table of progress, with one mark for each seed."""
     width = max(map(len, grid.plan.arms))
     heads = [f"{100 * budget:g}%" for budget in grid.plan.budgets]
     column = max(len(grid.plan.seeds), *map(len, heads)) + 2

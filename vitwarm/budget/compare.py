@@ -15,7 +15,7 @@ from vitwarm.errors import UserError
 from vitwarm.files import write_text
 from vitwarm.plotting import new_figure, save_figure
 
-# What arms of one comparison may differ in: how the trunk starts. Everything else must be the same recipe.
+# The keys in which arms of one comparison may differ: how the trunk starts. All other keys must be equal.
 ARM_KEYS = ("seed", "name", "description", "init_from", "resume_from", "model.init", "warmup", "transfer", "run")
 
 
@@ -64,7 +64,7 @@ def check_comparable(arms: dict[str, list[Run]], tuned: Sequence[str] = ()) -> N
         UserError: with the key that differs.
     """
     if unknown := next((key for key in tuned if key not in KEYS), None):
-        raise UserError(f"tuned={unknown} is no key of a recipe{nearest(unknown, KEYS)}")
+        raise UserError(f"tuned={unknown} is not a key of a recipe{nearest(unknown, KEYS)}")
     if len(arms) < 2:
         raise UserError("a comparison needs at least two arms: baseline=GLOB other=GLOB")
     first_arm, first_runs = next(iter(arms.items()))
@@ -73,13 +73,13 @@ def check_comparable(arms: dict[str, list[Run]], tuned: Sequence[str] = ()) -> N
         if [r.config.seed for r in runs] != seeds:
             raise UserError(
                 f"arms {first_arm} and {arm} have different seeds ({seeds}, {[r.config.seed for r in runs]}); "
-                "a paired comparison needs the same ones"
+                "a paired comparison needs equal seeds"
             )
         for run in runs:
             if changed := differences(runs[0].config, run.config, tuple(k for k in KEYS if k not in tuned)):
                 raise UserError(f"{run.folder} differs from {runs[0].folder} in {next(iter(changed))}, in one arm")
             if main_stage(run.config) is None:
-                raise UserError(f"{run.folder} is a warm-up alone; nothing to compare")
+                raise UserError(f"{run.folder} is a warm-up alone; compare runs with a main stage")
             for key, (theirs, value) in differences(first_runs[0].config, run.config, (*ARM_KEYS, *tuned)).items():
                 raise UserError(
                     f"{run.folder} differs from {first_runs[0].folder} in {key} ({value!r} against {theirs!r}); "
@@ -135,7 +135,7 @@ def compare(arms: dict[str, list[Run]], tuned: Sequence[str] = ()) -> list[Compa
 
 
 def markdown(rows: list[ComparedArm], arms: dict[str, list[Run]]) -> str:
-    """The table with what a reader needs to trust it."""
+    """The table as Markdown, with its seeds, intervals, costs and recipe hashes."""
     seeds = ", ".join(str(s) for s in rows[0].per_seed)
     several, keys = len(rows) > 2 and rows[1].holm is not None, list(rows[0].tuned)
     metric, count = METRICS[rows[0].metric], arms[rows[0].arm][0].result["metrics"]["count"]
@@ -179,14 +179,14 @@ def markdown(rows: list[ComparedArm], arms: dict[str, list[Run]]) -> str:
 
 def _verdict(row: ComparedArm, baseline: str) -> str:
     if row.low is None:
-        return "one seed has no interval and decides nothing."
+        return "one seed has no interval; no difference is detectable."
     if row.low > 0 or row.high < 0:
         return f"the interval excludes zero; these seeds show a difference to {baseline}."
-    return f"the interval includes zero; these seeds do not show a difference to {baseline}."
+    return f"the interval includes zero; no difference to {baseline} is detectable with these seeds."
 
 
 def plot(arms: dict[str, list[Run]], path: Path) -> None:
-    """The headline metric over samples seen, and the warm-up's accuracy where there is one.
+    """Draw the headline metric over samples seen, and the warm-up's accuracy where there is one.
 
     Thick lines are means over the seeds, thin ones the seeds.
 
@@ -217,7 +217,7 @@ def plot(arms: dict[str, list[Run]], path: Path) -> None:
 
 
 def plot_differences(rows: list[ComparedArm], path: Path) -> None:
-    """Differences to the baseline, an arm a line: each seed, their mean and its interval."""
+    """Draw the differences to the baseline, one line for each arm: each seed, their mean and its interval."""
     (baseline, *others), metric = rows, METRICS[rows[0].metric]
     figure = new_figure(figsize=(7.2, 1.4 + 0.3 * len(others)), layout="constrained")
     ax = figure.subplots()

@@ -1,4 +1,4 @@
-"""How often the intervals of a share hold the true one, by simulated studies with a known answer.
+"""Coverage of the intervals of a share, by simulated studies with a known answer.
 
 Accuracies of a baseline and an arm at 25, 50, 75 and 100 % of the data; a part of the noise is common to both arms of a
 seed. `vitwarm intervals` is its command line.

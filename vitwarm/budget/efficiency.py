@@ -1,4 +1,4 @@
-"""The runs of a plan become a study: what each arm reaches at each budget, and how much data its start is worth."""
+"""Analyses the runs of a plan: the value of each arm at each budget, and how much data its start saves."""
 
 from collections import Counter
 from collections.abc import Mapping
@@ -26,8 +26,8 @@ from vitwarm.checks import differences
 from vitwarm.errors import UserError
 
 _FEW = 3  # seeds below which nothing is claimed
-_LARGE = 0.05  # share of the main stage above which a warm-up is no small addition
-_LISTED = 6  # places that a warning names before it counts
+_LARGE = 0.05  # share of the main stage above which a warm-up is not a small addition
+_LISTED = 6  # places that a warning names; the rest is counted
 _OWN_KEYS = ("seed", "name", "description", "resume_from", "run")  # differ between any two cells
 
 
@@ -46,7 +46,7 @@ class CellRow:
 
     Attributes:
         value: final metric in the unit of the metric; None unless the state is `done`.
-        samples, tokens, flops, device_seconds: of all stages together, as the run counted them.
+        samples, tokens, flops, device_seconds: sums over all stages, as the run counted them.
         arguments: the command line that gives its recipe.
     """
 
@@ -73,7 +73,7 @@ class Point:
     """An arm at a budget; the difference is to the baseline at the same budget, paired by seed.
 
     Attributes:
-        seeds: that have a result here.
+        seeds: seeds that have a result here.
         pairs: seeds that have one here and in the baseline.
     """
 
@@ -91,16 +91,16 @@ class ArmRow:
 
     Attributes:
         changes: (key, the baseline's value, this arm's value) of their recipes.
-        warmup: of the warm-up, as a share of the full main stage in the plan's unit; None where no rate is known.
+        warmup: size of the warm-up, as a share of the full main stage in the plan's unit; None where no rate is known.
         mean, sd: over the seeds that have a result; sd is the sample standard deviation.
         difference: paired, at the full budget.
         bootstrap: (low, high) of that difference, for comparison.
         sd_difference: sample standard deviation of the paired differences.
-        p, p_holm: of the paired t test; adjusted for all arms of the study.
+        p, p_holm: p value of the paired t test; adjusted for all arms of the study.
         detectable: smallest true difference that these seeds find with 80 % power.
         flops, device_seconds: mean of a run at the full budget, all stages.
-        equivalence: from separately scheduled or branched runs, on the scale of the budgets.
-        crossing: read off the full-length runs, same scale.
+        equivalence: the data needed, from separately scheduled or branched runs, on the scale of the budgets.
+        crossing: the same, read off the full-length runs.
     """
 
     name: str
@@ -126,16 +126,16 @@ class ArmRow:
 
 @dataclass(frozen=True)
 class Study:
-    """All that a report says, in plain values.
+    """The results of a study, in plain values, as the report shows them.
 
     Attributes:
         data: what a budget counts, in a word: images, samples, tokens, ...
-        unit: of differences of the metric.
+        unit: unit of differences of the metric.
         arms: the baseline first.
         points: by arm, then budget.
         curves: arm -> seed -> (share of the budget, value) along the full-length run.
-        versions, devices: of the runs; several values where they differ.
-        command: that made the study.
+        versions, devices: versions and devices of the runs; several values where they differ.
+        command: command line that made the study.
     """
 
     name: str
@@ -165,22 +165,22 @@ class Study:
 
     @property
     def form(self) -> str:
-        """How a value is printed."""
+        """Format of a value."""
         return ".2f" if self.unit == "points" else ".4f"
 
     @property
     def signed(self) -> str:
-        """How a difference is printed."""
+        """Format of a difference."""
         return f"+{self.form}"
 
     @property
     def published_shares(self) -> list[Published]:
-        """How much data others needed."""
+        """Published amounts of data needed."""
         return [point for point in self.published if isinstance(point, Published)]
 
     @property
     def published_values(self) -> list[PublishedValue]:
-        """What others reached with all of it, in the metric of this study."""
+        """Published final values at the full budget, in the metric of this study."""
         values = [point for point in self.published if isinstance(point, PublishedValue)]
         return [point for point in values if point.metric == self.metric]
 
@@ -191,7 +191,7 @@ class Study:
 
 
 def analyse(grid: Grid, statuses: Mapping[str, Status], command: str = "") -> Study:
-    """Everything that the finished cells of a grid say; cells without a usable result are marked and left out.
+    """Analyse the finished cells of a grid; cells without a usable result are marked and left out.
 
     Args:
         grid: the plan's cells.
@@ -250,11 +250,11 @@ def analyse(grid: Grid, statuses: Mapping[str, Status], command: str = "") -> St
 
 
 def plan_warnings(plan: Plan, sd: float | None = None) -> list[str]:
-    """What a plan cannot decide with its seeds, before or after it ran.
+    """Warnings about what a plan cannot detect with its seeds, before or after it ran.
 
     Args:
         plan: the plan.
-        sd: of paired differences, in the metric's unit; None takes the plan's own.
+        sd: standard deviation of paired differences, in the metric's unit; None takes the plan's own.
     """
     found, n, unit = [], len(plan.seeds), METRICS[plan.metric].unit
     if n < _FEW:
@@ -269,9 +269,9 @@ def plan_warnings(plan: Plan, sd: float | None = None) -> list[str]:
         smallest = minimum_detectable_effect(sd, n)
         if smallest > plan.effect:
             found.append(
-                f"This plan cannot decide what it asks: with {n} seeds, and paired differences that scatter by "
+                f"This plan cannot detect its effect: with {n} seeds, and paired differences that scatter by "
                 f"{sd:.2g} {unit} (sd), a difference must be {smallest:.2g} {unit} to be found four times in five, and "
-                f"{plan.effect:g} is asked for. That takes about {seeds_needed(plan.effect, sd)} seeds."
+                f"the plan's effect is {plan.effect:g}. That takes about {seeds_needed(plan.effect, sd)} seeds."
             )
     return found
 
@@ -288,7 +288,7 @@ def _runs_of(grid: Grid, arm: str, runs: dict[tuple, Run]) -> dict[int, Run]:
 
 
 def _warmup_share(grid: Grid, arm: str, runs: dict[tuple, Run]) -> float | None:
-    """As planned, or as measured by the runs where no rate was known."""
+    """The warm-up's share as planned, or as measured by the runs where no rate was known."""
     try:
         return grid.warmup_share(arm)
     except UserError:
@@ -303,7 +303,7 @@ def _curves(grid: Grid, arm: str, runs: dict[tuple, Run], warmup: float) -> dict
     for seed, run in _runs_of(grid, arm, runs).items():
         try:
             curve = run.curve(grid.stage, grid.plan.metric)
-        except OSError:  # a folder that was thinned out keeps its result
+        except OSError:  # a folder without its log keeps its result
             continue
         whole = run.result["stages"][grid.stage]["samples"]
         found[seed] = [(offset + (1 - offset) * seen / whole, metric.scale * value) for seen, value in curve]
@@ -352,7 +352,7 @@ def _arm(
 
 
 def _changes(key: str, theirs: Any, ours: Any) -> list[tuple[str, Any, Any]]:
-    """One key, or those keys of a mapping that differ."""
+    """Split a changed key: the key itself, or those keys of a mapping that differ."""
     if not isinstance(theirs, dict) or not isinstance(ours, dict):
         return [(key, theirs, ours)]
     names = [name for name in {**theirs, **ours} if theirs.get(name) != ours.get(name)]

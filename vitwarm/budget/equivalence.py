@@ -1,9 +1,9 @@
-"""How much data an arm needs to be as good as the baseline with all of it: arrays in, numbers out.
+"""Estimates how much data an arm needs to be as good as the baseline with all of it, from arrays of values.
 
 An arm's value between two budgets is interpolated linearly in the logarithm of the budget, seed by seed. Interpolation
 that is linear in the values keeps paired differences normal, so that the t test of every budget in between is exact; in
-the logarithm a learning curve bends least. Where a true curve is concave its chords lie below it, and the share comes
-out too large: the saving is understated (docs/results/intervals.md has how much).
+the logarithm a learning curve is closest to linear. Where a true curve is concave its chords lie below it, and the
+share comes out too large: the saving is understated (docs/results/intervals.md has how much).
 
 The interval inverts that test: it holds every budget at which the paired t interval of the arm's value minus the
 baseline's value at the full budget contains zero (Fieller 1954). Such a set may have gaps; its hull is given, which can
@@ -57,14 +57,14 @@ class Equivalence:
 def equivalence(
     budgets: Sequence[float], values: Array, target: Array, higher: bool = True, confidence: float = 0.95
 ) -> Equivalence:
-    """Where the values reach the target.
+    """Estimate the share at which the values reach the target.
 
     Args:
         budgets: K shares, ascending.
         values: (K, seeds) of the arm; NaN where a run is missing.
         target: (seeds,) of the baseline at the full budget, same seeds; NaN where a run is missing.
         higher: whether more is better.
-        confidence: of both intervals.
+        confidence: level of both intervals.
     """
     gains = (values - target) if higher else (target - values)
     pairs = tuple(int(n) for n in np.isfinite(gains).sum(1))
@@ -116,7 +116,7 @@ def _hull(places: Array, gains: Array, estimate: float, confidence: float) -> In
 def _accepted(left: Array, right: Array, confidence: float) -> list[float]:
     """Weights w in [0, 1] that bound where the t test of (1 - w) left + w right accepts zero."""
     if len(left) < 2:
-        return [0.0, 1.0]  # nothing can be rejected
+        return [0.0, 1.0]  # the test rejects nothing
     slope = right - left
     (constant, cross), (_, square) = np.cov(left, slope)
     k = t_quantile(len(left), confidence) ** 2 / len(left)
@@ -139,7 +139,7 @@ def _bootstrap(places: Array, gains: Array, confidence: float) -> Interval | Non
 
 
 def _interval(places: Array, low: float, high: float) -> Interval:
-    """Places become shares; an end that nothing rules out is open."""
+    """Convert places to shares; an end that nothing rules out is open."""
     first, last = places[0], places[-1]
     return Interval(
         low=None if low <= first else float(np.exp(min(low, last))),

@@ -1,4 +1,4 @@
-"""The pictures of a study, as matplotlib figures that read well on paper, on a dark page and on a phone."""
+"""The figures of a study, in matplotlib, legible on paper, on a dark page and on a phone."""
 
 import io
 from typing import Any
@@ -14,7 +14,7 @@ INK = "#010203"  # of text and axes; a page puts its own colour in its place
 _BASELINE, _COLOURS = "#7b8794", ("#2f7fc1", "#d97a1f", "#2c9c6d", "#9466cf", "#d1495b", "#a08a15", "#1798a8")
 _MARKERS = "osD^vPX*"
 _LINES = ("-", (0, (4, 1.2)), (0, (1.2, 1.2)))  # of the arms that share a colour, in turn
-_EARLY = 0.1  # part of a run that may fall outside the picture of the learning curves
+_EARLY = 0.1  # part of a run that may fall outside the axes of the learning curves
 
 
 def efficiency(study: Study) -> Any:
@@ -97,7 +97,7 @@ def _band(ax: Any, runs: list[Any], look: dict[str, Any], label: str | None = No
 
 
 def needed(study: Study) -> Any:
-    """Data needed over the size of the warm-up, with the points that others published."""
+    """Draw the data needed over the size of the warm-up, with published points."""
     with load_matplotlib().rc_context(_style()):
         figure = new_figure(figsize=(4.8, 3.4), layout="constrained")
         ax = figure.subplots()
@@ -145,7 +145,7 @@ def needed(study: Study) -> Any:
 
 
 def _published_values(ax: Any, study: Study, full: float) -> None:
-    """What others reached, in the shape of the arm that stands for theirs, at the full budget."""
+    """Draw published final values at the full budget, with the marker of the arm that they correspond to."""
     arms = [arm.name for arm in study.arms]
     for k, point in enumerate(study.published_values):
         first = point.label not in [earlier.label for earlier in study.published_values[:k]]
@@ -221,7 +221,7 @@ def _needed_row(ax: Any, study: Study, arm: ArmRow, row: int) -> None:
 
 
 def _drawn(found: Equivalence) -> tuple[float, float]:
-    """Where an interval is drawn to: an open end up to the last budget that was measured."""
+    """The ends at which an interval is drawn: an open end goes to the last measured budget."""
     ends = found.interval or Interval(found.share, found.share)
     return (
         found.covered[0] if ends.low is None else ends.low,

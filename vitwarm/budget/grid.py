@@ -1,4 +1,4 @@
-"""The cells of a plan: each an ordinary recipe with a hash, all alike in whatever the plan does not vary."""
+"""The cells of a plan: each an ordinary recipe with a hash; keys that the plan does not vary are equal in all."""
 
 import math
 from collections.abc import Callable
@@ -18,10 +18,10 @@ WARMUP = "warmup"
 
 @dataclass(frozen=True)
 class Work:
-    """What a stage takes, without its evaluations; `device_seconds` is None where no rate is known.
+    """The work of a stage, without its evaluations; `device_seconds` is None where no rate is known.
 
     Attributes:
-        evaluation: of a stage's evaluations, the FLOPs, as a share of its own.
+        evaluation: FLOPs of the stage's evaluations, as a share of its training FLOPs.
     """
 
     steps: float
@@ -48,14 +48,14 @@ class Cell:
     """One run of the grid.
 
     Attributes:
-        budget: as a share of the full main stage, as the plan says it.
+        budget: share of the full main stage, as in the plan.
         main: share that the main stage takes; below `budget` where the warm-up is paid from it.
         config: the resolved recipe.
         hash: its name; a finished run with this hash is this cell, whatever its folder is called.
         arguments: the command line that gives the recipe.
-        folder: where it runs.
+        folder: run folder of the cell.
         work: stage -> what it will take from the checkpoint on that it needs.
-        needs: checkpoint of the full run that this one goes on from: where its warm-up ended, or where it branches off.
+        needs: checkpoint of the full run that this one resumes from: where its warm-up ended, or where it branches off.
         trunk: hash of the cell whose main stage this one branches off; None for a main stage of its own.
     """
 
@@ -83,7 +83,7 @@ class Grid:
     Attributes:
         stage: the main stage.
         work: arm -> stage -> what it takes at the full budget.
-        warnings: what the plan's author should know before it runs.
+        warnings: lines for the plan's author, before it runs.
     """
 
     plan: Plan
@@ -175,8 +175,8 @@ def _cell(
 ) -> Cell:
     """A cell; `whole` is the one at the full budget, None for that one itself.
 
-    Shorter runs of an arm and seed are the full one until its main stage begins, and branches for longer; they go on
-    from its checkpoints, and end with the same bits as if they had been alone.
+    Shorter runs of an arm and seed are the full one until its main stage begins, and branches for longer; they resume
+    from its checkpoints, and end with bits equal to those of a run of their own.
     """
     main = _main_share(plan, name, budget, work, stage)
     config, more = plan.recipe_of(name), []

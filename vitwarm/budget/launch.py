@@ -1,4 +1,4 @@
-"""Cells are carried out: one `accelerate launch` each, through submitit, on this machine or on Slurm."""
+"""Runs cells: one `accelerate launch` each, through submitit, on this machine or on Slurm."""
 
 import contextlib
 import json
@@ -39,7 +39,7 @@ class Launch:
 
 
 def train_command(arguments: Sequence[str], folder: Path, launch: Launch) -> list[str]:
-    """The command of a run; the same by hand goes on with it."""
+    """The command of a run; the same command by hand resumes it."""
     accelerate = [sys.executable, "-m", "accelerate.commands.launch", "--quiet", *shlex.split(launch.accelerate)]
     return [*accelerate, "-m", "vitwarm", "train", *arguments, f"run.dir={folder}"]
 
@@ -62,7 +62,7 @@ def carry_out(grid: Grid, folders: Folders, launch: Launch, out: Path, stop: lis
     Args:
         grid: the cells.
         folders: their state.
-        launch: where and how.
+        launch: where and how cells run.
         out: folder of the study; submitit keeps its files in out/jobs.
         stop: list that a signal handler fills; running cells then save a checkpoint and end.
 
@@ -118,12 +118,12 @@ def carry_out(grid: Grid, folders: Folders, launch: Launch, out: Path, stop: lis
 
 
 def _check_needs(grid: Grid, statuses: dict[str, Status]) -> None:
-    """Full runs that are over must have left what the shorter ones go on from."""
+    """Check that finished full runs have left the checkpoints that shorter ones resume from."""
     for cell in grid.cells:
         if cell.needs and not cell.needs.is_dir() and statuses[cell.hash].state == WAITING:
             whole = next(c for c in grid.cells if c.folder == cell.needs.parent.parent)
             if statuses[whole.hash].state == DONE:
-                gone = f"{cell.title} goes on from {cell.needs}, which is gone"
+                gone = f"{cell.title} resumes from {cell.needs}, which is missing"
                 raise UserError(f"{gone}; remove {whole.folder} to carry that run out again")
 
 
@@ -164,17 +164,17 @@ def _devices(launch: Launch, slot: int) -> str | None:
 
 
 def _last_words(job: Any) -> str:
-    """Why a cell failed: our own line if there is one, else the last."""
+    """The reason why a cell failed: the line of vitwarm if there is one, else the last line."""
     text = (job.stderr() or "") + "\n" + (job.stdout() or "")
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     ours = [line for line in lines if line.startswith("vitwarm:") and "warning" not in line]
     faults = [line for line in lines if "Error" in line and not line.startswith("submitit")]
-    last = (ours or faults or lines or [f"it left nothing; see job {job.job_id}"])[-1 if ours else 0]
+    last = (ours or faults or lines or [f"no output; see job {job.job_id}"])[-1 if ours else 0]
     return last.removeprefix("vitwarm: ").removeprefix("error: ")[:500]
 
 
 def _end(jobs: dict[str, Any], launch: Launch) -> None:
-    """Ask the trainings of this machine to save and end; jobs on Slurm go on without us."""
+    """Signal the trainings of this machine to save and end; jobs on Slurm continue by themselves."""
     if launch.executor == "slurm":
         return
     import psutil

@@ -5,12 +5,12 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Metric:
-    """How a metric of the main stage is shown, and which way is better.
+    """Display of a metric of the main stage, and which direction is better.
 
     Attributes:
-        label: with its unit, for axes.
-        unit: of a difference, for sentences.
-        scale: from result.json to that unit.
+        label: name with unit, for axes.
+        unit: unit of a difference, for sentences.
+        scale: factor from result.json to that unit.
         higher: whether more is better.
     """
 

@@ -1,4 +1,4 @@
-"""A page as a list of blocks, written once and read twice: as Markdown, and as HTML that needs nothing else."""
+"""A page as a list of blocks, rendered as Markdown and as a self-contained HTML file."""
 
 import re
 from collections.abc import Sequence
@@ -8,7 +8,7 @@ from html import escape as _escape
 
 @dataclass(frozen=True)
 class Text:
-    """A paragraph; `lead` is the answer, `next` what stands beside it, `small` what surrounds it."""
+    """A paragraph; `lead` is the answer, `next` what qualifies it, `small` the setting."""
 
     text: str
     kind: str = ""
@@ -40,7 +40,7 @@ class Table:
 
 @dataclass(frozen=True)
 class Figure:
-    """A picture: `svg` goes into the page, `file` is what Markdown links to."""
+    """A figure: HTML contains `svg`, Markdown links to `file`."""
 
     svg: str
     file: str
@@ -92,7 +92,7 @@ def _markdown(block: Block) -> str:
 
 
 def to_html(title: str, blocks: Sequence[Block]) -> str:
-    """The page as one HTML file, without scripts and without anything to load."""
+    """The page as one HTML file, without scripts or external files."""
     body = "\n".join(_html(b) for b in blocks)
     return (
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'

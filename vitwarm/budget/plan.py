@@ -1,4 +1,4 @@
-"""A plan: arms x budgets x seeds, and the question they are to answer. One YAML file; data only, as a recipe is."""
+"""A plan of a study: arms x budgets x seeds, and the effect to detect. One YAML file; data only, like a recipe."""
 
 import json
 import math
@@ -22,7 +22,7 @@ POINTS = ("scheduled", "branched", "crossing")
 
 @dataclass(frozen=True)
 class Arm:
-    """One way to start: a recipe and what is set in it (full keys)."""
+    """An arm: a recipe and the keys that the plan sets in it (full keys)."""
 
     name: str
     recipe: str
@@ -31,13 +31,13 @@ class Arm:
 
 @dataclass(frozen=True)
 class Published:
-    """A point that somebody published: how much data matched the default's final value after how much warm-up.
+    """A published point: how much data matched the default's final value after how much warm-up.
 
     Attributes:
-        label: whose.
-        warmup: of the warm-up, per cent of the full budget.
-        needed: of the main stage, per cent of the full budget.
-        source: where it stands.
+        label: whose point it is.
+        warmup: size of the warm-up, per cent of the full budget.
+        needed: size of the main stage, per cent of the full budget.
+        source: the publication.
     """
 
     label: str
@@ -48,14 +48,14 @@ class Published:
 
 @dataclass(frozen=True)
 class PublishedValue:
-    """A final value that somebody published for an arm of the plan, at the full budget of their recipe.
+    """A published final value for an arm of the plan, at the full budget of its recipe.
 
     Attributes:
-        label: whose.
-        arm: the arm of the plan that stands for theirs.
+        label: whose value it is.
+        arm: the arm of the plan that it corresponds to.
         metric: a key of `METRICS`; drawn where the plan asks for the same one.
         value: in the unit in which that metric is shown: per cent, nats.
-        source: where it stands.
+        source: the publication.
     """
 
     label: str
@@ -67,19 +67,19 @@ class PublishedValue:
 
 @dataclass(frozen=True)
 class Plan:
-    """What the YAML file of a plan says; docs/budgets.md explains every key.
+    """A plan, as its YAML file describes it; docs/budgets.md explains every key.
 
     Attributes:
-        name: of its file.
+        name: name of its file.
         arms: by name, the baseline first.
         budgets: shares of the full main stage in (0, 1], ascending, the last is 1.
         setting: additive (warm-up on top of the budget) or substitutive (the budget is the total).
         unit: what a budget and a warm-up are counted in.
-        points: how budgets below the full one come about: own schedules, branches of one trunk, or not at all.
+        points: how runs of budgets below the full one are made: own schedules, branches of one trunk, or not at all.
         set: keys of every cell's recipe.
         tuned: keys beyond the start of the trunk in which arms may differ, such as a learning rate tuned for each.
         effect: smallest difference that matters, in units of the metric; the plan is judged by it.
-        sd: of paired differences, when known from earlier runs; for planning before there are any here.
+        sd: standard deviation of paired differences, if known from earlier runs; for planning before the first run.
         train_images: size of the training set, where it cannot be counted here.
         published: points to draw beside ours.
     """
@@ -159,10 +159,10 @@ def read_plan(path: Path, overrides: dict[str, str] | None = None) -> Plan:
 
     Args:
         path: the YAML file.
-        overrides: of the command line: keys of the plan, and keys of the recipe (`images.train`), which go to `set`.
+        overrides: overrides of keys of the plan, and of keys of the recipe (`images.train`), which go to `set`.
 
     Raises:
-        UserError: in one line, what is wrong.
+        UserError: the plan is malformed or impossible.
     """
     tree = read_yaml(path)
     for key, text in (overrides or {}).items():
@@ -247,12 +247,12 @@ def _budgets(path: Path, values: Any) -> tuple[float, ...]:
     amounts = [Amount.parse(value, f"{path}: budgets") for value in values]
     for amount in amounts:
         if amount.unit != "%" or amount.value == 0:
-            raise UserError(f"{path}: budgets: {amount.text!r} is no share; write them as 25%, 50%, 100%")
+            raise UserError(f"{path}: budgets: {amount.text!r} is not a share; write them as 25%, 50%, 100%")
     shares = tuple(sorted({float(amount.value / 100) for amount in amounts}))
     if len(shares) < len(values):
         raise UserError(f"{path}: budgets: one of them comes twice")
     if shares[-1] != 1:
-        raise UserError(f"{path}: budgets lacks 100%: the baseline's value there is what the arms are measured by")
+        raise UserError(f"{path}: budgets lacks 100%, where the baseline's value is the target of the arms; add it")
     return shares
 
 

@@ -1,4 +1,4 @@
-"""A study becomes a page that anyone can open, and the numbers behind it."""
+"""Writes the report of a study: a page to open in a browser, and the numbers behind it."""
 
 import csv
 import io
@@ -26,11 +26,11 @@ from vitwarm.budget.wording import (
 )
 from vitwarm.files import write_bytes
 
-_RESUMED = "A run that goes on from a checkpoint of another counts that part as its own."
+_RESUMED = "A run that resumes from a checkpoint of another counts that part as its own."
 
 
 def write_report(study: Study, folder: Path) -> list[Path]:
-    """Write report.html, report.md, the pictures (SVG and PNG), cells.csv and study.json; each whole or not at all.
+    """Write report.html, report.md, the figures (SVG and PNG), cells.csv and study.json; each whole or not at all.
 
     Args:
         study: what `analyse` found.
@@ -42,12 +42,12 @@ def write_report(study: Study, folder: Path) -> list[Path]:
     Raises:
         UserError: matplotlib is missing.
     """
-    pictures: dict[str, str] = {}
+    drawn: dict[str, str] = {}
     files: dict[str, str | bytes] = {}
     for name, figure in _figures(study).items():
         inner, files[f"{name}.svg"], files[f"{name}.png"] = figures.save(figure)
-        pictures[name] = inline(inner, name, figures.INK)
-    title, blocks = f"{study.name}: how much data a start is worth", page(study, pictures)
+        drawn[name] = inline(inner, name, figures.INK)
+    title, blocks = f"{study.name}: how much data a start is worth", page(study, drawn)
     files |= {
         "report.md": to_markdown(title, blocks),
         "cells.csv": _csv(study.cells),
@@ -60,12 +60,12 @@ def write_report(study: Study, folder: Path) -> list[Path]:
     return [folder / name for name in reversed(files)]
 
 
-def page(study: Study, pictures: dict[str, str]) -> list[Any]:
-    """The page's blocks, the answer first.
+def page(study: Study, drawn: dict[str, str]) -> list[Any]:
+    """The blocks of the page, the answer first.
 
     Args:
         study: the study.
-        pictures: name -> SVG for the inside of a page.
+        drawn: name -> SVG for the inside of a page.
     """
     blocks: list[Any] = [Text(text, "next" if i else "lead") for i, text in enumerate(headline(study))]
     blocks += [Points([difference_sentence(study, arm) for arm in study.others]), Text(_facts(study), "small")]
@@ -78,13 +78,13 @@ def page(study: Study, pictures: dict[str, str]) -> list[Any]:
     }
     if len(study.budgets) > 1 or study.published_shares:
         blocks.append(Heading("Data needed"))
-    if "efficiency" in pictures:
-        blocks.append(Figure(pictures["efficiency"], "efficiency.svg", captions["efficiency"]))
+    if "efficiency" in drawn:
+        blocks.append(Figure(drawn["efficiency"], "efficiency.svg", captions["efficiency"]))
     if len(study.budgets) > 1:
         blocks.append(_needed_table(study))
         blocks.append(Folded("Seeds and bootstrap behind these numbers", [_detail_table(study)]))
-    if "needed" in pictures:
-        blocks.append(Figure(pictures["needed"], "needed.svg", captions["needed"]))
+    if "needed" in drawn:
+        blocks.append(Figure(drawn["needed"], "needed.svg", captions["needed"]))
         blocks.append(Points([f"{p.label}: {p.source}" for p in study.published_shares]))
     blocks += [Heading("At the full budget"), _arm_table(study)]
     if published := study.published_values:
@@ -92,8 +92,8 @@ def page(study: Study, pictures: dict[str, str]) -> list[Any]:
         blocks.append(Points([f"{p.label}, {p.arm}: {p.value:{study.form}} ({p.source})" for p in published]))
     if len(study.budgets) > 1:
         blocks += [Heading(f"Difference to {study.baseline} at each budget"), _point_table(study)]
-    if "curves" in pictures:
-        blocks += [Heading("Learning curves"), Figure(pictures["curves"], "curves.svg", captions["curves"])]
+    if "curves" in drawn:
+        blocks += [Heading("Learning curves"), Figure(drawn["curves"], "curves.svg", captions["curves"])]
     blocks += [Heading("Every run"), Text(_cells_text(study)), _seed_table(study)]
     if lost := [c for c in study.cells if c.note]:
         blocks.append(Points([f"{c.arm} at {share_text(c.budget)}, seed {c.seed}: {c.state}: {c.note}" for c in lost]))
@@ -267,7 +267,7 @@ def _method(study: Study) -> list[str]:
             f"budget, reaches {worth}. Its interval holds every budget at which the paired t test does not tell the "
             "two apart; an end that no budget of the plan rules out is open. A chord of a concave curve lies below "
             "it, so savings are rather understated.",
-            f"The bootstrap of seeds stands beside it for comparison: {ceiling}, whatever it is asked for.",
+            f"The bootstrap of seeds stands beside it for comparison: {ceiling}, whatever its nominal level.",
         ]
     found += [
         f"Read off one long run: the first evaluation of a full-length run at which it passes {worth}, as papers "

@@ -1,4 +1,4 @@
-"""Finished run folders, read back."""
+"""Reads finished run folders."""
 
 import glob
 import json
@@ -18,9 +18,9 @@ class Run:
     """One finished run.
 
     Attributes:
-        folder: where it is.
+        folder: the run folder.
         config: its resolved recipe.
-        hash: of that recipe.
+        hash: hash of that recipe.
         result: content of result.json.
     """
 
@@ -61,13 +61,13 @@ class Run:
 
 @dataclass(frozen=True)
 class Cost:
-    """What the weights of a run took to train.
+    """The cost of training the weights of a run.
 
     Attributes:
-        warmup_samples: of all warm-ups.
+        warmup_samples: samples of all warm-ups.
         flops: training FLOPs.
         device_seconds: seconds of the stages, evaluations among them, times processes.
-        unknown: sources of weights that no finished run is to be found for, and that are not counted.
+        unknown: sources of weights without a finished run to read; they are not counted.
     """
 
     warmup_samples: float
@@ -85,7 +85,7 @@ def _collect_sources(run: Run, taken: dict[tuple[Path, str], Run], unknown: dict
             unknown[source] = None
             continue
         found = read_run(folder)
-        warmed = path.name != EXPORT and (folder / WARMUP).is_dir()  # then this is what a start from the run takes
+        warmed = path.name != EXPORT and (folder / WARMUP).is_dir()  # a start from the run takes this stage
         taken |= {(folder.resolve(), name): found for name in found.result["stages"] if name == WARMUP or not warmed}
         _collect_sources(found, taken, unknown)
 
@@ -94,10 +94,10 @@ def read_run(folder: Path) -> Run:
     """A finished run.
 
     Raises:
-        UserError: no run folder, or the run is not finished.
+        UserError: not a run folder, or the run is not finished.
     """
     if not (folder / "recipe.yaml").is_file():
-        raise UserError(f"{folder} is no run folder (it has no recipe.yaml)")
+        raise UserError(f"{folder} is not a run folder (it has no recipe.yaml)")
     if not (folder / "result.json").is_file():
         raise UserError(f"the run in {folder} is not finished (no result.json); run its recipe to the end first")
     config = read_frozen(folder / "recipe.yaml")

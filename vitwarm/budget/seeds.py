@@ -1,6 +1,6 @@
-"""Finished runs seed by seed: final metrics of arms, paired differences to the first one, a dot for each seed.
+"""Compares finished runs seed by seed: final metrics of arms, paired differences to the first one, a dot a seed.
 
-For metrics of which a mean says little: a task that a tiny model either solves or does not.
+For metrics whose mean says little, such as a task that a tiny model either solves or does not.
 """
 
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from vitwarm.budget.statistics import paired_interval
 from vitwarm.errors import UserError
 from vitwarm.plotting import new_figure, save_figure
 
-_PLAIN = ("loss", "perplexity")  # metrics that are no shares; all others are shown in per cent
+_PLAIN = ("loss", "perplexity")  # metrics that are not shares; all others are shown in per cent
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Few paired seeds become intervals and powers: arrays in, numbers out; scipy does the mathematics.
+"""Intervals, tests and power for a few paired seeds, from arrays of values, with scipy.
 
 The seeds of an arm are paired with the baseline's: the same root seed orders the same images and draws the same
 augmentation, so what a seed adds to both cancels in the difference.
@@ -19,7 +19,7 @@ _RESAMPLES = 2000
 
 
 def load_scipy() -> ModuleType:
-    """scipy with `stats` and `optimize`, imported on first use.
+    """Import scipy with `stats` and `optimize` on first use.
 
     Raises:
         UserError: scipy is missing.
@@ -67,7 +67,7 @@ def bootstrap_interval(differences: Array, confidence: float = 0.95) -> tuple[fl
     """Percentile bootstrap of the mean of paired differences; a single pair has none.
 
     It never reaches beyond the smallest and the largest difference, so with n seeds it covers a symmetric truth at most
-    `bootstrap_ceiling(n)` of the time, whatever it is asked for. Percentile and not BCa: BCa corrects for a skewness
+    `bootstrap_ceiling(n)` of the time, whatever its nominal level. Percentile and not BCa: BCa corrects for a skewness
     that it reads off the n values left out one by one, which with a handful of seeds is noise.
     """
     if len(differences) < 2:
@@ -95,7 +95,7 @@ def paired_power(effect: float, sd: float, n: int, alpha: float = 0.05) -> float
 
     Args:
         effect: the true mean difference.
-        sd: of paired differences.
+        sd: standard deviation of paired differences.
         n: pairs.
         alpha: level of the test.
     """
@@ -109,7 +109,7 @@ def minimum_detectable_effect(sd: float, n: int, power: float = 0.8, alpha: floa
     """Smallest true mean difference that n pairs find with the given power.
 
     Args:
-        sd: of paired differences, in any unit.
+        sd: standard deviation of paired differences, in any unit.
         n: pairs.
         power: probability of finding it.
         alpha: level of the two-sided paired t test.

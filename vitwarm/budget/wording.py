@@ -1,4 +1,4 @@
-"""What a study says, in sentences: a number only where there is one, and its uncertainty beside it."""
+"""The results of a study in sentences: every number with its uncertainty beside it."""
 
 from vitwarm.budget.efficiency import ArmRow, Mean, Study
 from vitwarm.budget.equivalence import AT_MOST, NEVER, REACHED, Interval
@@ -27,7 +27,7 @@ def needed_text(arm: ArmRow) -> str:
 
 
 def saved_text(arm: ArmRow, cost: float = 0.0) -> str:
-    """What is left of the full budget, less a cost: `27.9 % [14.7, 39.0]`."""
+    """The share of the full budget that is saved, less a cost: `27.9 % [14.7, 39.0]`."""
     found = arm.equivalence
     if found.share is None:
         return ""
@@ -92,10 +92,10 @@ def _answer(study: Study, arm: ArmRow) -> str:
 
 
 def _doubt(study: Study, arm: ArmRow, net: bool) -> str:
-    """What the interval does not rule out."""
+    """A sentence on what the interval does not rule out."""
     interval, seeds = arm.equivalence.interval, max(arm.equivalence.pairs)
     if interval is None:
-        return " One seed has no interval and decides nothing."
+        return " One seed has no interval; no difference is detectable."
     if interval.high is None:
         return f" The interval is open: {seeds} seeds do not show that anything is saved."
     if net and interval.high + arm.warmup >= 1 > arm.equivalence.share + arm.warmup:
@@ -110,9 +110,9 @@ def difference_sentence(study: Study, arm: ArmRow) -> str:
         return f"{arm.name} at the full budget: no seed has a result in both arms."
     text = f"{arm.name} at the full budget: {mean_text(mean, study.signed)} {study.unit} against {study.baseline}"
     if mean.low is None:
-        return f"{text}; one seed decides nothing."
+        return f"{text}; no difference is detectable with one seed."
     if not (mean.low > 0 or mean.high < 0):
-        return f"{text}; {arm.pairs} seeds do not show a difference."
+        return f"{text}; no difference is detectable with {arm.pairs} seeds."
     if arm.p_holm is not None and arm.p_holm >= 0.05:
         alone = f"show a difference by itself, not among {len(study.others)} comparisons"
         return f"{text}; {arm.pairs} seeds {alone} (p {arm.p_holm:.2g} by Holm)."
@@ -120,7 +120,7 @@ def difference_sentence(study: Study, arm: ArmRow) -> str:
 
 
 def _read_off(study: Study, arm: ArmRow) -> str:
-    """What is left to say of an arm without runs at two budgets."""
+    """A sentence on an arm without runs at two budgets."""
     base, crossing = study.baseline, arm.crossing
     if not crossing.shares:
         return f"Nothing can be said about the arm {arm.name} yet: it, or {base}, lacks finished runs."
@@ -143,7 +143,7 @@ def _estimate(share: float) -> str:
 
 
 def _bracket(interval: Interval | None, covered: tuple[float, float] | None) -> str:
-    """` [61.0, 85.3]`, in per cent; an open end is said by the last budget that was measured."""
+    """` [61.0, 85.3]`, in per cent; an open end is given by the last measured budget."""
     if interval is None or covered is None:
         return ""
     first, last = covered

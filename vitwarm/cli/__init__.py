@@ -1,6 +1,6 @@
 """The `vitwarm` command. Each subcommand is a module of this package with its `Options` and `run(options)`.
 
-The modules import what they need once their options are known to be good: help, lists and mistakes answer at once.
+The modules import what they need once their options are checked, so that help, lists and errors are fast.
 """
 
 import sys
@@ -51,8 +51,8 @@ def call(name: str, words: Sequence[str], program: str | None = None) -> None:
     """Carry out a subcommand.
 
     Args:
-        name: of the subcommand.
-        words: that follow it on the command line.
+        name: name of the subcommand.
+        words: words that follow it on the command line.
         program: how the user calls it, for the help.
 
     Raises:

@@ -18,16 +18,17 @@ def _groups() -> str:
 class Options:
     """Build a trunk from several sources, such as the attention of A and the MLPs of B.
 
-    What no source gives is the target's. vitwarm.json in `out` holds files, their SHA-256 and every tensor's origin.
+    Tensors that no source gives are the target's. vitwarm.json in `out` holds the files with their SHA-256 and the
+    origin of every tensor.
     """
 
     target: str = option("RUN, RUN/export, a GPT-2 folder of transformers, or timm:NAME", form="RUN")
     out: Path = option("a timm folder to make (or one of GPT-2)", form="FOLDER")
     fresh: bool = option("the target's architecture with new weights, not its own", False)
-    seed: int = option("of the new weights and of the controls", 0, within="[0, inf)")
+    seed: int = option("seed of the new weights and of the controls", 0, within="[0, inf)")
     controls: dict[str, str] = rest(
         "control.GROUPS=CONTROL",
-        "shuffle, gaussian, noise:0.1 or scale:0.5, done to the sources first",
+        "shuffle, gaussian, noise:0.1 or scale:0.5, applied to the sources first",
         prefix="control.",
         last=True,
     )

@@ -22,7 +22,7 @@ class Options(RecipeOptions):
 def run(options: Options) -> None:
     """Train; prints the metrics of each seed."""
     if "seed" in options.overrides:
-        raise UserError("seed= is for one run; seeds= says it here")
+        raise UserError("seed= is for one run; an ensemble takes seeds=")
     from vitwarm.recipe import load_recipe
 
     config = load_recipe(options.recipe_words)

@@ -20,13 +20,13 @@ class Options:
     tokens: int = option("tokens to add", 50, within="[1, inf)")
     temperature: float = option("logits are divided by it; 0 takes the most probable token", 0.0, within="[0, inf)")
     top_k: int | None = option("sample among the k most probable tokens only", None, form="K", within="[1, inf)")
-    seed: int = option("of the sampling", 0, within="[0, inf)")
+    seed: int = option("seed of the sampling", 0, within="[0, inf)")
     cache: bool = option("keep keys and values of earlier tokens", True)
 
 
 def run(options: Options) -> None:
     """Generate; prints the prompt and its continuation."""
-    import torch  # only once the command line is known to be good
+    import torch  # only once the command line is checked
 
     from vitwarm.data.tokenizers import read_tokenizer
     from vitwarm.export.gpt2 import read_gpt2
@@ -35,7 +35,9 @@ def run(options: Options) -> None:
     decoder = read_gpt2(options.export)
     tokenizer = read_tokenizer(options.tokenizer or options.export)
     if tokenizer.vocab_size > decoder.vocab_size:
-        raise UserError(f"the tokenizer has {tokenizer.vocab_size} ids, the model {decoder.vocab_size}: not its own")
+        raise UserError(
+            f"tokenizer= has {tokenizer.vocab_size} ids, the model {decoder.vocab_size}; give the model's own"
+        )
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     prompt = tokenizer.encode(options.prompt)
     if not prompt and tokenizer.end is not None:

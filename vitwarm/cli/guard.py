@@ -1,4 +1,4 @@
-"""Exit codes: 2 and one line for a user's mistake, 75 for a run to resume, a traceback for a fault of ours."""
+"""Exit codes: 2 and one line for a user's mistake, 75 for a run to resume, a traceback for a bug."""
 
 import os
 import signal
@@ -12,7 +12,7 @@ MISTAKE, RESUME = 2, 75  # 75 is EX_TEMPFAIL of sysexits.h: try the same command
 
 
 def guarded(action: Callable[[], None]) -> int:
-    """Carry out an action; returns the exit code of the process."""
+    """Run an action and return the exit code of the process."""
     code = 0
     try:
         action()
@@ -30,7 +30,7 @@ def guarded(action: Callable[[], None]) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or closing it would complain again
     except MemoryError as error:
         code = MISTAKE
-        _complain(f"error: out of memory: {error}; lower the batch, the rows' length or the model's size")
+        _complain(f"error: out of memory: {error}; lower the batch, the sequence length or the size of the model")
     except OSError as error:
         trouble = disk_trouble(error)
         if trouble is None:
@@ -42,7 +42,7 @@ def guarded(action: Callable[[], None]) -> int:
 
 
 def say(text: str, file: TextIO | None = None) -> None:
-    """Print; of several processes that come here, one speaks."""
+    """Print a line, on one of several processes."""
     if os.environ.get("RANK", "0") == "0":
         print(text, file=file, flush=True)
 

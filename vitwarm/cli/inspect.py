@@ -20,7 +20,7 @@ class Options:
         form="RUN",
     )
     vs: str | None = option("another one, drawn beside it", None, form="RUN")
-    rule: str = option("whose held-out sequences are read; a decoder reads the rule that it learnt", "dyck")
+    rule: str = option("rule whose held-out sequences are read; a decoder reads the rule of its warm-up", "dyck")
     length: int | None = option("tokens in a sequence", None, within="[1, inf)")
     lowest: int | None = option(
         "how many heads to name as the groups of a transfer; a quarter of them if not given", None, within="[1, inf)"
@@ -44,6 +44,6 @@ def run(options: Options) -> None:
         print(f"{place}\n\n{table(one)}\n\nlowest entropy: {one.lowest(count)}\n")
     if options.png is not None:
         short = {"/".join(Path(p).parts[-2:]): one for p, one in found.items()}
-        title = f"Attention on 64 held-out rows of {rule.spec()['name']}."
+        title = f"Attention on 64 held-out sequences of {rule.spec()['name']}."
         plot(short if len(short) == len(found) else found, options.png, title)
         print(f"written: {options.png}")

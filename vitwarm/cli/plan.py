@@ -14,7 +14,7 @@ class Options(RecipeOptions):
     """
 
     gpus: int = option("devices, one process each")
-    device: str = option("what they are: h100, a100, l40s, ...", form="h100")
+    device: str = option("kind of device: h100, a100, l40s, ...", form="h100")
     mfu: float = option("assumed share of the device's peak that the model's FLOPs reach", 0.4)
     train_images: int | None = option("size of the training set, where it cannot be counted here", None)
 

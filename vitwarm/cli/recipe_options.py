@@ -1,4 +1,4 @@
-"""What the subcommands that take a recipe have in common."""
+"""Options of the subcommands that take a recipe."""
 
 from dataclasses import dataclass
 

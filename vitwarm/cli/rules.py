@@ -30,7 +30,7 @@ def read_rule(name: str, parameters: dict[str, str]) -> "Rule":
     if not isinstance(spec, dict) or not isinstance(spec.get("name"), str):
         raise UserError(f'a rule needs a name, such as {{"name": "dyck"}}, not {name}')
     if "name" in parameters:
-        raise UserError("name= says again what rule= says")
+        raise UserError("name= repeats rule=; leave name= out")
     try:
         return make_rule(**spec | {key: _value(key, text) for key, text in parameters.items()})
     except (TypeError, ValueError) as error:

@@ -21,9 +21,9 @@ class Options:
     """
 
     rule: str = option("a rule", form="NAME")
-    length: int | None = option("tokens in a sequence; what suits the rule if not given", None, within="[1, inf)")
+    length: int | None = option("tokens in a sequence; by the rule if not given", None, within="[1, inf)")
     count: int = option("sequences", 3, within="[1, inf)")
-    seed: int = option("of the sequences", 0, within="[0, inf)")
+    seed: int = option("seed of the sequences", 0, within="[0, inf)")
     mask: float = option("share of the eligible positions that are hidden", 0.5, within="[0, 1]")
     png: Path | None = flag("also draw them, into this file", form="FILE.png", suffix=".png")
     parameters: dict[str, str] = rest("PARAMETER=VALUE", "a parameter of the rule", explain=rule_list)

@@ -24,7 +24,7 @@ class Options(RecipeOptions):
 
 
 def run(options: Options) -> None:
-    """Train; prints what came of it and where it is."""
+    """Train; prints the result and the run folder."""
     if options.recipe == "list":
         from vitwarm.cli.recipes import recipe_list
 

@@ -30,18 +30,18 @@ _WIDTH = 100  # columns of a help text
 
 @dataclass(frozen=True)
 class Word:
-    """How a field stands on the command line.
+    """How a field is written on the command line.
 
     Attributes:
         kind: `option` is NAME=VALUE, `flag` is --NAME, `place` is a word by its position, `rest` is whatever other
             words there are, as a dict, `typed` is all words but the flags.
         help: its line in the help.
-        form: what stands for the value there.
+        form: placeholder of the value in the help.
         within: interval that a number, or each of several, must lie in, such as `[1, inf)`.
         suffix: what the name of a file ends in.
-        bare: value of a flag that stands without one.
+        bare: value of a flag that is given without one.
         required: of `rest`: there must be such a word.
-        prefix: of `rest`: only the words that begin with it; it is no part of the key.
+        prefix: of `rest`: only the words that begin with it; it is not part of the key.
         last: of `rest`: the key ends at the last `=` of a word, not at the first.
         empty: of `rest`: a value may be empty.
         explain: of `rest`: more text for the help.
@@ -88,7 +88,7 @@ def rest(
     empty: bool = False,
     explain: Callable[[], str] | None = None,
 ) -> Any:
-    """A `dict[str, str]` of the words that are no option; see `Word`."""
+    """A `dict[str, str]` of the words that are not an option; see `Word`."""
     word = Word("rest", help, form, required=required, prefix=prefix, last=last, empty=empty, explain=explain)
     return field(default_factory=dict, metadata={"word": word})
 
@@ -268,7 +268,7 @@ def usage(declared: type, program: str) -> str:
 
 
 def listing(rows: Iterable[tuple[str, str]], indent: int = 0) -> str:
-    """Names and what they are, in two columns; what is indented is wrapped."""
+    """Names and descriptions in two columns; indented ones are wrapped."""
     rows = list(rows)
     width = max(len(name) for name, _ in rows)
     lines = []

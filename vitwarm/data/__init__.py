@@ -1,1 +1,1 @@
-"""Images on disk to batches on the device: tar shards and their index, their order, decoding, augmentation, mixing."""
+"""From images on disk to batches on the device: tar shards, their index and order, decoding, augmentation, mixing."""

@@ -1,4 +1,4 @@
-"""Where vitwarm keeps what it can make again: the digits, the indices of tars in read-only folders."""
+"""The cache folder, for files that can be made again: the digits, the indices of tars in read-only folders."""
 
 import os
 from pathlib import Path

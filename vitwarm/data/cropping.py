@@ -16,10 +16,10 @@ _TORCH_MODES = {Image.Resampling.BILINEAR: "bilinear", Image.Resampling.BICUBIC:
 def random_crop_box(
     width: int, height: int, scale: tuple[float, float], ratio: tuple[float, float], rng: np.random.Generator
 ) -> tuple[int, int, int, int]:
-    """A crop of random area and aspect ratio, by torchvision's law: ten tries, then the largest centre crop in `ratio`.
+    """A crop of random area and aspect ratio, as in torchvision: ten tries, then the largest centre crop in `ratio`.
 
     Args:
-        width, height: of the image, in pixels.
+        width, height: size of the image, in pixels.
         scale: range of the crop's share of the image area, drawn evenly.
         ratio: range of the crop's width / height, drawn evenly in its logarithm.
 
@@ -55,12 +55,12 @@ class Cut(NamedTuple):
 
 
 def cut(image: Image.Image | Jpeg, box: tuple[int, int, int, int], side: int) -> Cut:
-    """The pixels that a crop needs; of a JPEG no more is decoded than it takes.
+    """Decode the pixels that a crop needs; of a JPEG, only that part is decoded.
 
     Args:
         image: PIL image, RGB, or a JPEG.
         box: (left, top, right, bottom) in pixels.
-        side: of the output that the crop will be resized to, in pixels.
+        side: side of the output that the crop will be resized to, in pixels.
 
     Raises:
         DamagedSample: it cannot be decoded.
@@ -80,9 +80,9 @@ def cut(image: Image.Image | Jpeg, box: tuple[int, int, int, int], side: int) ->
 
 
 def resize(crop: Cut, side: int, resample: Image.Resampling) -> torch.Tensor:
-    """A crop as (3, side, side) uint8, antialiased.
+    """Resize a crop to (3, side, side) uint8, antialiased.
 
-    PIL's law by torch's kernels, which are several times as fast; pixels differ by a rounding here and there.
+    This is PIL's resampling with torch's kernels, which are several times as fast; some pixels differ by a rounding.
     """
     pixels, box = crop
     if box is None and pixels.shape[:2] == (side, side):

@@ -1,8 +1,8 @@
 """Encoded images to pixels; of a JPEG only what a crop keeps is decoded.
 
-A JPEG is coded row after row, so what lies below a crop need not even be read; the pixels above its lower edge come out
-bit for bit as from the whole file. Large photographs are decoded at a half, a quarter or an eighth of their scale where
-the resampling that follows hides it (`docs/input_pipeline.md` has the figures).
+A JPEG is coded row after row, so the rows below a crop are not read at all; the pixels above its lower edge are equal
+bit for bit to those of the whole file. Large photographs are decoded at a half, a quarter or an eighth of their scale
+where the resampling that follows hides it (`docs/input_pipeline.md` has the figures).
 """
 
 import contextlib
@@ -28,7 +28,7 @@ MAX_PIXELS = 100_000_000  # beyond it an image is taken for a decompression bomb
 
 
 def decode(data: bytes) -> Image.Image:
-    """An encoded image as RGB, whatever its mode (grey of 1, 8 or 16 bits, palette, CMYK, alpha).
+    """Decode an image to RGB, whatever its mode (grey of 1, 8 or 16 bits, palette, CMYK, alpha).
 
     Raises:
         DamagedSample: the bytes are not a whole image, or one of more than `MAX_PIXELS`.
@@ -37,7 +37,7 @@ def decode(data: bytes) -> Image.Image:
         raise DamagedSample("empty image (0 bytes)")
     if jpeg := Jpeg.open(data):
         check_size(*jpeg.size)
-        with contextlib.suppress(ValueError):  # Pillow may know better, or else say what is wrong
+        with contextlib.suppress(ValueError):  # Pillow may decode it, or raise a clearer error
             return Image.fromarray(jpeg.rows(jpeg.size[1]))
     try:
         with warnings.catch_warnings():  # PIL warns somewhat below MAX_PIXELS
@@ -110,7 +110,7 @@ class Jpeg:
         return next((factor for factor in (8, 4, 2) if spare >= factor), 1)
 
     def rows(self, bottom: int, reduction: int = 1) -> np.ndarray:
-        """The image down to row `bottom`, or a little further.
+        """Decode the image down to row `bottom`, or a little further.
 
         Args:
             bottom: rows of the full image that are needed.
@@ -120,13 +120,13 @@ class Jpeg:
             (rows, ceil(width / reduction), 3) uint8.
 
         Raises:
-            ValueError: the bytes are damaged; Pillow may know better.
+            ValueError: the bytes are damaged; Pillow may still decode them.
         """
         data: bytes | bytearray = self.data
         width, height = self.size
         if self._by_rows and bottom < height:
-            # Told of a smaller height, decoders stop there. Chroma of half the height is interpolated between rows, so
-            # the row below the last one counts too.
+            # Decoders stop at the height in the header, so a smaller one is written there. Chroma of half the height is
+            # interpolated between rows, so the row below the last one counts too.
             height = bottom + 1
             data = bytearray(self.data)
             data[self._frame + 5 : self._frame + 7] = height.to_bytes(2, "big")
@@ -143,7 +143,7 @@ def _decode(data: bytes | bytearray, width: int, height: int, reduction: int) ->
             min_factor=reduction,
             min_width=-(-width // reduction),
             min_height=-(-height // reduction),
-            strict=False,  # it would take the rest of the file for damage
+            strict=False,  # strict would report the rest of the file as damage
         )
     with Image.open(io.BytesIO(data)) as image:
         image.draft(None, (width // reduction, height // reduction))

@@ -1,4 +1,4 @@
-"""scikit-learn's handwritten digits as WebDataset tars: a real data set that every machine has at hand."""
+"""scikit-learn's handwritten digits as WebDataset tars: a real data set that needs no download."""
 
 import io
 from pathlib import Path
@@ -10,7 +10,7 @@ from vitwarm.files import whole_folder
 
 
 def digits_shards(split: Literal["train", "test"]) -> str:
-    """The tars of one split of the digits, written into the user's cache on first use.
+    """Return the tars of one split of the digits, written into the user's cache on first use.
 
     1,797 grey 8x8 images of 10 classes (UCI Optical Recognition of Handwritten Digits, its test part); a fixed
     stratified split into 1,437 train and 360 test images. Stored as PNG, 16 grey levels stretched to 255.

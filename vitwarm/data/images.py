@@ -50,7 +50,7 @@ def _centre(width: int, height: int, side: int) -> tuple[int, int]:
 
 
 class Place(NamedTuple):
-    """What `TrainTransform` draws first.
+    """The random crop and flip of `TrainTransform`.
 
     Attributes:
         box: (left, top, right, bottom) of the crop; under 'pad' and 'none' in pixels of the resized image.
@@ -79,7 +79,7 @@ class EvalTransform:
 
     @property
     def phases(self) -> tuple[Callable[[bytes, np.random.Generator], torch.Tensor]]:
-        """From encoded image to pixels in steps (state, rng) -> state: one here, and nothing is drawn."""
+        """The steps (state, rng) -> state from encoded image to pixels: here a single one, without randomness."""
         return (lambda data, rng: self(decode(data)),)
 
     def __call__(self, image: Image.Image) -> torch.Tensor:
@@ -94,8 +94,8 @@ class TrainTransform:
 
     Args:
         size: side of the output in pixels.
-        crop: 'rrc' random-resized-crop (Szegedy et al., arXiv 1409.4842, sec. 6; torchvision's law); 'pad' resizes the
-            shorter side to `size`, pads with black and crops at random (CIFAR's custom: He et al., arXiv 1512.03385,
+        crop: 'rrc' random-resized-crop (Szegedy et al., arXiv 1409.4842, sec. 6; as in torchvision); 'pad' resizes the
+            shorter side to `size`, pads with black and crops at random (usual for CIFAR: He et al., arXiv 1512.03385,
             sec. 4.2); 'none' resizes likewise and keeps the centre.
         scale: range of the crop's share of the image area (rrc).
         ratio: range of the crop's width / height (rrc).
@@ -105,10 +105,10 @@ class TrainTransform:
         auto_augment: a timm policy: 'rand-m9-mstd0.5-inc1' (RandAugment), '3a' (3-Augment), 'augmix-m3', 'v0', ...
         color_jitter: strength of brightness, contrast and saturation jitter; off under a policy other than '3a', as in
             timm.
-        mean: channel means in [0, 1], the fill of what rotations and shears bare.
+        mean: channel means in [0, 1], the fill of the corners that rotations and shears leave empty.
 
     Raises:
-        UserError: a value makes no sense.
+        UserError: a value is out of its range.
     """
 
     def __init__(
@@ -145,7 +145,7 @@ class TrainTransform:
             self._global_steps.append(ColorJitter(color_jitter, color_jitter, color_jitter))
 
     def open(self, data: bytes) -> Image.Image | Jpeg:
-        """What `__call__` takes, from an encoded image; a JPEG is decoded once the crop is known.
+        """Open an encoded image for `__call__`; a JPEG is decoded once the crop is known.
 
         Raises:
             DamagedSample: the bytes are not a whole image, or one of more than `MAX_PIXELS`.
@@ -162,7 +162,7 @@ class TrainTransform:
 
     @property
     def needs_pil(self) -> bool:
-        """Whether something comes after crop and flip."""
+        """Whether a step follows crop and flip."""
         return bool(self._global_steps)
 
     def draw(self, width: int, height: int, rng: np.random.Generator) -> Place:
@@ -181,10 +181,10 @@ class TrainTransform:
 
     @property
     def phases(self) -> tuple[Callable[[Any, np.random.Generator], Any], ...]:
-        """From encoded image to pixels in steps (state, rng) -> state.
+        """The steps (state, rng) -> state from encoded image to pixels.
 
-        A batch goes through one after the other: work of one kind at a time keeps the processor's caches warm, which
-        saves a tenth of all the time.
+        The loader takes a batch through one step after the other: work of one kind at a time keeps the processor's
+        caches warm, which saves a tenth of the time.
         """
         return self._begin, self._cut, self._finish
 
@@ -233,7 +233,7 @@ def _policy(name: str, size: int, resample: Image.Resampling, mean: tuple[float,
         else:
             policy = auto_augment.auto_augment_transform(name, params)
     except (AssertionError, ValueError, KeyError, IndexError):
-        raise UserError(f"images.auto_augment={name} is no timm policy; try rand-m9-mstd0.5-inc1 or 3a") from None
+        raise UserError(f"images.auto_augment={name} is not a timm policy; try rand-m9-mstd0.5-inc1 or 3a") from None
     groups = policy.policy if hasattr(policy, "policy") else [policy.ops]
     for op in (op for group in groups for op in group if op.aug_fn is auto_augment.posterize):
         op.aug_fn = _posterize
@@ -241,7 +241,7 @@ def _policy(name: str, size: int, resample: Image.Resampling, mean: tuple[float,
 
 
 def _posterize(image: Image.Image, bits: int, **_) -> Image.Image:
-    """timm's operation, but black at 0 bits: RandAugment draws them, older Pillow took them so, newer refuses them."""
+    """timm's posterize, but black at 0 bits, which RandAugment can draw: older Pillow did so, newer Pillow refuses."""
     if bits >= 8:
         return image
     return ImageOps.posterize(image, bits) if bits > 0 else Image.new(image.mode, image.size)

@@ -19,7 +19,7 @@ from vitwarm.data.shards import DamagedSample, ShardSet
 from vitwarm.errors import UserError
 from vitwarm.keys import keyed_rng
 
-_PATIENCE = 10  # seconds between two looks at whether the workers live
+_PATIENCE = 10  # seconds between two checks that the workers are alive
 _STALLED = 600  # seconds without a batch after which they count as stuck
 _DEATHS = 3
 _log = logging.getLogger(__name__)
@@ -28,7 +28,7 @@ AT_ONCE = 16  # images that go through the phases of a transform together; they 
 
 
 class Transform(Protocol):
-    """Makes pixels of an encoded image, in steps (state, rng) -> state from bytes to (3, H, W) uint8.
+    """Decodes and transforms an image, in steps (state, rng) -> state from bytes to (3, H, W) uint8.
 
     Attributes:
         shape: (H, W).
@@ -41,11 +41,11 @@ class Transform(Protocol):
 
 
 class ImageDataset(Dataset):
-    """Decoded and transformed images, addressed by (epoch, sample): the same address gives the same pixels for ever.
+    """Decoded and transformed images, addressed by (epoch, sample): the same address always gives the same pixels.
 
     Args:
-        shards: where the images are.
-        transform: of training or of evaluation.
+        shards: the images.
+        transform: the transform of training or of evaluation.
         seed: root seed of the run; augmentation is keyed by (seed, epoch, sample).
     """
 
@@ -66,12 +66,12 @@ class ImageDataset(Dataset):
             A damaged sample is black, not valid, and carries its reason.
 
         Raises:
-            UserError: a whole tar is gone or is another than the one that was indexed.
+            UserError: a tar is missing, or has changed since it was indexed.
         """
         return self._load([address])[0]
 
     def __getitems__(self, addresses: list[tuple[int, int]]) -> list[dict[str, Any]] | UserError:
-        # torch would hand a worker's exception over with its traceback in the message: return a user's mistake instead.
+        # torch puts the traceback of a worker's exception into the message, so a user's mistake is returned instead.
         try:
             parts = [addresses[start : start + AT_ONCE] for start in range(0, len(addresses), AT_ONCE)]
             return [sample for part in parts for sample in self._load(part)]
@@ -109,7 +109,7 @@ def _collate(samples: list[dict[str, Any]] | UserError) -> dict[str, Any] | str:
     damage = [damage for sample in samples if (damage := sample.pop("damage")) is not None]
     batch = {"damage": damage}
     if "image" in samples[0]:
-        # Stacked as they lie in memory: to make planes of them costs the CPU dear, and the device nothing.
+        # Stacked in channels-last memory: the conversion to planes is slow on the CPU and free on the device.
         images = [sample.pop("image").permute(1, 2, 0) for sample in samples]
         batch["image"] = default_collate(images).permute(0, 3, 1, 2)
     return default_collate(samples) | batch
@@ -147,7 +147,7 @@ class _EvalBatches:
 
 
 class _After:
-    """Batches but for the first ones."""
+    """The batches of a sampler without the first ones."""
 
     def __init__(self, batches: Sequence[list[tuple[int, int]]] | _OrderedBatches | _EvalBatches, done: int):
         self.batches, self.done = batches, done
@@ -159,7 +159,7 @@ class _After:
 class Loader:
     """Iterable of batches; see `train_loader`. Each iteration starts at the beginning, and its workers end with it.
 
-    A worker that dies (most often for want of memory) is replaced, with all others, and its batches are made anew:
+    A worker that dies (most often for lack of memory) is replaced, with all others, and its batches are made again:
     nothing is lost, and the log says so. Three deaths without a batch between them end the iteration, as do workers
     from which nothing comes for ten minutes.
     """
@@ -213,7 +213,7 @@ class Loader:
                         raise UserError(
                             f"{failure}; lower run.workers if memory is short, and run the same command again"
                         ) from None
-                    _log.warning("%s: starting the workers anew after batch %d", failure, done)
+                    _log.warning("%s: restarting the workers after batch %d", failure, done)
                     _kill(running)
                     running = self._start(done)
                     continue
@@ -245,12 +245,12 @@ def _next(running: Iterator[Any]) -> Any:
             raise
         except Exception as error:
             slow = str(error).startswith("DataLoader timed out")
-            # What a dying worker has sent can break before it is quite dead.
+            # Data from a dying worker can be damaged before the worker is found dead.
             ends = multiprocessing.connection.wait([worker.sentinel for worker in workers], timeout=0 if slow else 1)
             if dead := [worker for worker in workers if worker.sentinel in ends]:
                 dead[0].join()
                 code = dead[0].exitcode
-                memory = ", most often for want of memory" if code == -signal.SIGKILL else ""
+                memory = ", most often for lack of memory" if code == -signal.SIGKILL else ""
                 raise _WorkersFailed(f"a loader worker died (exit code {code}{memory})", stuck=False) from None
             if not workers or not slow:
                 raise
@@ -261,14 +261,14 @@ def _next(running: Iterator[Any]) -> Any:
 
 
 def _kill(running: Iterator[Any]) -> None:
-    """End the workers at once: they are deaf to SIGTERM, and one may wait for a lock that a dead one held."""
+    """Kill the workers at once: they ignore SIGTERM, and one may wait for a lock that a dead one held."""
     for worker in getattr(running, "_workers", ()):
         worker.kill()
 
 
 @atexit.register
 def _end_workers() -> None:
-    # multiprocessing ends what still runs with SIGTERM, which workers ignore, and would then wait for them for ever.
+    # multiprocessing ends what still runs with SIGTERM, which workers ignore, and would then wait for them forever.
     for child in multiprocessing.active_children():
         if child.daemon:
             child.kill()
@@ -294,7 +294,7 @@ def train_loader(
 ) -> Loader:
     """Micro-batches of one process for the steps [start_step, stop_step), in order.
 
-    What a batch holds depends neither on the number of workers nor on `start_step`.
+    The content of a batch depends neither on the number of workers nor on `start_step`.
 
     Args:
         dataset: addressed by (epoch, sample): an `ImageDataset` with a training transform, or `ResidentImages`.

@@ -1,4 +1,4 @@
-"""manifest.json, which lies beside shards and says what they hold: classes, splits, counts, bytes, SHA-256."""
+"""manifest.json, which describes the shards beside it: classes, splits, counts, bytes, SHA-256."""
 
 import json
 from dataclasses import asdict, dataclass, field
@@ -18,8 +18,8 @@ class Shard:
     Attributes:
         name: file name.
         samples: labelled images in it.
-        bytes: of the file.
-        sha256: of the file, hexadecimal.
+        bytes: size of the file.
+        sha256: hash of the file, hexadecimal.
     """
 
     name: str
@@ -34,11 +34,11 @@ class SplitManifest:
 
     Attributes:
         samples: labelled images.
-        bytes: of all tars.
+        bytes: size of all tars.
         class_counts: images of each class number.
-        shuffle_seed: of the order; None where the source's own order was kept, or nobody knows.
+        shuffle_seed: seed of the order; None where the source's own order was kept, or is unknown.
         shards: the tars, in order.
-        notes: oddity -> how many images have it.
+        notes: peculiarity -> how many images have it.
         stored_as_png: key and reason of each image whose bytes are not the source's own.
         damaged: key and reason of each image of the source that was left out.
     """
@@ -55,14 +55,14 @@ class SplitManifest:
 
 @dataclass
 class ShardManifest:
-    """See the fields; nothing in it depends on the machine, the time or the number of workers.
+    """The content of manifest.json; it does not depend on the machine, the time or the number of workers.
 
     Attributes:
-        kind: of the source.
+        kind: kind of the source.
         classes: name of each class number; None where tars were not made here.
         splits: `train`, `val`, ...
         plan: SHA-256 of the list of samples and the options; None where tars were not made here.
-        format_version: of this file.
+        format_version: version of this format.
     """
 
     kind: str
@@ -83,7 +83,7 @@ def load(text: str | bytes, where: object) -> ShardManifest:
     """Read a manifest.
 
     Args:
-        text: of the file.
+        text: content of the file.
         where: its place, for messages.
 
     Raises:
@@ -100,8 +100,8 @@ def load(text: str | bytes, where: object) -> ShardManifest:
             manifest = ShardManifest(splits=splits, **tree)
             for shard in manifest.shards().values():
                 if shard.name != PurePosixPath(shard.name).name or not isinstance(shard.samples, int):
-                    raise ValueError(f"{shard.name!r} is no file name, or its count is no number")
+                    raise ValueError(f"{shard.name!r} is not a file name, or its count is not a number")
             return manifest
     except (ValueError, KeyError, TypeError, AttributeError):
-        raise UserError(f"{where}: is no manifest of shards; make it again with vitwarm make-shards") from None
+        raise UserError(f"{where}: is not a manifest of shards; make it again with vitwarm make-shards") from None
     raise UserError(f"{where}: has format version {version!r}, known is {VERSION}; make it again or update vitwarm")

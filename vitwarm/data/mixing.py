@@ -1,4 +1,4 @@
-"""What happens to a batch on the device: normalisation, mixup, cutmix, random erasing.
+"""Transforms of a batch on the device: normalisation, mixup, cutmix, random erasing.
 
 Draws are made on the host, keyed by (seed, step) and by the place in the global batch, so the same images come out for
 any number of processes and micro-batches, and nothing waits for the device.
@@ -26,7 +26,7 @@ def to_float(
     Args:
         images: (B, 3, H, W) uint8.
         mean, std: channel statistics of pixels in [0, 1].
-        dtype: of the result; the arithmetic is fp32.
+        dtype: type of the result; the arithmetic is fp32.
 
     Returns:
         (B, 3, H, W) of `dtype`, on the device of `images`.
@@ -45,9 +45,9 @@ def _channels(mean: tuple, std: tuple, device: torch.device) -> tuple[torch.Tens
 class Mixer:
     """Mixup (arXiv 1710.09412) and cutmix (arXiv 1905.04899), label smoothing, and the soft targets of all three.
 
-    The laws of the mode, of lambda and of the box are those of timm's `Mixup` in batch mode: one draw serves a whole
-    step. Images 2j and 2j + 1 are partners, where timm pairs i with B - 1 - i, so that no pair crosses a micro-batch of
-    even size. Where either partner is damaged the other stays as it is.
+    The distributions of the mode, of lambda and of the box are those of timm's `Mixup` in batch mode: one draw for a
+    whole step. Images 2j and 2j + 1 are partners, where timm pairs i with B - 1 - i, so that no pair crosses a
+    micro-batch of even size. Where either partner is damaged the other is not mixed.
 
     Args:
         mixup_alpha: lambda ~ Beta(alpha, alpha) under mixup; 0 turns mixup off.
@@ -81,7 +81,7 @@ class Mixer:
         self.smoothing, self.num_classes, self.seed = smoothing, num_classes, seed
 
     def draw(self, step: int, height: int, width: int) -> tuple[float, tuple[int, int, int, int] | None]:
-        """What a step does.
+        """Draw the mixing of a step.
 
         Returns:
             The share of its own image that each sample keeps, and the box (top, bottom, left, right) that cutmix swaps;
@@ -121,7 +121,7 @@ class Mixer:
             weight: (B,) fp32, the weight of each sample in the loss: 0 for a damaged one, else 1.
 
         Raises:
-            UserError: the batch is odd, so someone has no partner.
+            UserError: the batch is odd, so one image has no partner.
         """
         if images.shape[0] % 2 and (self.mixup_alpha or self.cutmix_alpha):
             raise UserError(f"mixup and cutmix pair images: a device's batch must be even, got {images.shape[0]}")
@@ -152,7 +152,7 @@ def _clipped(center: int, extent: int, length: int) -> tuple[int, int]:
 
 
 class RandomErasing:
-    """Replace one random box of an image (arXiv 1708.04896), by the law of timm's `RandomErasing` with one box.
+    """Replace one random box of an image (arXiv 1708.04896), as timm's `RandomErasing` with one box.
 
     Args:
         prob: probability that an image is erased.
@@ -220,7 +220,7 @@ def hashed_normal(seeds: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:
 
     Args:
         seeds: (k,) int64.
-        shape: of the noise of one seed.
+        shape: shape of the noise of one seed.
 
     Returns:
         (k, *shape) fp32.

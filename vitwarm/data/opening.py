@@ -1,4 +1,4 @@
-"""The images of a recipe: opened, or for an estimate counted."""
+"""Opens the images of a recipe, or counts them for an estimate."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,12 +17,12 @@ IMAGENET_BYTES = {"train": 147_897_477_120, "val": 6_744_924_160}  # ILSVRC2012'
 
 
 def open_shards(spec: str, split: Literal["train", "test"], key: str) -> ShardSet:
-    """The tars of a specification; `digits` is scikit-learn's handwritten digits, written to the cache on first use.
+    """Open the tars of a specification; `digits` is scikit-learn's digits, written to the cache on first use.
 
     Args:
         spec: folder, tar, glob or brace pattern, or `digits`.
         split: `train` or `test`, for `digits`.
-        key: where the user wrote it, which starts every error message.
+        key: the recipe key of the specification, which starts every error message.
 
     Raises:
         UserError: nothing there, or not a set of labelled images.
@@ -34,10 +34,10 @@ def open_shards(spec: str, split: Literal["train", "test"], key: str) -> ShardSe
 
 
 def open_training(config: Config) -> ShardSet | Stream:
-    """The training images of a recipe, on a disk or streamed, with labels that fit the classifier.
+    """Open the training images of a recipe, on a disk or streamed, with labels that fit the classifier.
 
     Raises:
-        UserError: nothing there, not a set of labelled images, or keys that a stream has no use for.
+        UserError: nothing there, not a set of labelled images, or keys that a stream cannot use.
     """
     images, num_classes = config.images, config.model.num_classes
     if not is_url(images.train):
@@ -48,13 +48,13 @@ def open_training(config: Config) -> ShardSet | Stream:
         return shards
     for key, default in (("subset", None), ("repeats", 1)):
         if getattr(images, key) != default:
-            raise UserError(f"images.{key} needs images by number, which a stream has not; copy the tars to a disk")
+            raise UserError(f"images.{key} needs random access, which a stream does not have; copy the tars to a disk")
     return open_stream(images.train, images.train_samples, num_classes)
 
 
 @dataclass(frozen=True)
 class ImageCounts:
-    """How many images an estimate reckons with.
+    """Numbers of images for an estimate.
 
     Attributes:
         full: training images.

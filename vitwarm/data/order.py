@@ -1,4 +1,4 @@
-"""Which samples make the global batch of a step: a pure function of (seed, step), so a resume restores nothing."""
+"""The samples in the global batch of a step: a pure function of (seed, step), so a resume has no state to restore."""
 
 import numpy as np
 
@@ -43,8 +43,8 @@ class ImageOrder:
     Position p belongs to epoch e = p // n and is image `perm_e[p % n]`, with one keyed permutation per epoch: every
     epoch shows each image once, batches run across epoch ends, and no image is dropped or padded at any batch size.
 
-    With repeated augmentation (Hoffer et al., arXiv 1901.09335), every image of that stream comes `repeats` times in a
-    row, each time augmented anew, and batches are cut from the longer stream: as in timm, `n` presentations hold
+    With repeated augmentation (Hoffer et al., arXiv 1901.09335), every image of that stream comes `repeats`
+    times, each time augmented anew, and batches are cut from the longer stream: as in timm, `n` presentations hold
     `n / repeats` distinct images. Within a batch the first copies come first, then the second ones, each in a keyed
     order, so that copies meet other partners in mixup and fall to other processes.
 

@@ -1,4 +1,4 @@
-"""Small training sets that live on the device whole: decoded once, cropped and flipped there.
+"""Small training sets kept on the device: decoded once, cropped and flipped there.
 
 Crops and flips are drawn from the same keys as the loader's, so training sees the same images: equal bit for bit under
 crop 'pad' and 'none', to a rounding under 'rrc'. What reaches the device for a batch is a few bytes an image.
@@ -25,7 +25,7 @@ _BATCH = 256  # images decoded at once
 
 
 class _Whole:
-    """Decodes, and refuses an image of another shape than the first one that could be read."""
+    """Decodes images, and refuses one whose shape differs from the first one that could be read."""
 
     def __init__(self, transform: TrainTransform, width: int, height: int):
         self.transform, self.shape = transform, (height, width)
@@ -48,11 +48,11 @@ class ResidentImages(Dataset):
     """A training set on the device. As a data set for `train_loader` it gives the places of crops instead of pixels.
 
     Args:
-        shards: where the images are.
-        transform: of training, without automatic augmentation and colour jitter.
+        shards: the images.
+        transform: the transform of training, without automatic augmentation and colour jitter.
         seed: root seed of the run.
         ids: (k,) the images that are trained on; None takes all.
-        device: where they will live.
+        device: the device that keeps them.
         workers: loader processes that decode them.
 
     Raises:
@@ -145,8 +145,8 @@ def resampling(low: torch.Tensor, high: torch.Tensor, length: int, size: int, cu
 
     Args:
         low, high: (B,) the ends of each crop on the axis.
-        length: of the axis, in pixels.
-        size: pixels of the output.
+        length: length of the axis, in pixels.
+        size: length of the output, in pixels.
         cubic: bicubic (a = -1/2), else bilinear.
 
     Returns:

@@ -17,11 +17,11 @@ _OPEN_FILES = 128  # a rank and its workers hold this many tars open each; commo
 
 
 class DamagedSample(Exception):
-    """One sample cannot be read; the message is the reason. It is counted and named; training goes on."""
+    """One sample cannot be read; the message is the reason. It is counted and logged; training continues."""
 
 
 def expand(spec: str | os.PathLike | Sequence[str | os.PathLike]) -> list[Path]:
-    """The tars that a specification names, in a fixed order.
+    """List the tars that a specification names, in a fixed order.
 
     Args:
         spec: a tar, a folder (its `*.tar`), a glob (`train-*.tar`), a brace pattern (`train-{000..004}.tar`), or a list
@@ -104,8 +104,8 @@ class ShardSet:
         """The encoded image of a sample.
 
         Raises:
-            DamagedSample: this sample cannot be read, others of its tar can.
-            UserError: the tar is gone, or is another than the one that was indexed.
+            DamagedSample: this sample cannot be read, but others of its tar can.
+            UserError: the tar is missing, or has changed since it was indexed.
         """
         shard, row = self._locate(sample)
         index = self._indices[shard]
@@ -121,7 +121,7 @@ class ShardSet:
         if zlib.crc32(header) != index.header_crc[row]:
             if index.matches(file):
                 raise DamagedSample("its tar header is damaged")
-            raise UserError(f"{self.paths[shard]}: has changed since it was indexed; start again to index it anew")
+            raise UserError(f"{self.paths[shard]}: has changed since it was indexed; start again to index it again")
         return data
 
     def _locate(self, sample: int) -> tuple[int, int]:

@@ -1,6 +1,6 @@
 """Training images streamed from web servers and object stores, for sets that do not fit on a disk. See docs/shards.md.
 
-A stream promises less than shards on a disk do. Its batches are a pure function of (seed, step, processes, workers,
+A stream guarantees less than shards on a disk. Its batches are a pure function of (seed, step, processes, workers,
 device batch, the tars) and not of (seed, step) alone, since each process reads tars of its own from front to end.
 """
 
@@ -38,7 +38,7 @@ class Stream:
     """Tars to stream.
 
     Attributes:
-        urls: of the tars, in the order of the specification.
+        urls: URLs of the tars, in the order of the specification.
         samples: images in all of them.
         counts: images in each, from the manifest beside them; None without one.
         num_classes: labels must be below it.
@@ -59,7 +59,7 @@ def open_stream(spec: str, samples: int | None, num_classes: int) -> Stream:
     Args:
         spec: `https`, `http`, or any scheme that an installed fsspec file system knows; never a command.
         samples: `images.train_samples`; None takes the number from manifest.json beside the tars.
-        num_classes: of the classifier.
+        num_classes: number of classes of the classifier.
 
     Raises:
         UserError: a scheme that is not known, no manifest and no `samples`, or the two disagree.
@@ -71,7 +71,7 @@ def open_stream(spec: str, samples: int | None, num_classes: int) -> Stream:
     for url in urls:
         if re.match(r"[a-z0-9]+://", url) is None or url.startswith(("file:", "local:")) or "::" in url:
             raise UserError(
-                f"{shown(url)}: is no URL to stream from; use https://, s3://, ..., or a path for local tars"
+                f"{shown(url)}: is not a URL to stream from; use https://, s3://, ..., or a path for local tars"
             )
         if "*" in url:
             raise UserError(f"{shown(url)}: a stream cannot list its tars; write braces, train-{{00000..00539}}.tar")
@@ -84,7 +84,7 @@ def open_stream(spec: str, samples: int | None, num_classes: int) -> Stream:
             known = manifests.load(file.read(), shown(place)).shards()
         names = [file_name(url) for url in urls]
         if lost := [name for name in names if name not in known]:
-            raise UserError(f"{shown(place)}: does not know {lost[0]}; make it anew, or mend images.train")
+            raise UserError(f"{shown(place)}: does not list {lost[0]}; make it again, or fix images.train")
         counts = [known[name].samples for name in names]
     except OSError as error:
         if samples is None:
@@ -111,12 +111,12 @@ def stream_loader(
 ) -> Loader:
     """Micro-batches of one process for the steps [start_step, stop_step): those of `train_loader`, from a stream.
 
-    Every process and worker passes over tars of its own, which an order keyed by (seed, pass) deals out anew for each
-    pass; one that has no more begins its next pass, so that none ever waits for another. Augmentation is keyed by
-    (seed, pass, tar, place in the tar). To start later, the pass in question is read again without decoding.
+    Every process and worker reads tars of its own, dealt out for each pass by an order keyed by (seed, pass); one that
+    has read its tars begins its next pass, so that no process waits for another. Augmentation is keyed by (seed, pass,
+    tar, place in the tar). To start later, the pass in question is read again without decoding.
 
     Raises:
-        UserError: fewer tars than processes; while iterating: a tar cannot be read or is no set of labelled images.
+        UserError: fewer tars than processes; while iterating: a tar cannot be read or is not a set of labelled images.
     """
     share = rank_slice(order.global_batch, rank, world)
     size = device_batch or share.stop - share.start
@@ -156,7 +156,7 @@ class _StreamDataset(IterableDataset):
             records = self._records(lane, first // self.lanes * self.size)
             for _ in range(first, self.numbers.stop, self.lanes):
                 yield [self._sample(*record) for record in itertools.islice(records, self.size)]
-        except UserError as error:  # returned, for torch would hand it over with its traceback in the message
+        except UserError as error:  # returned, since torch would put its traceback into the message
             yield error
 
     def _records(self, lane: int, skip: int) -> Iterator[tuple[int, int, int, dict[str, Any]]]:
@@ -202,7 +202,7 @@ class _StreamDataset(IterableDataset):
         if len(images) != 1 or "cls" not in sample:
             raise UserError(f"{name}: is not one image with its label (.cls) right beside it, which streaming needs")
         if re.fullmatch(rb"\s*[0-9]{1,9}\s*", sample["cls"]) is None or int(sample["cls"]) >= self.stream.num_classes:
-            raise UserError(f"{name}: its label is no number below model.num_classes={self.stream.num_classes}")
+            raise UserError(f"{name}: its label is not a number below model.num_classes={self.stream.num_classes}")
         damage, identity = None, tar << 32 | place
         try:
             rng = keyed_rng(self.seed, "images", "stream", "augment", number, tar, place)

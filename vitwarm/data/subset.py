@@ -1,4 +1,4 @@
-"""Which images make up a part of a training set, so that a data-efficiency curve is exact about what it used."""
+"""Selects the images of a subset of a training set, and names each one, so that others can select the same."""
 
 import hashlib
 import math
@@ -31,23 +31,23 @@ class Subset:
 
     @property
     def text(self) -> str:
-        """The file of names."""
+        """The content of the file of names."""
         return "".join(f"{name}\n" for name in self.names)
 
     @property
     def sha256(self) -> str:
-        """Of `text`; two runs with the same hash trained on the same images."""
+        """SHA-256 of `text`; two runs with the same hash trained on the same images."""
         return hashlib.sha256(self.text.encode()).hexdigest()
 
 
 def select_subset(shards: ShardSet, spec: str, seed: int) -> Subset:
-    """The images that a recipe's `images.subset` names.
+    """Select the images that a recipe's `images.subset` names.
 
     Args:
         shards: the full set.
         spec: a share ('10%') or a number ('1300 samples') of images, drawn with equal counts a class; or a file of
             names, one a line: file names as in SimCLR's `1percent.txt`, keys of samples, or what `Subset.text` holds.
-        seed: of the draw; unused by a file.
+        seed: seed of the draw; unused by a file.
 
     Raises:
         UserError: more images than there are, or names that are not in the set.
@@ -60,7 +60,7 @@ def select_subset(shards: ShardSet, spec: str, seed: int) -> Subset:
 
 
 def balanced(labels: np.ndarray, count: int, seed: int) -> np.ndarray:
-    """Equally many images of each class, drawn at random; classes that are too small give all they have.
+    """Draw equally many images of each class at random; classes that are too small give all they have.
 
     The images of a class come in a fixed random order, and so do the classes, of which the first ones give one image
     more when `count` does not divide: a larger subset of the same seed contains every smaller one.
@@ -68,7 +68,7 @@ def balanced(labels: np.ndarray, count: int, seed: int) -> np.ndarray:
     Args:
         labels: (n,) class of each image.
         count: images to draw, at most n.
-        seed: of the draw.
+        seed: seed of the draw.
 
     Returns:
         (count,) int64, ascending.
@@ -84,7 +84,7 @@ def balanced(labels: np.ndarray, count: int, seed: int) -> np.ndarray:
 
 
 def subset_size(spec: str, num_samples: int) -> int:
-    """How many of `num_samples` images a share or a number makes.
+    """Number of images that a share of `num_samples`, or a number, stands for.
 
     Raises:
         UserError: it is neither, or more than there are.
@@ -130,7 +130,7 @@ def _named(shards: ShardSet, path: Path) -> np.ndarray:
         name = shards.key(sample)
         for alias in (name, _stem(name)):
             samples[alias].append(sample)
-    # The full name first, so that a list of ours is exact; after another sharding the keys still tell.
+    # The full name first, so that a list of ours is exact; after another sharding the keys still match.
     found = [samples.get(name) or samples.get(_stem(name), []) for name in wanted]
     for name, matches in zip(wanted, found, strict=True):
         if not matches:

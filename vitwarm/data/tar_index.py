@@ -79,7 +79,7 @@ def load_index(tar: Path) -> TarIndex:
         UserError: the tar is missing, unreadable, cut short, not a tar, or not a set of labelled images.
     """
     try:
-        if not stat.S_ISREG(os.stat(tar).st_mode):  # opening a pipe would wait for ever
+        if not stat.S_ISREG(os.stat(tar).st_mode):  # opening a pipe would wait forever
             raise UserError(f"{tar}: is not a file; shards must be tars on a disk")
         file = os.open(tar, os.O_RDONLY)
     except OSError as error:
@@ -123,7 +123,7 @@ def _read(place: Path, tar_size: int, tar_time: int) -> TarIndex | None:
 
 
 def _metadata(tar_size: int) -> dict[str, str]:
-    # One entry: safetensors writes several in a random order, and the same tar shall have the same index.
+    # One entry: safetensors writes several in a random order, and equal tars must have equal indices.
     return {"vitwarm": json.dumps({"format": _FORMAT, "tar_size": tar_size})}
 
 
@@ -142,7 +142,7 @@ def _write(index: TarIndex, tar_size: int, places: list[Path]) -> None:
 
 
 def _members(tar: Path, file: int, tar_size: int) -> Iterator[tarfile.TarInfo]:
-    """The regular members of a tar; whatever Python's tarfile would take for a quiet end is an error here."""
+    """The regular members of a tar; damage that Python's tarfile takes for the end of the archive is an error here."""
     if tar_size == 0:
         raise UserError(f"{tar}: is empty (0 bytes); copy or build it again")
     if os.pread(file, 2, 0) == b"\x1f\x8b":
@@ -167,7 +167,7 @@ def _members(tar: Path, file: int, tar_size: int) -> Iterator[tarfile.TarInfo]:
         raise UserError(f"{tar}: has a damaged header at byte {stream_end}; copy or build it again")
     while tail := os.pread(file, 1 << 20, stream_end):
         if any(tail):
-            raise UserError(f"{tar}: goes on after its end-of-archive mark; join tars with tar -A, not with cat")
+            raise UserError(f"{tar}: has data after its end-of-archive mark; join tars with tar -A, not with cat")
         stream_end += len(tail)
 
 

@@ -20,11 +20,11 @@ from vitwarm.errors import UserError
 END = "<|endoftext|>"
 PRINTABLE = "".join(map(chr, range(32, 127)))
 VOCAB, MERGES, WHOLE, SETTINGS = "vocab.json", "merges.txt", "tokenizer.json", "tokenizer_config.json"
-UNREADABLE = "\ufffd"  # what stands for bytes that are no text
+UNREADABLE = "\ufffd"  # replaces bytes that are not valid text
 
 
 class Tokenizer(Protocol):
-    """What stages and exports ask of a tokenizer.
+    """Interface of a tokenizer, as stages and exports use it.
 
     Attributes:
         vocab_size: ids are below it.
@@ -37,11 +37,11 @@ class Tokenizer(Protocol):
     def end(self) -> int | None: ...
 
     def encode(self, text: str) -> list[int]:
-        """Text to ids, without special ones."""
+        """Encode text to ids, without special ones."""
         ...
 
     def decode(self, ids: Iterable[int]) -> str:
-        """Ids to text; what is no text becomes U+FFFD."""
+        """Decode ids to text; bytes that are not valid text become U+FFFD."""
         ...
 
     def save(self, folder: Path) -> None:
@@ -75,7 +75,7 @@ class BPETokenizer:
         merges: pairs `"a b"` in the order of their rank, as in `merges.txt`.
 
     Raises:
-        UserError: tiktoken is missing, or the vocabulary is no byte-level BPE in the order of its merges.
+        UserError: tiktoken is missing, or the vocabulary is not a byte-level BPE in the order of its merges.
     """
 
     def __init__(self, vocab: dict[str, int], merges: list[str]):
@@ -91,7 +91,7 @@ class BPETokenizer:
         made = [*alphabet, *joined]
         missing = [t for t in made if t not in vocab]
         if missing:
-            raise UserError(f"the vocabulary lacks {missing[0]!r}, which its merges need; it is no byte-level BPE")
+            raise UserError(f"the vocabulary lacks {missing[0]!r}, which its merges need; it is not a byte-level BPE")
         order = [vocab[t] for t in joined]
         if order != sorted(set(order)):  # tiktoken takes the id for the rank of the merge
             raise UserError("the ids do not follow the order of the merges; such a vocabulary cannot be read")
@@ -114,7 +114,7 @@ class BPETokenizer:
 
 
 class ByteTokenizer:
-    """The bytes of UTF-8, and 256 to end a text. Its files are those of a byte-level BPE without merges."""
+    """The bytes of UTF-8 as ids, and id 256 to end a text. Its files are those of a byte-level BPE without merges."""
 
     vocab_size = 257
     end = 256
@@ -128,7 +128,7 @@ class ByteTokenizer:
 
     @classmethod
     def vocab(cls) -> dict[str, int]:
-        """Its `vocab.json`."""
+        """The vocabulary, as in `vocab.json`."""
         return {**{c: b for b, c in enumerate(_alphabet())}, END: cls.end}
 
     def save(self, folder: Path) -> None:
@@ -193,7 +193,7 @@ class CharTokenizer:
 
 
 def read_tokenizer(source: str | Path) -> Tokenizer:
-    """The tokenizer that a recipe names, or that lies in a folder; see the module's table.
+    """Read the tokenizer that a recipe names, or that lies in a folder; see the module's table.
 
     Raises:
         UserError: nothing there, or a kind that is not known.
@@ -234,4 +234,4 @@ def _from_whole(whole: dict[str, Any]) -> Tokenizer:
         merges = [m if isinstance(m, str) else " ".join(m) for m in model["merges"]]
         added = {t["content"]: t["id"] for t in whole.get("added_tokens") or []}
         return _bpe({**model["vocab"], **added}, merges)
-    raise UserError(f"{WHOLE} holds a {kind} tokenizer of another make; byte-level BPE and characters can be read")
+    raise UserError(f"{WHOLE} holds a {kind} tokenizer of another kind; only byte-level BPE and characters can be read")

@@ -14,14 +14,14 @@ _TIMEOUT, _TRIES, _PAUSE = 60, 6, 0.5  # seconds without a byte; connections in 
 
 
 def open_url(url: str) -> BinaryIO:
-    """Open what a URL names for reading from front to end.
+    """Open a URL for reading from front to end.
 
-    `http` and `https` are read here, with breaks mended; other schemes by the file system that fsspec knows for them.
-    Nothing is ever run: there are no commands as in webdataset's `pipe:`.
+    `http` and `https` are read here, and a broken connection is reopened; other schemes are read by the file system
+    that fsspec has for them. No command is ever run: there is nothing like webdataset's `pipe:`.
 
     Raises:
         OSError: it cannot be read.
-        UserError: nobody knows the scheme, or the package that does is not installed.
+        UserError: the scheme is unknown, or its package is not installed.
     """
     if url.startswith(("http://", "https://")):
         return io.BufferedReader(_WebFile(url), 1 << 20)
@@ -29,12 +29,12 @@ def open_url(url: str) -> BinaryIO:
 
     try:
         return fsspec.open(url, "rb").open()
-    except (ImportError, ValueError) as error:  # a scheme whose package is not installed, or nobody's
+    except (ImportError, ValueError) as error:  # an unknown scheme, or one whose package is not installed
         raise UserError(f"{shown(url)}: {one_line(error)}") from None
 
 
 class _WebFile(io.RawIOBase):
-    """A file on a web server, read from front to end; where a connection breaks, the next one takes it up."""
+    """A file on a web server, read from front to end; where a connection breaks, the next one resumes it."""
 
     def __init__(self, url: str):
         self._url, self._at = url, 0
@@ -69,7 +69,7 @@ class _WebFile(io.RawIOBase):
         size = None if length is None else int(length)
         if response.status == 206:
             size = None if size is None else size + self._at
-        elif self._at:  # a server that knows no ranges begins anew
+        elif self._at:  # a server without range requests starts again
             left = self._at
             while left and (data := response.read(min(left, 1 << 20))):
                 left -= len(data)
@@ -84,12 +84,12 @@ def file_name(url: str) -> str:
 
 
 def shown(url: str) -> str:
-    """Without the signature that a URL may carry."""
+    """A URL without the signature that it may carry."""
     return re.sub(r"://[^/@]*@", "://", re.split(r"[?#]", url)[0])
 
 
 def one_line(error: Exception) -> str:
-    """What an error says, in one line; of an HTTP error with its code."""
+    """The message of an error in one line, with the code of an HTTP error."""
     code = f"HTTP {error.code} " if isinstance(error, urllib.error.HTTPError) else ""
     # Not str(error): webdataset adds the whole URL to its arguments, with the signature that it may carry.
     said = getattr(error, "reason", None) or getattr(error, "strerror", None) or next(iter(error.args), "")

@@ -3,9 +3,9 @@
 Formats, ids and the published mask are those of arXiv 2505.22308 and 2601.21725, which took them from Zhong and Andreas
 (NeurIPS 2024). Their format of sorting is not public; this one is ours.
 
-The published mask scores a token when the one before it is an answer digit or the stop. So the first digit of an answer
-is neither trained nor scored, while stop and one pad behind it are. `answer` marks what a person would score: all
-digits, and the stop where there is one.
+The published loss mask includes a token when the one before it is an answer digit or the stop. So the first digit of an
+answer is neither trained nor scored, while the stop and one pad behind it are. `answer` is the loss mask of the whole
+answer: all digits, and the stop where there is one.
 """
 
 from abc import ABC, abstractmethod
@@ -21,20 +21,20 @@ from vitwarm.procedural.sampling import below
 __all__ = ["CHUNK", "HELD_OUT", "TASKS", "Task", "TaskRows", "TaskStream", "make_task"]
 
 CHUNK = 500
-"""Rows drawn from one key. A constant of the stream's definition: row r belongs to chunk r // CHUNK."""
+"""Sequences drawn from one key. A constant of the stream's definition: sequence r belongs to chunk r // CHUNK."""
 
 HELD_OUT = 16
-"""One of so many rows of a task is never trained on; validation draws from these alone."""
+"""One sequence in this many is held out: training never draws it, and validation draws only such sequences."""
 
 
 @dataclass(frozen=True)
 class TaskRows:
-    """Rows of a task.
+    """Sequences of a task.
 
     Attributes:
         tokens: (B, N) int64 ids.
-        published: (B, N) bool, the tokens that the papers train and score.
-        answer: (B, N) bool, the tokens of the answer.
+        published: (B, N) bool, the papers' loss mask: the tokens that they train and score.
+        answer: (B, N) bool, the loss mask of the whole answer.
     """
 
     tokens: np.ndarray
@@ -44,7 +44,7 @@ class TaskRows:
 
 @dataclass(frozen=True)
 class Task(ABC):
-    """A question and its answer in one row of `length` tokens.
+    """A question and its answer in one sequence of `length` tokens.
 
     Raises:
         ValueError: a size that the task cannot have.
@@ -62,7 +62,7 @@ class Task(ABC):
     @property
     @abstractmethod
     def length(self) -> int:
-        """Tokens of a row."""
+        """Tokens of a sequence."""
 
     @abstractmethod
     def draw(self, rng: np.random.Generator, count: int) -> np.ndarray:
@@ -70,7 +70,7 @@ class Task(ABC):
 
     @abstractmethod
     def masks(self, tokens: np.ndarray) -> TaskRows:
-        """The rows with what is scored in them."""
+        """The sequences of (B, N) token ids with both loss masks."""
 
 
 @dataclass(frozen=True)
@@ -127,7 +127,7 @@ class Arithmetic(Task):
 
     @abstractmethod
     def result(self, a: np.ndarray, b: np.ndarray) -> np.ndarray:
-        """What the operator makes of the operands."""
+        """The results that the operator gives for the operands."""
 
     @property
     def length(self) -> int:
@@ -161,7 +161,7 @@ class Arithmetic(Task):
 
 @dataclass(frozen=True)
 class Addition(Arithmetic):
-    """The papers' `forwardaddition_5`: rows of 19 tokens."""
+    """The papers' `forwardaddition_5`: sequences of 19 tokens."""
 
     name: ClassVar[str] = "addition"
     largest: ClassVar[int] = 17  # the sum fits an int64
@@ -177,7 +177,7 @@ class Addition(Arithmetic):
 
 @dataclass(frozen=True)
 class ReversedAddition(Addition):
-    """The papers' `additionstream_10`: operands and sum with the units first; rows of 34 tokens."""
+    """The papers' `additionstream_10`: operands and sum with the units first; sequences of 34 tokens."""
 
     name: ClassVar[str] = "reversed_addition"
     reverse: ClassVar[bool] = True
@@ -186,7 +186,7 @@ class ReversedAddition(Addition):
 
 @dataclass(frozen=True)
 class Multiplication(Arithmetic):
-    """The papers' `multiplication_5`; its rows of 29 tokens end in pads without influence, of which one is left."""
+    """The papers' `multiplication_5`; its 29 tokens end in pads without influence, of which one is left."""
 
     name: ClassVar[str] = "multiplication"
     largest: ClassVar[int] = 9
@@ -206,7 +206,7 @@ class Multiplication(Arithmetic):
 
 @dataclass(frozen=True)
 class Sorting(Task):
-    """`x SEP x in ascending order`, duplicates kept: `size` numbers from 0 to 99. Ours; nothing says stop."""
+    """`x SEP x in ascending order`, duplicates kept: `size` numbers from 0 to 99. Our format, without a stop token."""
 
     name: ClassVar[str] = "sorting"
     largest: ClassVar[int] = 1000
@@ -233,7 +233,7 @@ TASKS: dict[str, Callable[..., Task]] = {
 
 
 def make_task(name: str, size: int | None = None) -> Task:
-    """A task in the papers' size, or another.
+    """Build the task `name`, in the papers' size or in a given one.
 
     Raises:
         ValueError: a size that the task cannot have.
@@ -243,10 +243,10 @@ def make_task(name: str, size: int | None = None) -> Task:
 
 @dataclass(frozen=True)
 class TaskStream:
-    """Rows 0, 1, 2, ... of a task under one seed: a pure function of (task, seed, split, row).
+    """Sequences 0, 1, 2, ... of a task under one seed: a pure function of (task, seed, split, sequence).
 
-    Whether a row belongs to validation is decided by a hash of its tokens, the same under every seed: one row in
-    `HELD_OUT` is only ever drawn there, and never in training.
+    Whether a sequence belongs to validation is decided by a hash of its tokens, the same under every seed: one sequence
+    in `HELD_OUT` is only ever drawn there, and never in training.
     """
 
     task: Task
@@ -255,7 +255,7 @@ class TaskStream:
     _last: dict = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def rows(self, start: int, stop: int) -> TaskRows:
-        """Rows [start, stop)."""
+        """Sequences [start, stop)."""
         pieces = []
         for index in range(start // CHUNK, (stop - 1) // CHUNK + 1):
             if self._last.get("index") != index:  # small reads one after the other draw each chunk once
@@ -275,7 +275,7 @@ class TaskStream:
 
 
 def held_out(tokens: np.ndarray) -> np.ndarray:
-    """(B,) bool: the rows of (B, N) that belong to validation."""
+    """(B,) bool: the sequences of (B, N) that belong to validation."""
     factors = keyed_rng(0, "algorithmic", "held out").integers(2**63, size=tokens.shape[1], dtype=np.uint64)
     mixed = ((tokens.astype(np.uint64) + np.uint64(1)) * (factors * np.uint64(2) + np.uint64(1))).sum(axis=1)
     mixed ^= mixed >> np.uint64(31)

@@ -71,10 +71,10 @@ def depth_before(depth: np.ndarray) -> np.ndarray:
 
 
 def matching(depth: np.ndarray) -> np.ndarray:
-    """Positions grouped so that the bracket pairs of each row stand side by side.
+    """Positions grouped so that the bracket pairs of each sequence stand side by side.
 
-    Sorting a row stably by the level at which its brackets live (the deeper of the depths before and after) makes
-    opener and closer alternate within each level, so that entries 2i and 2i + 1 are a pair. A row that is cut off
+    Sorting a sequence stably by the level at which its brackets live (the deeper of the depths before and after) makes
+    opener and closer alternate within each level, so that entries 2i and 2i + 1 are a pair. A sequence that is cut off
     while brackets are open has openers without a partner: then a pair is an opener followed by a closer.
 
     Returns:
@@ -88,27 +88,27 @@ def matching(depth: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class BracketRule(Rule):
-    """What the bracket rules share. Ids: PAD 0, MASK 1, openers 2 .. k+1, closers k+2 .. 2k+1 (closer = opener + k).
+    """Base of the bracket rules. Ids: PAD 0, MASK 1, openers 2 .. k+1, closers k+2 .. 2k+1 (closer = opener + k).
 
-    Rows shorter than N (random lengths, an odd N) are filled up with PAD on the right.
+    Sequences shorter than N (random lengths, an odd N) are filled up with PAD on the right.
     """
 
     k: int = parameter(64, "bracket types", low=1, high=30000)
     p_open: float = parameter(0.6, "chance to open where both opening and closing are allowed", low=0.0, high=1.0)
     max_depth: int | None = parameter(None, "most brackets open at once; none: no limit", low=1)
-    balanced: bool = parameter(True, "close every bracket before the row ends; false: cut the row where it ends")
+    balanced: bool = parameter(True, "close every bracket before the sequence ends; false: cut it at its length")
     odd: str = parameter(
-        "refuse", "an odd row length of a balanced rule is refused, or its last token is PAD", choices=("refuse", "pad")
+        "refuse", "a balanced rule refuses an odd sequence length, or its last token is PAD", choices=("refuse", "pad")
     )
     min_length: int | None = parameter(
         None,
-        "shortest content: lengths are uniform from here to the row length (even "
-        "ones, if balanced); none: content fills the row",
+        "shortest content: lengths are uniform from here to the sequence length (even "
+        "ones, if balanced); none: content fills the sequence",
         low=2,
     )
     score: str = parameter(
         "closers",
-        "what an objective may ask for: closers, or all (then nothing is determined)",
+        "eligible tokens: closers, or all (then nothing is determined)",
         choices=("closers", "all"),
     )
 
@@ -131,12 +131,12 @@ class BracketRule(Rule):
     def check_length(self, length: int) -> None:
         if self.balanced and length % 2 and self.odd == "refuse":
             raise ValueError(
-                f"{self.name}: balanced rows need an even length, got {length}; "
-                "choose an even one, or set odd=pad to end each row with one PAD"
+                f"{self.name}: balanced sequences need an even length, got {length}; "
+                "choose an even one, or set odd=pad to end each sequence with one PAD"
             )
         shortest = max(self.min_length or 1, 2 if self.balanced else 1)
         if length < shortest:
-            raise ValueError(f"{self.name}: rows of {length} tokens are shorter than the shortest content, {shortest}")
+            raise ValueError(f"{self.name}: length must be at least the shortest content, {shortest}, got {length}")
         if self.balanced and self.min_length and (self.min_length + 1) // 2 > length // 2:
             raise ValueError(f"{self.name}: no even length from min_length {self.min_length} to {length}")
 
@@ -169,7 +169,7 @@ class BracketRule(Rule):
 
     @abstractmethod
     def _write(self, rng: np.random.Generator, depth: np.ndarray, before: np.ndarray, opens: np.ndarray) -> np.ndarray:
-        """Token ids, (B, N) uint16, for rows of which the depths after and before each position are known."""
+        """Token ids, (B, N) uint16, for sequences of which the depths after and before each position are known."""
 
     @abstractmethod
     def _determined(self, symbols: np.ndarray, before: np.ndarray, opens: np.ndarray, closes: np.ndarray) -> np.ndarray:
@@ -180,7 +180,7 @@ class BracketRule(Rule):
         return rng.integers(0, self.k, size=shape, dtype=np.uint16)
 
     def _kinds(self, tokens: np.ndarray, masked: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Openers and closers (each (B, N) bool) of rows of which only closers are hidden."""
+        """Openers and closers (each (B, N) bool) of sequences of which only closers are hidden."""
         visible_close = tokens >= 2 + self.k
         return ~masked & (tokens >= 2) & ~visible_close, masked | visible_close
 
@@ -203,7 +203,7 @@ class Dyck(BracketRule):
             return copy_types(types, depth, opens) + np.where(opens, 2, 2 + self.k).astype(np.uint16)
         symbols = np.empty((count, length), np.uint16)
         pairs = self._types(rng, (count, length // 2))
-        rows = max(1, 2**16 // length)  # as many rows at a time as keep the working set in cache
+        rows = max(1, 2**16 // length)  # as many sequences at a time as keep the working set in cache
         for start in range(0, count, rows):
             part = slice(start, start + rows)
             order = matching(depth[part])
@@ -227,7 +227,9 @@ class Dyck(BracketRule):
 
 
 def copy_types(types: np.ndarray, depth: np.ndarray, opens: np.ndarray) -> np.ndarray:
-    """`types` (B, N) with each closer's type replaced by that of the bracket it closes; rows may end unbalanced."""
+    """`types` (B, N) with each closer's type replaced by that of the bracket it closes; sequences may end
+    unbalanced.
+    """
     order = matching(depth)
     ordered = np.take_along_axis(types, order, axis=1)
     is_open = np.take_along_axis(opens, order, axis=1)

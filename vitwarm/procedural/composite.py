@@ -14,7 +14,7 @@ __all__ = ["Curriculum", "Mixture", "Shuffled"]
 
 
 def _nested(label: str, given: Any) -> Rule:
-    """A rule from a rule, from its name, or from its plain data; no curriculum, whose level nobody would move on."""
+    """A rule from a rule, from its name, or from its plain data; no curriculum, since its level would never change."""
     if isinstance(given, Mapping) and "name" in given:
         given = make_rule(**given)
     elif isinstance(given, str):
@@ -29,17 +29,17 @@ def _nested(label: str, given: Any) -> Rule:
 @register
 @dataclass(frozen=True)
 class Mixture(Rule):
-    """Each row is written by one of several rules, chosen at random by weight.
+    """Each sequence is written by one of several rules, chosen at random by weight.
 
     The vocabulary is the union of theirs: symbols of the same name share an id, so that `identity` and `sort` speak
-    of the same things. With `task_prefix` each row starts with a symbol that names its rule, `TASK0`, `TASK1`, ...
-    Without it a row is determined only where its unscored tokens show that just one of the rules can have written it.
+    of the same things. With `task_prefix` each sequence starts with a symbol that names its rule, `TASK0`, `TASK1`, ...
+    Without it a sequence is determined only where its other tokens show that just one of the rules can have written it.
     """
 
     name: ClassVar[str] = "mixture"
     rules: tuple[Rule, ...] = parameter(help="the rules, each such as {name: dyck, k: 8}")
-    weights: tuple[float, ...] | None = parameter(None, "one positive number a rule; none: all alike")
-    task_prefix: bool = parameter(False, "begin each row with a symbol that names its rule")
+    weights: tuple[float, ...] | None = parameter(None, "one positive number a rule; none: equal weights")
+    task_prefix: bool = parameter(False, "begin each sequence with a symbol that names its rule")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -68,7 +68,7 @@ class Mixture(Rule):
         return [np.array([self.vocab.ids[name] for name in rule.vocab.names]) for rule in self.rules]
 
     def partners(self, row: np.ndarray) -> list[tuple[int, int]]:
-        """Those of the rule that the task prefix names; without a prefix none."""
+        """The ids of the rule that the task prefix names; without a prefix, none."""
         if not self.task_prefix:
             return []
         writer = int(row[0]) - int(self._task_ids()[0])
@@ -85,7 +85,7 @@ class Mixture(Rule):
     def check_length(self, length: int) -> None:
         for rule in self.rules:
             if length - self.task_prefix < 1:
-                raise ValueError(f"mixture: rows of {length} tokens hold nothing but the task prefix")
+                raise ValueError(f"mixture: sequences of {length} tokens hold nothing but the task prefix")
             rule.check_length(length - self.task_prefix)
 
     def draw(self, rng: np.random.Generator, count: int, length: int) -> Sequences:
@@ -136,9 +136,9 @@ class Mixture(Rule):
 @register
 @dataclass(frozen=True)
 class Shuffled(Rule):
-    """Control: the rows of another rule with their order destroyed and their symbol counts kept.
+    """Control: the sequences of another rule with their order destroyed and their symbol counts kept.
 
-    What a token was to the objective moves with it: a scored closer is scored wherever it lands. Nothing is determined.
+    Eligibility moves with the token: an eligible closer is eligible wherever it lands. Nothing is determined.
     PAD stays where it is. From the ViT paper's order-shuffled control (arXiv 2511.13945).
     """
 
@@ -146,7 +146,7 @@ class Shuffled(Rule):
     rule: Rule = parameter(help="the rule to shuffle, such as {name: dyck, k: 8}")
     part: str = parameter(
         "row",
-        "what is shuffled: all tokens of the row, or only those that are scored (the output)",
+        "what is shuffled: all tokens of the sequence, or only the eligible ones (the output)",
         choices=("row", "output"),
     )
 
@@ -168,7 +168,7 @@ class Shuffled(Rule):
         rows = self.rule.sample(rng, count, length)
         moving = rows.scored if self.part == "output" else rows.tokens != Vocab.pad
         order = _random_order(rng, count, length)
-        # Row by row, the moving positions in random order next to the same positions in their own order.
+        # Sequence by sequence, the moving positions in random order next to the same positions in their own order.
         order += np.arange(count)[:, None] * length
         source = order[moving.take(order)]
         tokens, scored = rows.tokens.copy(), rows.scored.copy()
@@ -201,8 +201,8 @@ class Curriculum(Rule):
 
     The level is plain state that the caller keeps: `curriculum.at(level)` is the rule of a level, with a stream of its
     own, and `curriculum.next_level(accuracy, length)` says which comes next. A warm-up does so after each of its
-    evaluations and keeps the level in its checkpoints. Content never outgrows the row; the rest of the row is PAD.
-    Start, step and threshold as in the public code of arXiv 2601.21725.
+    evaluations and keeps the level in its checkpoints. Content never outgrows the sequence; the rest of the sequence is
+    PAD. Start, step and threshold as in the public code of arXiv 2601.21725.
     """
 
     name: ClassVar[str] = "curriculum"
@@ -225,7 +225,9 @@ class Curriculum(Rule):
         return replace(self, level=level)
 
     def next_level(self, accuracy: float, length: int) -> int:
-        """The level after a validation accuracy, in rows of `length` tokens: one more if mastered and if it fits."""
+        """The level after a validation accuracy, in sequences of `length` tokens: one more if mastered and if it
+        fits.
+        """
         mastered = accuracy >= self.threshold
         return self.level + 1 if mastered and self.level < self.last_level(length) else self.level
 
@@ -248,7 +250,7 @@ class Curriculum(Rule):
     def check_length(self, length: int) -> None:
         first = self.rule.length_of(self.start)
         if first > length:
-            raise ValueError(f"curriculum: level 0 needs rows of {first} tokens, got {length}")
+            raise ValueError(f"curriculum: level 0 needs sequences of {first} tokens, got {length}")
         last = self.last_level(length)
         for level in range(min(self.level, last), last + 1):  # of all that may come, not of this one alone
             self.rule.check_length(self.rule.length_of(self.start + self.step * level))

@@ -1,4 +1,4 @@
-"""Elementary cellular automata: rows of cells, each the function of the three cells above it."""
+"""Elementary cellular automata: each cell is a function of the three cells above it."""
 
 from dataclasses import dataclass
 from functools import cache, cached_property, reduce
@@ -18,8 +18,8 @@ __all__ = ["Eca", "evolve"]
 def evolve(cells: int, number: int, width: int, worlds: int) -> int:
     """The next state of a periodic automaton, in many worlds at once.
 
-    Python's integers are as long as needed, which makes one a register for all cells. For few cells, as in the
-    pictures of a warm-up, it is twice as fast as an array, whose calls cost more than their work.
+    Python's integers are as long as needed, which makes one a register for all cells. For few cells, as in a
+    warm-up, it is twice as fast as an array, whose calls cost more than their work.
 
     Args:
         cells: cell c of world w is bit c * worlds + w.
@@ -48,12 +48,12 @@ def _terms(number: int) -> list[list[int]]:
 @register
 @dataclass(frozen=True)
 class Eca(Rule):
-    """The space-time picture of an elementary cellular automaton, one state after the other, from the top.
+    """The space-time diagram of an elementary cellular automaton, one state after the other, from the top.
 
-    The first state is random; every later one follows from it and is scored. The border is periodic. `window` shows
+    The first state is random; every later one follows from it and is eligible. The border is periodic. `window` shows
     only part of a wider ring, as in "Intelligence at the Edge of Chaos" (width 1000, window 100, 60 states), where
-    what happens outside makes the picture's sides unpredictable: there only cells that no outside cell can have
-    reached are determined. Rows hold as many whole states as fit, then PAD.
+    what happens outside makes the sides of the diagram unpredictable: there only cells that no outside cell can have
+    reached are determined. Sequences hold as many whole states as fit, then PAD.
 
     Not in the published code of arXiv 2601.21725; a token of `block` bits as in the ViT experiments with automata.
     """
@@ -61,7 +61,7 @@ class Eca(Rule):
     name: ClassVar[str] = "eca"
     number: int = parameter(110, "Wolfram's number of the automaton", low=0, high=255)
     width: int | None = parameter(
-        None, "cells on the ring; none: makes the picture square in tokens (14 x 14 at 196)", low=1
+        None, "cells on the ring; none: makes the diagram square in tokens (14 x 14 at 196)", low=1
     )
     window: int | None = parameter(None, "cells in sight, of the ring's; none: all", low=1)
     block: int = parameter(1, "neighbouring cells that make one symbol, the leftmost the highest bit", low=1, high=12)
@@ -84,7 +84,7 @@ class Eca(Rule):
         return Vocab.of((), (f"b{value:0{self.block}b}" for value in range(2**self.block)))
 
     def row_tokens(self, length: int) -> int:
-        """Tokens that show one state in a row of `length` tokens."""
+        """Tokens that show one state in a sequence of `length` tokens."""
         shown = self.window or self.width
         return isqrt(length) if shown is None else shown // self.block
 
@@ -95,7 +95,7 @@ class Eca(Rule):
     def check_length(self, length: int) -> None:
         if length < 2 * self.row_tokens(length) or length < 4:
             needed = max(4, 2 * self.row_tokens(length))
-            raise ValueError(f"eca: rows of {length} tokens do not hold two states; they need at least {needed}")
+            raise ValueError(f"eca: sequences of {length} tokens do not hold two states; they need at least {needed}")
 
     def draw(self, rng: np.random.Generator, count: int, length: int) -> Sequences:
         row = self.row_tokens(length)
@@ -119,7 +119,7 @@ class Eca(Rule):
         return Sequences(tokens, scored, determined)
 
     def cells(self, rng: np.random.Generator, count: int, states: int, width: int, shown: int) -> np.ndarray:
-        """(count, states * shown) uint8 of 0 and 1; all rows evolve side by side, eight to a byte."""
+        """(count, states * shown) uint8 of 0 and 1; all sequences evolve side by side, eight to a byte."""
         lanes = -(-count // 8)
         if self.start == "single":
             now = np.zeros((width, lanes), np.uint8)
@@ -138,7 +138,7 @@ class Eca(Rule):
             history.append(evolve(history[-1], self.number, width, lanes * 8))
         shots = b"".join(ring.to_bytes(width * lanes, "little")[sight] for ring in history)
         seen = np.frombuffer(shots, np.uint8).reshape(states * shown, lanes)
-        by_lane = np.ascontiguousarray(seen.T)  # turned while eight rows are still a byte
+        by_lane = np.ascontiguousarray(seen.T)  # turned while eight sequences are still a byte
         bits = by_lane[:, None] >> np.arange(7, -1, -1, dtype=np.uint8)[:, None]
         bits &= 1
         return bits.reshape(lanes * 8, states * shown)[:count]
@@ -149,7 +149,7 @@ class Eca(Rule):
         return (cell >= state) & (cell < shown - state)
 
     def solve(self, tokens: np.ndarray, masked: np.ndarray) -> np.ndarray:
-        """Evolves what it knows of each state into the next; cells it can not know come back as MASK."""
+        """Evolves the known cells of each state into the next; cells that cannot be known come back as MASK."""
         count, length = tokens.shape
         row = self.row_tokens(length)
         states = length // row

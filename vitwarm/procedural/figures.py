@@ -1,4 +1,4 @@
-"""Figures of rows: arcs between what belongs together, the depth of brackets, the space-time of automata."""
+"""Figures of sequences: arcs between related positions, the depth of brackets, the space-time of automata."""
 
 from pathlib import Path
 from typing import Literal
@@ -23,7 +23,7 @@ _MAX_WIDTH = 24.0  # inches
 
 
 def plot(rule: Rule, rows: Sequences, masked: np.ndarray, path: Path) -> None:
-    """Writes a PNG of the rows: what is hidden is framed, black where it is determined and red where it is not."""
+    """Write a PNG of the sequences: hidden tokens are framed, black where they are determined and red where not."""
     count, length = rows.tokens.shape
     title, rule = _title(rule), learnt(rule)
     if isinstance(rule, Eca):
@@ -129,7 +129,7 @@ def _row(axes: Axes, rule: Rule, rows: Sequences, masked: np.ndarray, index: int
 
 
 def _automata(rule: Eca, rows: Sequences, masked: np.ndarray) -> Figure:
-    """Each row's space-time picture, and below it the same with what is hidden in colour."""
+    """The space-time diagram of each sequence, and below it the same with hidden cells in colour."""
     count, length = rows.tokens.shape
     row = rule.row_tokens(length)
     states, shown, used = length // row, row * rule.block, slice(0, length // row * row)

@@ -1,4 +1,4 @@
-"""What a rule is: a frozen dataclass of parameters that can sample token sequences and answer its own questions."""
+"""Base class of the rules: a frozen dataclass of parameters that samples token sequences and solves masked ones."""
 
 import json
 import operator
@@ -57,13 +57,13 @@ class Vocab:
 
 @dataclass(frozen=True)
 class Sequences:
-    """Rows written by a rule.
+    """Sequences written by a rule.
 
     Attributes:
         tokens: (B, N) int64 token ids.
-        scored: (B, N) bool, the positions that an objective may ask for.
-        determined: (B, N) bool, scored positions whose token follows with certainty from the rest of the row,
-            whichever of the scored positions are hidden together with it.
+        scored: (B, N) bool, the eligible positions: an objective may mask them, or take a loss at them.
+        determined: (B, N) bool, eligible positions whose token follows with certainty from the rest of the sequence,
+            whichever of the eligible positions are hidden together with it.
     """
 
     tokens: np.ndarray
@@ -78,7 +78,7 @@ def parameter(default: Any = MISSING, help: str = "", *, low=None, high=None, ch
 
 @dataclass(frozen=True)
 class Rule(ABC):
-    """An algorithm that writes rows of symbols. Subclasses are frozen dataclasses whose fields are its parameters.
+    """An algorithm that writes sequences of symbols. Subclasses are frozen dataclasses whose fields are its parameters.
 
     A subclass declares its parameters with `parameter(...)` and defines `vocab`, `draw` and `solve`.
 
@@ -108,19 +108,19 @@ class Rule(ABC):
         """The oracle: fills in the masked positions from the visible ones.
 
         Args:
-            tokens: (B, N) token ids; what stands at masked positions is never looked at.
-            masked: (B, N) bool, a subset of the positions that the rule scores.
+            tokens: (B, N) token ids; those at masked positions are ignored.
+            masked: (B, N) bool, a subset of the eligible positions.
 
         Returns:
-            (B, N) int64: the row with its masked positions answered. Where the rule determines the answer it is the
-            right one; elsewhere it is a guess, or MASK.
+            (B, N) int64: the sequence with its masked positions answered. Where the rule determines the answer it is
+            the right one; elsewhere it is a guess, or MASK.
         """
 
     def check_length(self, length: int) -> None:  # noqa: B027 (most rules accept any length that is positive)
-        """Raises ValueError when rows of `length` tokens are impossible for this rule."""
+        """Raises ValueError when sequences of `length` tokens are impossible for this rule."""
 
     def length_of(self, size: int) -> int:
-        """Tokens in a row whose content has `size` symbols: what a curriculum counts in. By default the same."""
+        """Tokens in a sequence whose content has `size` symbols: what a curriculum counts in. By default the same."""
         return size
 
     def partners(self, row: np.ndarray) -> list[tuple[int, int]]:
@@ -132,10 +132,10 @@ class Rule(ABC):
         return []
 
     def sample(self, rng: np.random.Generator, count: int, length: int) -> Sequences:
-        """Draws `count` independent rows of `length` tokens.
+        """Draws `count` independent sequences of `length` tokens.
 
         Raises:
-            ValueError: when count is negative or rows of that length are impossible.
+            ValueError: when count is negative or sequences of that length are impossible.
         """
         if count < 0:
             raise ValueError(f"{self.name}: count must be at least 0, got {count}")

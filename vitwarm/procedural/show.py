@@ -47,7 +47,7 @@ def colours(vocab: Vocab) -> np.ndarray:
 
 
 def learnt(rule: Rule) -> Rule:
-    """The rule itself, or the one that a curriculum is about."""
+    """The rule itself, or the inner rule of a curriculum."""
     return rule.rule if isinstance(rule, Curriculum) else rule
 
 
@@ -57,7 +57,7 @@ def natural_length(rule: Rule) -> int:
 
 
 def render(rule: Rule, rows: Sequences, masked: np.ndarray, width: int, colour: bool) -> str:
-    """The rows as text: tokens over marks, in lines of at most `width` characters; of automata, a state a line."""
+    """The sequences as text: tokens over marks, in lines of at most `width` characters; of automata, a state a line."""
     texts, palette = glyphs(rule.vocab), (colours(rule.vocab) * 255).astype(int)
     cell = max(len(texts[token]) for token in np.unique(rows.tokens)) if rows.tokens.size else 1
     cell += cell > 1
@@ -69,7 +69,7 @@ def render(rule: Rule, rows: Sequences, masked: np.ndarray, width: int, colour: 
     lines = []
     for index, tokens in enumerate(rows.tokens):
         lines.append(
-            f"row {index}: {masked[index].sum()} hidden of {rows.scored[index].sum()} that may be asked for, "
+            f"sequence {index}: {masked[index].sum()} hidden of {rows.scored[index].sum()} eligible tokens, "
             f"{(masked[index] & rows.determined[index]).sum()} of them determined"
         )
         for start in range(0, len(tokens), per_line):
@@ -81,7 +81,7 @@ def render(rule: Rule, rows: Sequences, masked: np.ndarray, width: int, colour: 
                     for word, token, hidden in zip(words, tokens[part], masked[index, part], strict=True)
                 ]
             lines.append("".join(words).rstrip())
-            if masked[index, part].any() and not isinstance(rule, Eca):  # marks would tear the picture apart
+            if masked[index, part].any() and not isinstance(rule, Eca):  # marks would break up the diagram
                 lines.append("".join(mark.ljust(cell) for mark in marks[index, part]).rstrip())
     return "\n".join(lines)
 

@@ -21,7 +21,7 @@ class DyckShuffle(BracketRule):
 
     The defaults follow the ViT warm-up (arXiv 2511.13945): a random open instance, no depth limit, closed at the end.
     The language-model papers (arXiv 2601.21725, 2505.22308) close a random open type under `max_depth=16` and
-    `p_open=0.5`, and cut rows where they end: `close=type max_depth=16 p_open=0.5 balanced=false`.
+    `p_open=0.5`, and cut sequences where they end: `close=type max_depth=16 p_open=0.5 balanced=false`.
 
     With all closers hidden, a closer could close any bracket opened since the depth was last 0. It is determined where
     these are all of one type.
@@ -42,12 +42,12 @@ class DyckShuffle(BracketRule):
         symbols += ~opens * np.uint16(self.k)
         return symbols
 
-    # Both walk over positions with all rows at once, and replace the draws in `types` at closers by the type that is
-    # closed. What can be known beforehand they prepare for `_AHEAD` positions at a time.
+    # Both walk over positions with all sequences at once, and replace the draws in `types` at closers by the type
+    # that is closed. What can be known beforehand they prepare for `_AHEAD` positions at a time.
 
     def _close_instances(self, rng, before: np.ndarray, opens: np.ndarray, types: np.ndarray) -> None:
         count, length = before.shape
-        # The open brackets of a row fill slots 0 .. depth - 1. An opener puts its type into slot `depth`. A closer
+        # The open brackets of a sequence fill slots 0 .. depth - 1. An opener puts its type into slot `depth`. A closer
         # takes the type out of a random slot, into which the last one moves. An opener also takes and moves its own
         # slot, and a closer puts something into the free slot `depth`, where nobody reads it: one code does both.
         held = np.zeros((int(before.max(initial=0)) + 1) * count, types.dtype)
@@ -70,7 +70,7 @@ class DyckShuffle(BracketRule):
         by_row, by_list = np.arange(count) * self.k, np.arange(count) * (self.k + 1)
         open_count = np.zeros(count * self.k, np.int64)  # [row, type]
         open_types = np.zeros(count * (self.k + 1), np.int64)  # [row, i]: cells of open_count, of types that are open
-        how_many = np.zeros(count, np.int64)  # of them, in each row
+        how_many = np.zeros(count, np.int64)  # of them, in each sequence
         behind, none = np.empty(count, np.int64), np.zeros(count, np.int64)
         for start in range(0, length, _AHEAD):
             part = slice(start, start + _AHEAD)
@@ -111,7 +111,7 @@ class DyckShuffle(BracketRule):
         return determined
 
     def solve(self, tokens: np.ndarray, masked: np.ndarray) -> np.ndarray:
-        """Completes each row to a legal one; the answers are right where they are determined.
+        """Completes each sequence to a legal one; the answers are right where they are determined.
 
         A visible closer takes the latest open bracket of its type. The brackets that are left belong to the hidden
         closers, first opened to first hidden: if any assignment is legal, this one is.

@@ -1,4 +1,4 @@
-"""An endless, seekable stream of rows from a rule, and the masked-token objective over it."""
+"""An endless, seekable stream of sequences from a rule, and the masked-token objective over it."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -12,7 +12,7 @@ from vitwarm.procedural.sampling import bernoulli
 __all__ = ["CHUNK", "SPLITS", "MaskedRows", "RuleStream", "masked_batch"]
 
 CHUNK = 256
-"""Rows drawn from one key. A constant of the stream's definition: row r belongs to chunk r // CHUNK."""
+"""Sequences drawn from one key. A constant of the stream's definition: sequence r belongs to chunk r // CHUNK."""
 
 SPLITS = ("train", "validation", "test")
 
@@ -20,10 +20,10 @@ SPLITS = ("train", "validation", "test")
 def masked_batch(
     sequences: Sequences, rng: np.random.Generator, mask_prob: float, mask_id: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Hides each scored position with probability `mask_prob`, independently.
+    """Hide each eligible position with probability `mask_prob`, independently.
 
     This is the masking of the ViT warm-up (arXiv 2511.13945): always replaced by MASK, never by another token or
-    itself. The targets are the unmasked `sequences.tokens`. A row, even a batch, can come out without any hidden
+    itself. The targets are the unmasked `sequences.tokens`. A sequence, even a batch, can come out without any hidden
     position; the loss has to allow for it.
 
     Returns:
@@ -69,17 +69,17 @@ class MaskedRows:
 
 @dataclass(frozen=True)
 class RuleStream:
-    """Rows 0, 1, 2, ... of a rule under one seed: a pure function of (rule, seed, split, length, row).
+    """Sequences 0, 1, 2, ... of a rule under one seed: a pure function of (rule, seed, split, length, sequence).
 
-    Rows come in chunks of `CHUNK`, each from its own key, so any row is reached without its predecessors, and how
-    many processes or workers read the stream does not change it. The key holds the rule's `identity`: two rules, or
+    Sequences come in chunks of `CHUNK`, each from its own key, so any sequence is reached without its predecessors, and
+    how many processes or workers read the stream does not change it. The key holds the rule's `identity`: two rules, or
     two settings of one rule, share no randomness, and neither do splits, lengths or seeds.
 
     The chunk read last is kept, so consecutive small reads draw each chunk once; nothing else is held. What is
     returned is the caller's own copy. One reader at a time: give each thread its own stream.
 
     Raises:
-        ValueError: when the split is unknown or the rule cannot write rows of that length.
+        ValueError: when the split is unknown or the rule cannot write sequences of that length.
     """
 
     rule: Rule
@@ -100,19 +100,19 @@ class RuleStream:
         return keyed_rng(self.seed, *key)
 
     def chunk(self, index: int) -> Sequences:
-        """Rows [index * CHUNK, (index + 1) * CHUNK)."""
+        """Sequences [index * CHUNK, (index + 1) * CHUNK)."""
         if index < 0:
             raise ValueError(f"chunk must be at least 0, got {index}")
         return self.rule.sample(self._rng("rows", index), CHUNK, self.length)
 
     def rows(self, start: int, stop: int) -> Sequences:
-        """Rows [start, stop) of the stream."""
+        """Sequences [start, stop) of the stream."""
         return Sequences(*self._gather(start, stop, None))
 
     def masked_rows(self, start: int, stop: int, mask_prob: float) -> MaskedRows:
-        """Rows [start, stop) with scored positions hidden as in `masked_batch`.
+        """Sequences [start, stop) with eligible positions hidden as in `masked_batch`.
 
-        A row is masked the same way whoever reads it.
+        A sequence is masked the same way whoever reads it.
         """
         tokens, masked = self._gather(start, stop, mask_prob)
         return MaskedRows(_hide(tokens, masked, Vocab.mask), tokens, masked)
@@ -136,9 +136,9 @@ class RuleStream:
 
 
 def _pieces(start: int, stop: int) -> list[tuple[int, slice]]:
-    """The chunks that hold rows [start, stop), each with the slice of its rows."""
+    """The chunks that hold sequences [start, stop), each with the slice of its sequences."""
     if not 0 <= start < stop:
-        raise ValueError(f"rows need 0 <= start < stop, got start {start} and stop {stop}")
+        raise ValueError(f"sequences are read with 0 <= start < stop, got start {start} and stop {stop}")
     return [
         (index, slice(max(start - index * CHUNK, 0), min(stop - index * CHUNK, CHUNK)))
         for index in range(start // CHUNK, (stop - 1) // CHUNK + 1)

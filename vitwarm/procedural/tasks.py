@@ -1,8 +1,9 @@
 """Sequence tasks of the language-model papers: inputs SEP output. Identity, reverse, sort, set, union, delete, stack.
 
-Sources: arXiv 2601.21725 and 2505.22308. A row reads `input SEP output END`, with the output scored, and PAD fills it
-up on the right. In a row of N tokens the content is as long as surely fits, or of a random length from `min_length` on.
-The papers' rows have no END: a model trained on those never learns to stop. `end=false` gives their layout.
+Sources: arXiv 2601.21725 and 2505.22308. A sequence reads `input SEP output END`, with the output eligible, and PAD on
+the right. In a sequence of N tokens the content is as long as surely fits, or of a random length from
+`min_length` on. The papers' sequences have no END: a model trained on those never learns to stop. `end=false` gives
+their layout.
 """
 
 from abc import abstractmethod
@@ -25,7 +26,7 @@ Piece = tuple[np.ndarray, np.ndarray | None]
 
 @dataclass(frozen=True)
 class TaskRule(Rule):
-    """What the tasks share: content symbols, the layout, and an oracle that parses the inputs and computes the answer.
+    """Base of the tasks: content symbols, the layout, and an oracle that parses the inputs and computes the answer.
 
     A subclass gives `parts`, the sampler over whole arrays, and `answer`, the definition in plain Python that the
     oracle uses, so that each checks the other.
@@ -35,7 +36,7 @@ class TaskRule(Rule):
     inputs: ClassVar[int] = 1  # a SEP stands behind each
     smallest: ClassVar[int] = 1
     symbols: int = parameter(99, "content symbols, drawn uniformly", low=1, high=60000)
-    end: bool = parameter(True, "END closes the output and is scored; false: as in the papers, nothing says stop")
+    end: bool = parameter(True, "END closes the output and is eligible; false: no END, as in the papers")
     min_length: int | None = parameter(
         None,
         "shortest content: lengths are uniform from here to the longest that fits; none: always the longest",
@@ -81,7 +82,7 @@ class TaskRule(Rule):
         shortest = max(self.smallest, self.min_length or 0)
         if self.size_for(length) < shortest:
             raise ValueError(
-                f"{self.name}: rows of {length} tokens are too short; content of {shortest} symbols needs "
+                f"{self.name}: sequences of {length} tokens are too short; content of {shortest} symbols needs "
                 f"{self.length_of(shortest)}"
             )
 
@@ -111,7 +112,7 @@ class TaskRule(Rule):
         return positions
 
     def contents(self, rng: np.random.Generator, sizes: np.ndarray, longest: int) -> Piece:
-        """Uniform symbols as uint16, `sizes` of them in each row."""
+        """Uniform symbols as uint16, `sizes` of them in each sequence."""
         values = rng.integers(0, self.symbols, size=(len(sizes), longest), dtype=np.uint16)
         return values, None if self.min_length is None else np.arange(longest) < sizes[:, None]
 
@@ -128,7 +129,7 @@ class TaskRule(Rule):
 
 
 def _pack(before: list[Piece], output: list[Piece], count: int, length: int) -> tuple[np.ndarray, np.ndarray]:
-    """Writes the parts of each row side by side from the left: tokens (B, N), and where the output parts lie."""
+    """Writes the parts of each sequence side by side from the left: tokens (B, N), and where the output parts lie."""
     tokens = np.zeros((count, length), np.int64)
     scored = np.zeros((count, length), bool)
     parts = before + output
@@ -143,13 +144,13 @@ def _pack(before: list[Piece], output: list[Piece], count: int, length: int) -> 
     ends = keep.sum(axis=1)[:, None]
     starts = keep[:, :first_output].sum(axis=1)[:, None]
     position = np.arange(length)
-    tokens[position < ends] = symbols[keep]  # row by row on both sides, so the order within a row is kept
+    tokens[position < ends] = symbols[keep]  # one by one on both sides, so the order within a sequence is kept
     np.logical_and(position >= starts, position < ends, out=scored)
     return tokens, scored
 
 
 def _first_seen(values: np.ndarray, keep: np.ndarray | None) -> np.ndarray:
-    """Marks the first occurrence of each symbol in each row of `values` (B, M)."""
+    """Marks the first occurrence of each symbol in each sequence of `values` (B, M)."""
     order = np.argsort(values, axis=1, kind="stable")  # stable: of equal symbols the earliest comes first
     ordered = np.take_along_axis(values, order, axis=1)
     first = np.ones(values.shape, bool)
@@ -260,7 +261,7 @@ class Union(TaskRule):
 class Delete(TaskRule):
     """`x SEP t SEP x without the first t`.
 
-    In the papers t is any symbol, absent from x in 53 % of the rows at their sizes, which makes those rows plain
+    In the papers t is any symbol. It is absent from x in 53 % of the sequences at their sizes, which makes those plain
     copies: `hit=any`. By default t is the symbol at a random position of x, so there is always something to delete.
     """
 
@@ -304,7 +305,7 @@ class Delete(TaskRule):
 @register
 @dataclass(frozen=True)
 class Stack(TaskRule):
-    """`operations SEP what is on the stack`, from top to bottom; an operation pushes a symbol or is POP.
+    """`operations SEP content of the stack`, from top to bottom; an operation pushes a symbol or is POP.
 
     A push takes a symbol that is not on the stack. The first two thirds of the operations push with probability 0.75,
     the rest pop with 0.75; with fewer than two items one is pushed, and the last operation pops if it can leave one.

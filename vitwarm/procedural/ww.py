@@ -15,25 +15,23 @@ __all__ = ["WW"]
 @register
 @dataclass(frozen=True)
 class WW(Rule):
-    """`w w`: a random string, then the same string. One pair fills the row; an odd length ends in one PAD.
+    """`w w`: a random string, then the same string. One pair fills the sequence; an odd length ends in one PAD.
 
-    With `packed` the row holds several pairs, `w w SEP v v SEP ...`, with lengths uniform from `shortest` to `longest`
-    as in the configurations of the ViT warm-up (arXiv 2511.13945): a pair is written as long as the shortest one fits,
-    its longest possible length bounded by what is left. How the paper packs is not public; SEP makes the pairs
-    readable, so that every copy is determined.
+    With `packed` the sequence holds several pairs, `w w SEP v v SEP ...`, with lengths uniform from `shortest` to
+    `longest` as in the configurations of the ViT warm-up (arXiv 2511.13945): a pair is written as long as the shortest
+    one fits, its longest possible length bounded by what is left. How the paper packs is not public; SEP makes the
+    pairs readable, so that every copy is determined.
 
-    The paper hides half of the first string and shows the copy (`score=first`); asking for the copy, the default, is
+    The paper hides half of the first string and shows the copy (`score=first`); hiding the copy, the default, is
     the same task in the mirror and also suits a model that reads from the left.
     """
 
     name: ClassVar[str] = "ww"
     symbols: int = parameter(64, "content symbols, drawn uniformly", low=1, high=60000)
-    packed: bool = parameter(False, "several pairs in a row, each closed by SEP")
+    packed: bool = parameter(False, "several pairs a sequence, each closed by SEP")
     shortest: int = parameter(3, "packed: fewest symbols in w", low=1)
     longest: int = parameter(32, "packed: most symbols in w", low=1)
-    score: str = parameter(
-        "copy", "what an objective may ask for: the copy, or the first string", choices=("copy", "first")
-    )
+    score: str = parameter("copy", "eligible tokens: the copy, or the first string", choices=("copy", "first"))
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -58,7 +56,7 @@ class WW(Rule):
         return pairs
 
     def _stops(self, row: np.ndarray) -> list[int]:
-        """Where each pair of a row ends."""
+        """Where each pair of a sequence ends."""
         if self.packed:
             return np.flatnonzero(row == self.vocab.sep).tolist()
         return [int(np.count_nonzero(row != Vocab.pad))]
@@ -66,7 +64,7 @@ class WW(Rule):
     def check_length(self, length: int) -> None:
         shortest = self.length_of(self.shortest if self.packed else 1)
         if length < shortest:
-            raise ValueError(f"ww: rows of {length} tokens are too short for one pair, which needs {shortest}")
+            raise ValueError(f"ww: sequences of {length} tokens are too short for one pair, which needs {shortest}")
 
     def draw(self, rng: np.random.Generator, count: int, length: int) -> Sequences:
         first = self.vocab.size - self.symbols

@@ -30,7 +30,7 @@ def _source(kind: str, classes: list[str], files: dict[str, list[Path]], label_b
         for path in paths:
             data = _bytes(path)
             if data.size == 0 or data.size % record:
-                raise UserError(f"{path}: is no whole number of records of {record} bytes; download it again")
+                raise UserError(f"{path}: is not a whole number of records of {record} bytes; download it again")
             labels = data[label_bytes - 1 :: record]
             for row, label in enumerate(_checked(path, labels, len(classes)).tolist()):
                 key = keys.make(classes[label], f"{path.stem}_{row:05d}")

@@ -1,4 +1,4 @@
-"""What goes into a shard: the source's own bytes wherever the readers of vitwarm, timm and torchvision agree on them.
+"""Encodes images for a shard: the source's bytes wherever the readers of vitwarm, timm and torchvision agree on them.
 
 - JPEG, PNG, WebP, BMP and PPM are copied byte for byte under the extension of their content, whatever their name says
   (ImageNet has a PNG named JPEG). Grey images stay grey: readers make them RGB.
@@ -24,20 +24,20 @@ _ORIENTATION = 0x0112  # tag of EXIF; 1 is upright
 
 
 def encode_pixels(data: bytes, pixels: Pixels) -> bytes:
-    """Bare planes (3, side, side) as PNG."""
+    """Encode planes (3, side, side) uint8 as PNG."""
     planes = np.frombuffer(data, dtype=np.uint8).reshape(3, pixels.side, pixels.side)
     return _png(Image.fromarray(planes.transpose((2, 1, 0) if pixels.by_column else (1, 2, 0))))
 
 
 def checked(data: bytes, max_pixels: int) -> tuple[bytes, str, list[str]]:
-    """An encoded image as it goes into a shard, decoded once to be sure that it can be.
+    """Prepare an encoded image for a shard; it is decoded once to make sure that it can be.
 
     Args:
         data: the source's bytes.
-        max_pixels: what the reader of shards takes at most.
+        max_pixels: most pixels that the reader of shards accepts.
 
     Returns:
-        The bytes to store, their extension, and what is odd about the image (see the manifest's `notes`).
+        The bytes to store, their extension, and peculiarities of the image (see the manifest's `notes`).
 
     Raises:
         DamagedSample: it cannot be decoded.

@@ -59,7 +59,7 @@ def read_food101(folder: Path) -> Source:
         entries[name] = [line.strip().partition("/")[::2] for line in read_text(path).splitlines() if line.strip()]
         for class_name, stem in entries[name]:
             if not stem or "/" in stem or class_name.startswith(".") or stem.startswith("."):
-                raise UserError(f"{path}: {class_name + '/' + stem!r} is no CLASS/IMAGE; download the set again")
+                raise UserError(f"{path}: {class_name + '/' + stem!r} is not CLASS/IMAGE; download the set again")
     numbers = class_numbers(class_name for class_name, _ in entries["train"])
     splits = []
     for name, listed in entries.items():
@@ -95,7 +95,7 @@ def read_text(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError):
-        raise UserError(f"{path}: is missing or is no text") from None
+        raise UserError(f"{path}: is missing or is not text") from None
 
 
 def _folders(path: Path) -> list[str]:
@@ -106,7 +106,7 @@ def _folders(path: Path) -> list[str]:
 
 
 def _files(folder: Path, ignored: Counter) -> list[str]:
-    """The images below a folder, in an order that the file system has no say in."""
+    """The images below a folder, in an order that does not depend on the file system."""
     found = []
     for place, below, names in os.walk(folder):
         below.sort()
@@ -129,6 +129,6 @@ def _split(name: str, files: list[tuple[str, str]], numbers: dict[str, int], whe
         try:
             size = os.stat(path).st_size
         except OSError:
-            size = 0  # a link to nowhere: reading it will say so, and it is counted as damaged
+            size = 0  # a broken link: reading it fails, and it is counted as damaged
         samples.append(Sample(keys.make(class_name, os.path.basename(path)), numbers[class_name], path, 0, size))
     return SourceSplit(name, samples)

@@ -46,7 +46,7 @@ def members(span: Span) -> Iterator[tuple[str, int, int]]:
     """(base name, first byte in the file, bytes) of the files in a tar, which may itself lie inside a file.
 
     Raises:
-        UserError: it is no whole tar.
+        UserError: it is not a whole tar.
     """
     path, start, size = span
     try:
@@ -57,11 +57,13 @@ def members(span: Span) -> Iterator[tuple[str, int, int]]:
                     archive.members.clear()  # type: ignore[attr-defined]  # tarfile would keep every header in memory
                     if member.isreg():
                         if member.offset_data + member.size > size:
-                            raise tarfile.ReadError("a member goes on beyond the end")
+                            raise tarfile.ReadError("a member extends beyond the end")
                         yield os.path.basename(member.name), start + member.offset_data, member.size
                 window.seek(archive.offset)
                 end = window.read(tarfile.BLOCKSIZE)
-            if len(end) < tarfile.BLOCKSIZE or any(end):  # tarfile takes a cut or a bad header for a quiet end
+            if len(end) < tarfile.BLOCKSIZE or any(
+                end
+            ):  # tarfile takes a cut or a bad header for the end of the archive
                 raise tarfile.ReadError(f"no end-of-archive mark at byte {start + archive.offset}")
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from None
@@ -87,8 +89,8 @@ def read_archives(folder: Path, labels: Path | None, workers: int) -> Source:
     """The archives in a folder: train (tar of tars), val with its labels, or both; classes in order of WordNet id.
 
     Args:
-        folder: with the archives under their original names.
-        labels: of the validation images; None takes the devkit in the same folder.
+        folder: folder with the archives under their original names.
+        labels: file with the labels of the validation images; None takes the devkit in the same folder.
         workers: processes that list the class tars.
     """
     train, val = folder / TRAIN, folder / VAL
@@ -128,7 +130,7 @@ def _split(
     if not rows:
         raise UserError(f"{archive}: holds no images")
     keys = Keys()
-    # A validation image keeps its bare name, by which everyone knows it; those of train begin with their class anyway.
+    # A validation image keeps its usual name, without the class; those of training images begin with it anyway.
     prefixes = [class_name if name == "train" else "" for class_name, _ in rows]
     samples = [
         Sample(keys.make(prefix, image), numbers[class_name], str(archive), offset, size)

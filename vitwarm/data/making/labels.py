@@ -17,7 +17,7 @@ class Labels:
     """Class names of validation images.
 
     Attributes:
-        path: where they come from.
+        path: the file that they come from.
         by_name: stem of an image -> class, or
         in_order: the class of image 1, 2, ...; exactly one of the two is given.
     """
@@ -56,8 +56,8 @@ class Labels:
 def read_labels(path: Path) -> Labels:
     """Read the devkit's .tar.gz, a list (one WordNet id a line, in the order of the image numbers), or a table.
 
-    A table has an image name and a WordNet id on each line, with a comma or white space between, and what follows is
-    not looked at: Kaggle's LOC_val_solution.csv is one.
+    A table has an image name and a WordNet id on each line, with a comma or white space between, and the rest of
+    the line is ignored: Kaggle's LOC_val_solution.csv is one.
 
     Raises:
         UserError: the file is none of these.
@@ -69,7 +69,7 @@ def read_labels(path: Path) -> Labels:
             line.split() for line in path.read_text(encoding="utf-8").replace(",", " ").splitlines() if line.strip()
         ]
     except (OSError, UnicodeDecodeError):
-        raise UserError(f"{path}: is missing or is no text") from None
+        raise UserError(f"{path}: is missing or is not text") from None
     if lines and lines[0][0].lower() == "imageid":
         lines = lines[1:]
     if lines and all(len(line) == 1 and _WNID.fullmatch(line[0]) for line in lines):

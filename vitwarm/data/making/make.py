@@ -1,4 +1,4 @@
-"""From a source to a folder of shards: plan, write, verify, and only then appear under the name that was asked for."""
+"""From a source to a folder of shards: plan, write, verify, and only then rename to the requested folder."""
 
 import contextlib
 import hashlib
@@ -31,7 +31,7 @@ class Options:
     """How shards are cut.
 
     Attributes:
-        seed: of the order of `train`.
+        seed: seed of the order of `train`.
         shuffle: put `train` in a random order, so that any few of its shards are a fair sample; other splits keep the
             source's order.
         images_per_shard: most images in a tar; None goes by `shard_mb`.
@@ -66,22 +66,22 @@ def make_shards(
 ) -> ShardManifest:
     """Make shards, their indices and manifest.json; of existing tars, the indices and manifest.json only.
 
-    All is made in `OUT.partial`, verified and renamed; the same call goes on where a killed one stopped. The bytes of
+    All is made in `OUT.partial`, verified and renamed; the same call resumes where a killed one stopped. The bytes of
     every file are the same for any number of workers.
 
     Args:
-        source: see docs/shards.md.
+        source: path of the archives, folders or tars (docs/shards.md).
         out: folder to make; may be left out for existing tars, whose own folder it is.
-        kind: of the source; None looks what is in it.
+        kind: kind of the source; None detects it.
         labels: file with the labels of validation images that lie unsorted.
         split: name of the one split that a tree of class folders is; None is `train`.
         workers: processes.
         options: how shards are cut.
-        say: gets lines for the person who watches.
+        say: receives the lines of progress.
 
     Raises:
         UserError: a source that is missing, damaged or unknown; an `out` that is taken; a disk that is too small.
-        Interrupted: Ctrl-C; the same call goes on.
+        Interrupted: Ctrl-C; the same call resumes.
     """
     if split is not None and not re.fullmatch(r"[A-Za-z0-9_-]+", split):
         raise UserError(f"split={split}: a name of letters and digits, such as train or val")
@@ -155,7 +155,7 @@ def _jobs(source: Source, folder: Path, options: Options) -> list[ShardJob]:
 
 
 def _digest(source: Source, jobs: list[ShardJob], options: Options) -> str:
-    """What the shards follow from, but for the images' own bytes. Paths stay out, so that a source may move."""
+    """Digest of the samples and options, without the images' own bytes and without paths, so that a source may move."""
     digest = hashlib.sha256(json.dumps([source.kind, source.classes, options.seed, options.shuffle]).encode())
     for job in jobs:
         rows = [(s.key, s.label, os.path.basename(s.file), s.offset, s.size) for s in job.samples]
@@ -182,11 +182,11 @@ def _check_space(out: Path, needed: int) -> None:
 
 
 def _open(partial: Path, digest: str, held: contextlib.ExitStack) -> None:
-    """The folder in the making, ours alone: new, or begun by a killed call for the same shards."""
+    """Create and lock the folder `OUT.partial`, or take over one from a killed call for the same shards."""
     try:
         partial.mkdir(parents=True, exist_ok=True)
         held.enter_context(
-            locked(partial / _LOCK, f"{partial}: another process is at work there; wait for it, or end it")
+            locked(partial / _LOCK, f"{partial}: another process is writing there; wait for it, or stop it")
         )
     except OSError as error:
         raise UserError(f"{partial}: cannot be made ({error.strerror}); choose another out=") from None
@@ -202,7 +202,7 @@ def _write(jobs: list[ShardJob], workers: int, max_damaged: float, say: Callable
     """Write the shards that are not there yet."""
     records = {i: record for i, job in enumerate(jobs) if (record := read_record(job.tar)) is not None}
     if records:
-        say(f"going on: {len(records)} of {len(jobs)} shards are there")
+        say(f"resuming: {len(records)} of {len(jobs)} shards are there")
     todo = [i for i in range(len(jobs)) if i not in records]
     total = sum(len(job.samples) for job in jobs)
     with progress_bar(total, "write", "img", total - sum(len(jobs[i].samples) for i in todo)) as bar:
@@ -220,16 +220,16 @@ def _refuse_damaged(records: dict[int, ShardRecord], total: int, max_damaged: fl
         named = "; ".join(f"{key}: {reason}" for key, reason in damaged[:3]) + ("; ..." if len(damaged) > 3 else "")
         raise UserError(
             f"{len(damaged)} of {total} images are damaged, more than max_damaged={max_damaged:g} allows; "
-            f"mend the source, or raise it to leave them out ({named})"
+            f"fix the source, or raise max_damaged to leave them out ({named})"
         )
 
 
 def _verify(jobs: list[ShardJob], records: list[ShardRecord], workers: int) -> None:
-    """Read every tar again. One that is not what was written loses its record, so that the next call makes it anew."""
+    """Read every tar again. The record of a wrong one is removed, so that the next call writes it again."""
     shards = [(job.tar, record) for job, record in zip(jobs, records, strict=True)]
     for tar, record in shards:
         if not record.shard.samples:
-            raise UserError(f"{tar.name}: every image that belongs in it is damaged; mend the source")
+            raise UserError(f"{tar.name}: every image that belongs in it is damaged; fix the source")
     with progress_bar(sum(record.shard.samples for record in records), "verify", "img") as bar:
         for number, wrong in run_in_pool(verify_shard, shards, workers):
             tar, record = shards[number]

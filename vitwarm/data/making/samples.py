@@ -1,4 +1,4 @@
-"""What a source is to the maker of shards: labelled byte ranges of files, listed before any image is read."""
+"""The sources of shards: labelled byte ranges of files, listed before any image is read."""
 
 import os
 import re
@@ -35,7 +35,7 @@ class Pixels:
     """Images that are bare bytes: square RGB, one colour plane after the other.
 
     Attributes:
-        side: in pixels.
+        side: side of the image, in pixels.
         by_column: each plane runs down the columns (STL-10), not along the rows (CIFAR).
     """
 
@@ -64,13 +64,13 @@ class SourceSplit:
 
 @dataclass(frozen=True)
 class Source:
-    """What was found.
+    """A source of labelled images.
 
     Attributes:
         kind: one of `vitwarm.data.making.sources.KINDS`.
         classes: name of each class number.
         splits: what to make.
-        ignored: what lies there and is not used, for the reader.
+        ignored: files that are there and not used, in words.
     """
 
     kind: str
@@ -90,7 +90,7 @@ class Keys:
         stem = os.path.splitext(file_name)[0]
         name = stem if not class_name or stem.startswith(f"{class_name}_") else f"{class_name}_{stem}"
         key = re.sub(r"[^A-Za-z0-9_-]", "_", name)[-_KEY_LENGTH:]
-        # Numbers are taken from the key itself, so a made-up key can meet a real one: ask again until it is free.
+        # Numbers are taken from the key itself, so a made-up key can equal a real one: try again until it is free.
         while key in self._seen:
             self._seen[key] += 1
             key = f"{key}-{self._seen[key]}"
@@ -99,12 +99,12 @@ class Keys:
 
 
 def class_numbers(names: Iterable[str]) -> dict[str, int]:
-    """Class name -> number, in sorted order: for ImageNet that of everyone's, sorted WordNet ids."""
+    """Class name -> number, in sorted order: for ImageNet the usual order, sorted WordNet ids."""
     return {name: number for number, name in enumerate(sorted(set(names)))}
 
 
 class Reader:
-    """Reads samples; the last file stays open, for an archive holds them all."""
+    """Reads samples; the last file stays open, since an archive holds them all."""
 
     def __init__(self) -> None:
         self._path: str | None = None

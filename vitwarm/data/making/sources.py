@@ -1,4 +1,4 @@
-"""Which kind of source lies at a path, told by what is in it."""
+"""Detects the kind of a source from the files in it."""
 
 import os
 from pathlib import Path
@@ -21,7 +21,7 @@ _MARKS = {
 TARS = "tars"
 KINDS = (*_MARKS, "folders", TARS)
 
-# torchvision unpickles these; we do not.
+# torchvision unpickles these, which is not safe.
 _PICKLED = {
     ("cifar-10-batches-py", "batches.meta"): "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz",
     ("cifar-100-python", "meta"): "https://www.cs.toronto.edu/~kriz/cifar-100-binary.tar.gz",
@@ -29,10 +29,10 @@ _PICKLED = {
 
 
 def find(source: Path, kind: str | None) -> tuple[str, Path]:
-    """The kind of a source and the folder in which it lies.
+    """Find the kind of a source and the folder in which it lies.
 
     Raises:
-        UserError: nothing there, or nothing known.
+        UserError: there is nothing, or no known kind of source.
     """
     if kind is not None and kind not in KINDS:
         raise UserError(f"kind={kind} is not one of {', '.join(KINDS)}")
@@ -72,13 +72,13 @@ def read_source(kind: str, folder: Path, labels: Path | None, split: str | None,
     """List a source of any kind but existing tars.
 
     Args:
-        kind, folder: as `find` says.
+        kind, folder: result of `find`.
         labels: file with the labels of validation images (`imagenet`, `folders`).
         split: name for the one split of a tree of class folders.
         workers: processes to read with.
     """
     if labels is not None and kind not in ("imagenet", "folders"):
-        raise UserError(f"labels= is for imagenet and folders; {kind} brings its own")
+        raise UserError(f"labels= is for imagenet and folders; {kind} has its own labels")
     if split is not None and kind != "folders":
         raise UserError(f"split= is for folders; {kind} has its own splits")
     if kind == "imagenet":

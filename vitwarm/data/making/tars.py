@@ -18,10 +18,10 @@ MOST_CLASSES = 1_000_000  # the manifest counts each
 def describe_tars(folder: Path, workers: int, say: Callable[[str], None]) -> ShardManifest:
     """Index every tar of a folder and write manifest.json; where there is one, check the tars against it instead.
 
-    The split of a tar is told by its name: one with `val` or `test` in it is of that split, any other of `train`.
+    The split of a tar follows from its name: one with `val` or `test` in it is of that split, any other of `train`.
 
     Raises:
-        UserError: a tar is damaged, or is not what the manifest says.
+        UserError: a tar is damaged, or does not match the manifest.
     """
     place = folder / manifests.NAME
     known = manifests.load(place.read_text(encoding="utf-8"), place) if place.exists() else None
@@ -34,16 +34,20 @@ def describe_tars(folder: Path, workers: int, say: Callable[[str], None]) -> Sha
     with progress_bar(sum(tar.stat().st_size for tar in tars), "verify" if known else "index", "B") as bar:
         for i, (shard, counts) in run_in_pool(describe, tars, workers):
             if known is not None and shard != known.shards().get(shard.name):
-                raise UserError(f"{tars[i]}: is not the tar that {place} knows; copy it again, or remove the manifest")
+                raise UserError(
+                    f"{tars[i]}: is not the tar that {place} describes; copy it again, or remove the manifest"
+                )
             found[i], labels[i] = shard, counts
             bar.update(shard.bytes)
     if known is not None:
-        say(f"{folder}: all {len(tars)} tars are what its manifest says")
+        say(f"{folder}: all {len(tars)} tars match the manifest")
         return known
     num_classes = 1 + max(max(counts) for counts in labels.values())
     if num_classes > MOST_CLASSES:
         where = next(tars[i] for i, counts in labels.items() if max(counts) >= MOST_CLASSES)
-        raise UserError(f"{where}: label {max(map(max, labels.values()))} is above {MOST_CLASSES - 1}: no class number")
+        raise UserError(
+            f"{where}: label {max(map(max, labels.values()))} is above {MOST_CLASSES - 1}, too large for a class number"
+        )
     splits = {}
     for name in ("train", "val", "test"):
         rows = [i for i, tar in enumerate(tars) if _split_of(tar) == name]

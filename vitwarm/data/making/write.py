@@ -21,12 +21,12 @@ from vitwarm.files import sha256_of, whole_file, write_text
 
 @dataclass(frozen=True)
 class ShardJob:
-    """What a worker needs to write one shard.
+    """The job of writing one shard, as a worker gets it.
 
     Attributes:
         split: its name.
         tar: the file to write; its record goes beside it, `NAME.tar.json`.
-        samples: in order.
+        samples: the samples, in order.
         pixels: see `SourceSplit`.
         max_pixels: most pixels of an image.
     """
@@ -40,7 +40,7 @@ class ShardJob:
 
 @dataclass(frozen=True)
 class ShardRecord:
-    """What a shard holds, kept beside it until all are done: a maker that was killed goes on after the last one.
+    """The content of a finished shard, kept beside it until all are done: a killed call resumes after the last one.
 
     Attributes:
         shard: its line in the manifest.
@@ -76,7 +76,7 @@ def read_record(tar: Path) -> ShardRecord | None:
 
 
 class _Hashing(io.RawIOBase):
-    """Writes on, and knows the digest of what it wrote."""
+    """Forwards writes to a file, and hashes them."""
 
     def __init__(self, file):
         self._file, self.digest, self.count = file, hashlib.sha256(), 0
@@ -129,7 +129,7 @@ def _add(archive: tarfile.TarFile, name: str, data: bytes) -> None:
 
 
 def describe(tar: Path) -> tuple[Shard, dict[int, int]]:
-    """A tar as it is on the disk: its line for a manifest, and class number -> images. Leaves its index beside it.
+    """Describe a tar on the disk: its manifest entry, and class number -> images. Writes its index beside it.
 
     Raises:
         UserError: it is damaged or no set of labelled images.
@@ -141,7 +141,7 @@ def describe(tar: Path) -> tuple[Shard, dict[int, int]]:
 
 
 def verify_shard(job: tuple[Path, ShardRecord]) -> str | None:
-    """Index a finished shard afresh and compare what is on the disk with what was written; what is wrong, or None."""
+    """Index a finished shard again and compare the disk with what was written; returns the difference, or None."""
     tar, record = job
     tar.with_name(f"{tar.name}.index.safetensors").unlink(missing_ok=True)
     try:

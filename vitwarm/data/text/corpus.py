@@ -5,7 +5,7 @@
 | `tokens.bin` | ids end to end, little-endian uint16 (vocabularies up to 65,536) or uint32 |
 | `offsets.bin` | int64, where each document begins, and where the last one ends |
 | `manifest.json` | counts, sources with size and SHA-256, tokenizer, what was damaged |
-| `seen.json` | when each source was last changed, so that one that was not need not be read again |
+| `seen.json` | modification time of each source, so that an unchanged one is not read again |
 
 Every document stands behind a separator, and one more stands at the end: `s d1 s d2 s ... dn s`.
 """
@@ -32,21 +32,21 @@ VERSION = 1
 TOKENS, OFFSETS, MANIFEST, SEEN = "tokens.bin", "offsets.bin", "manifest.json", "seen.json"
 _JOB_BYTES = 1 << 20  # of text that a worker takes at once
 _NAMED = 1000  # damaged records that a manifest names
-_HOPELESS = 1000  # records, all of them damaged, after which reading on is of no use
+_HOPELESS = 1000  # records, all of them damaged, after which reading stops
 
 
 @dataclass(frozen=True)
 class CorpusManifest:
-    """What a cache holds; nothing in it depends on the machine, the time or the number of workers.
+    """The manifest of a cache; it does not depend on the machine, the time or the number of workers.
 
     Attributes:
-        version: of the format.
+        version: version of the format.
         tokens: ids in all, separators included.
         documents: kept ones.
         empty: documents without text, which were left out.
-        text_bytes: of the documents' text in UTF-8.
+        text_bytes: bytes of the documents' text in UTF-8.
         separator: its id.
-        dtype: of the ids, `uint16` or `uint32`.
+        dtype: type of the ids, `uint16` or `uint32`.
         tokenizer: SHA-256 of its files.
         source: how the files were read: field, heading, split, task of GLUE.
         files: name, bytes and SHA-256 of each file, in order.
@@ -69,13 +69,13 @@ class CorpusManifest:
 
 
 class Corpus:
-    """A cache, opened.
+    """An open cache.
 
     Attributes:
         tokens: (T,) ids.
         offsets: (n + 1,) int64: document i is `tokens[offsets[i] : offsets[i + 1]]`, its separator first.
-        manifest: see `CorpusManifest`.
-        sha256: of the manifest, which names the corpus.
+        manifest: the manifest of the cache.
+        sha256: hash of the manifest, which names the corpus.
     """
 
     def __init__(self, folder: Path):
@@ -91,14 +91,14 @@ class Corpus:
         return self.manifest.documents
 
     def read(self, starts: np.ndarray, length: int) -> tuple[np.ndarray, np.ndarray]:
-        """Stretches of the tokens.
+        """Slices of the tokens.
 
         Args:
             starts: (B,) first places.
             length: N.
 
         Returns:
-            (B, N) int64 ids, and (B, N) bool, which of them are there; beyond the end they are separators.
+            (B, N) int64 ids, and (B, N) bool, which of them lie in the corpus; those beyond its end are separators.
         """
         places = np.asarray(starts)[:, None] + np.arange(length)
         there = places < len(self.tokens)
@@ -108,15 +108,15 @@ class Corpus:
 
 
 def open_corpus(source: TextSource, tokenizer: str, workers: int, max_damaged: float) -> Corpus:
-    """The tokens of a data set, from the cache where it has them, else made and kept there.
+    """Open the tokens of a data set, from the cache where it has them; otherwise they are made and kept there.
 
-    Other processes that ask for the same wait until it is made.
+    Other processes that need the same cache wait until it is made.
 
     Args:
         source: the data set.
         tokenizer: what `read_tokenizer` takes.
         workers: processes that tokenise.
-        max_damaged: largest share of records that may be no documents.
+        max_damaged: largest share of records that may be unreadable.
 
     Raises:
         UserError: nothing there, a file that cannot be read, too many damaged records, no documents.
@@ -151,7 +151,7 @@ def open_corpus(source: TextSource, tokenizer: str, workers: int, max_damaged: f
 
 
 def fingerprint(tokenizer: Tokenizer) -> str:
-    """SHA-256 of what a tokenizer saves."""
+    """SHA-256 of the files that a tokenizer saves."""
     digest = hashlib.sha256()
     with tempfile.TemporaryDirectory() as folder:
         tokenizer.save(Path(folder))
@@ -232,7 +232,7 @@ def _make(folder: Path, source: TextSource, files: list[Path], tokenizer: str, w
 
 
 def _jobs(source: TextSource, files: list[Path], tokenizer: str, progress) -> Iterator[EncodingJob]:
-    """Records of about a mebibyte together; the jobs do not depend on who carries them out."""
+    """Records of about a mebibyte together; the jobs do not depend on the number of workers."""
     records, size = [], 0
     for path in files:
         for record in read_records(path, source):

@@ -16,9 +16,9 @@ class EncodingJob:
     """Records that one worker takes at once.
 
     Attributes:
-        records: in order.
+        records: the records, in order.
         tokenizer: what `read_tokenizer` takes.
-        field: of JSON objects that holds the text.
+        field: key of JSON objects that holds the text.
     """
 
     records: list[TextRecord]
@@ -28,13 +28,13 @@ class EncodingJob:
 
 @dataclass(frozen=True)
 class Encoded:
-    """The documents of a job.
+    """The encoded documents of a job.
 
     Attributes:
         ids: their tokens end to end, each document behind a separator.
         lengths: tokens of each document, its separator included.
-        text_bytes: of UTF-8, of all documents together.
-        damaged: (where, why) of each record that is no document.
+        text_bytes: bytes of UTF-8 of all documents together.
+        damaged: (where, why) of each record that is not a document.
         empty: documents without text, which are left out.
     """
 
@@ -46,7 +46,7 @@ class Encoded:
 
 
 class Damaged(Exception):
-    """A record that is no document; the message is the reason."""
+    """A record that is not a document; the message is the reason."""
 
 
 def separator(tokenizer: Tokenizer) -> int:
@@ -58,7 +58,7 @@ def separator(tokenizer: Tokenizer) -> int:
     own = tokenizer.specials.get("<bos>") if isinstance(tokenizer, CharTokenizer) else None
     found = tokenizer.end if tokenizer.end is not None else own
     if found is None:
-        raise UserError("text.tokenizer has no end of text to part documents with; take another")
+        raise UserError("text.tokenizer has no end-of-text id to separate documents; choose another")
     return found
 
 
@@ -74,7 +74,7 @@ def question_mark(tokenizer: Tokenizer) -> int:
 
 
 def encode(job: EncodingJob) -> Encoded:
-    """Documents to ids, `s text`, `s question ? answer` or `s label sentence s sentence`; others are named."""
+    """Documents to ids, `s text`, `s question ? answer` or `s label sentence s sentence`; damaged ones are named."""
     tokenizer = _tokenizer(job.tokenizer)
     start = separator(tokenizer)
     ids: list[int] = []
@@ -85,7 +85,7 @@ def encode(job: EncodingJob) -> Encoded:
         except Damaged as error:
             damaged.append((record.where, str(error)))
             continue
-        labelled = record.label is not None  # then a row without text is a row as well
+        labelled = record.label is not None  # then a row without text counts as well
         if not texts[0] and not labelled:
             empty += 1
             continue

@@ -1,7 +1,7 @@
 """GLUE's tasks of sentences and pairs, in the files of its download (Wang et al., arXiv 1804.07461).
 
-A line is a row and tabs part its columns. Quotes mean nothing: sentences hold them unpaired. STS-B is not here: it is a
-regression.
+A line is a row and tabs separate its columns. Quotes are plain characters: sentences have unpaired ones. STS-B is left
+out, as it is a regression.
 """
 
 from collections.abc import Iterator
@@ -20,7 +20,7 @@ _BOM = b"\xef\xbb\xbf"  # in front of MRPC's header
 
 @dataclass(frozen=True)
 class GlueTask:
-    """What the files of a task hold.
+    """The format of a task's files.
 
     Attributes:
         folder: its name in the download.
@@ -28,7 +28,7 @@ class GlueTask:
         label: column of the label.
         labels: how the files write each label -> its name; their order numbers them.
         dev: files that are evaluated on, without `.tsv`.
-        columns: of files without a header; None where the first line names them.
+        columns: columns of files without a header; None where the first line names them.
     """
 
     folder: str
@@ -69,10 +69,10 @@ class Row:
     """A line of a file.
 
     Attributes:
-        number: of the line, from 1.
+        number: number of the line, from 1.
         label: its number; None in a damaged row.
         sentences: as bytes, without spaces around them.
-        damage: why this is no row of the task; None when it is one.
+        damage: why this is not a row of the task; None when it is one.
     """
 
     number: int
@@ -86,7 +86,7 @@ def glue_files(task: str, folder: Path, split: str) -> list[Path]:
 
     Args:
         task: key of `TASKS`.
-        folder: of the task.
+        folder: folder of the task.
         split: `train`, or one of `GlueTask.dev`.
 
     Raises:
@@ -122,7 +122,7 @@ def glue_rows(task: str, path: Path, split: str) -> Iterator[Row]:
         columns = [c.strip() for c in columns]
         wanted = [c.encode() for c in (described.label, *described.sentences)]
         if lacking := next((c.decode() for c in wanted if c not in columns), None):
-            raise UserError(f"{path}: its first line has no column {lacking}; it is no file of {described.folder}")
+            raise UserError(f"{path}: its first line has no column {lacking}; it is not a file of {described.folder}")
         label_at, *sentences_at = map(columns.index, wanted)
         for number, line in enumerate(file, 1 if described.columns else 2):
             if not line.strip():

@@ -1,4 +1,4 @@
-"""Rows out of a corpus."""
+"""Packs the documents of a corpus into sequences."""
 
 import numpy as np
 
@@ -9,13 +9,13 @@ from vitwarm.errors import UserError
 class Stretches:
     """The stream of all documents, cut every `length` tokens.
 
-    Row i is tokens [i N, i N + N], one more than N: so each token but the first is predicted once. Rows end where they
-    happen to, documents where their separators are.
+    Sequence i holds the N + 1 tokens [i N, i N + N], so each token but the first is predicted once. A sequence may
+    begin and end within a document.
 
     Args:
         corpus: at least two tokens.
         length: N.
-        partial: keep a last row that is not full.
+        partial: keep a last sequence that is not full.
     """
 
     def __init__(self, corpus: Corpus, length: int, partial: bool = False):
@@ -27,20 +27,22 @@ class Stretches:
         return self.rows
 
     def read(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """(B,) rows to (B, N + 1) int64 ids, and (B, N + 1) bool, which of them are there."""
+        """Read (B,) sequences as (B, N + 1) int64 ids, and (B, N + 1) bool, False beyond the end of the corpus."""
         return self.corpus.read(rows * self.length, self.length + 1)
 
 
 class WholeDocuments:
-    """Documents in a given order, as many a row as fit it whole; the separator behind the last one is part of the row.
+    """Documents in a given order, packed whole: a sequence holds as many as fit, each behind its separator.
+
+    The separator behind the last document belongs to the sequence too.
 
     Args:
         corpus: its documents must fit.
-        length: N; a row has N + 1 tokens.
+        length: N; a sequence has N + 1 tokens.
         order: (n,) documents.
 
     Raises:
-        UserError: a document that is longer than a row.
+        UserError: a document is longer than a sequence.
     """
 
     def __init__(self, corpus: Corpus, length: int, order: np.ndarray):
@@ -55,12 +57,12 @@ class WholeDocuments:
         return len(self.first) - 1
 
     def read(self, rows: np.ndarray) -> np.ndarray:
-        """(B,) rows to (B, N + 1) int64 ids; separators fill what is left."""
+        """Read (B,) sequences as (B, N + 1) int64 ids, filled up with separators."""
         return documents(self.corpus, [self.order[self.first[r] : self.first[r + 1]] for r in rows], self.length + 1)
 
 
 class Sentences:
-    """Rows of a task of GLUE: `s first` or `s first s second`, s the separator; none is longer than `length`.
+    """Sequences of a task of GLUE: `s first` or `s first s second`, s the separator; none is longer than `length`.
 
     Where a pair does not fit, its longer sentence loses tokens from its end until it is no longer than the other, then
     both in turn.
@@ -72,7 +74,7 @@ class Sentences:
 
     def __init__(self, corpus: Corpus, length: int):
         self.corpus, self.length = corpus, length
-        self.lengths = np.diff(corpus.offsets) - 1  # the label is no token of a row
+        self.lengths = np.diff(corpus.offsets) - 1  # the label is not a token of the sequence
         self.truncated = int((self.lengths > length).sum())
         self.lengths = np.minimum(self.lengths, length)
 
@@ -80,7 +82,7 @@ class Sentences:
         return len(self.corpus)
 
     def read(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """(B,) rows to (B, N) int64 ids, separators behind the shorter ones, and (B,) int64 labels."""
+        """Read (B,) sequences as (B, N) int64 ids, filled up with separators, and (B,) int64 labels."""
         separator = self.corpus.manifest.separator
         ids = np.full((len(rows), int(self.lengths[rows].max())), separator, np.int64)
         labels = np.empty(len(rows), np.int64)
@@ -105,12 +107,12 @@ def shares(first: int, second: int, room: int) -> tuple[int, int]:
 
 
 def documents(corpus: Corpus, rows: list[np.ndarray], length: int | None = None) -> np.ndarray:
-    """Rows of documents, each behind its separator, and separators to the end.
+    """Pack documents into sequences, each behind its separator; separators fill the sequence to its end.
 
     Args:
         corpus: holds the documents.
-        rows: the documents of each row.
-        length: of the rows; None takes that of the longest and one separator more.
+        rows: the documents of each of B sequences.
+        length: tokens a sequence; None takes those of the longest one and one separator more.
 
     Returns:
         (B, length) int64.
@@ -125,17 +127,17 @@ def documents(corpus: Corpus, rows: list[np.ndarray], length: int | None = None)
 
 
 def first_fit(lengths: np.ndarray, capacity: int) -> np.ndarray:
-    """Where rows begin when documents are put into them in order, a new row for each that does not fit any more.
+    """Pack documents into sequences in order; a document that does not fit any more begins a new sequence.
 
     Args:
-        lengths: (n,) of the documents, none above `capacity`.
-        capacity: of a row.
+        lengths: (n,) tokens of each document, none above `capacity`.
+        capacity: tokens of a sequence.
 
     Returns:
-        (R + 1,) int64, first document of each row, and n.
+        (R + 1,) int64: the first document of each of R sequences, then n.
     """
     ends = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
-    following = np.searchsorted(ends, ends[:-1] + capacity, side="right") - 1  # if a row began at each document
+    following = np.searchsorted(ends, ends[:-1] + capacity, side="right") - 1  # if a sequence began at each document
     steps = memoryview(following)  # type: ignore[arg-type]  # NumPy declares its buffers from Python 3.12 on
     first, at = [0], 0
     while at < len(lengths):

@@ -9,7 +9,7 @@
 | with a `split`: a folder or tar in the layout of DeepMind Mathematics | a line of question, a line of answer |
 | with `glue`: the folder of a task (`glue.py`) | a label and a sentence, or two |
 
-Nothing here parses: a record holds bytes, and `encode` makes text of them in a worker.
+Records hold unparsed bytes; `encode` makes text of them in a worker.
 """
 
 import contextlib
@@ -39,11 +39,11 @@ _UNREADABLE = (OSError, EOFError, zlib.error, tarfile.TarError)
 
 @dataclass(frozen=True)
 class TextSource:
-    """What a recipe says of a data set.
+    """A data set, as a recipe describes it.
 
     Attributes:
         spec: a file, a folder, a glob (`**` for all folders below), or a brace pattern.
-        field: of JSON objects, parquet rows and tar members that holds the text.
+        field: key of JSON objects, column of parquet files or extension of tar members that holds the text.
         heading: regular expression of the lines of plain text that begin a document; None for none.
         split: part of DeepMind Mathematics or of a task of GLUE; None for documents.
         glue: the task, where `spec` is its folder.
@@ -63,9 +63,9 @@ class TextRecord:
     Attributes:
         where: `NAME line 12`, for messages.
         raw: the bytes.
-        form: what they are: a JSON object, text, question and answer or sentences, each a line.
-        label: of sentences, its number.
-        damage: why this is no document, where reading found that out already.
+        form: kind of the bytes: a JSON object, text, question and answer or sentences, each a line.
+        label: number of the label of sentences.
+        damage: why this is not a document, where the reader has noticed already.
     """
 
     where: str
@@ -152,7 +152,7 @@ def _open(path: Path) -> Iterator[IO[bytes]]:
 
 
 def _plain(file: IO[bytes], name: str, heading: str | None) -> Iterator[TextRecord]:
-    """A line that is `<|endoftext|>` parts documents and belongs to none; a heading begins one."""
+    """Split plain text: a line `<|endoftext|>` separates documents and belongs to none; a heading begins one."""
     begins = re.compile(heading.encode()) if heading else None
     part: list[bytes] = []
     number = 0

@@ -15,8 +15,10 @@ import math
 import re
 import warnings
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
+import timm
 import torch
 from timm.optim import create_optimizer_v2, get_optimizer_class, get_optimizer_info, list_optimizers
 from torch import Tensor, nn
@@ -87,9 +89,16 @@ def check_optimizer(section: str, optim: OptimConfig) -> None:
         optimizer, model = _tried(optim, 8)
         optimizer_tensors(model, optimizer)
         optimizer_values(model, optimizer)
+        _, slower = _tried(optim, 8, of_vector=1e-6)  # LARC follows a rate only below its own
     except Exception as error:  # whatever timm and torch say of impossible arguments
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UserError(f"{section}.optimizer={name}: {reason}") from error
+    # Some of older versions use a rate that they keep from before, or another group's.
+    if [torch.equal(*pair) for pair in zip(model.parameters(), slower.parameters(), strict=True)] != [True, False]:
+        raise UserError(
+            f"{section}.optimizer={name} of timm {timm.__version__} does not obey the learning rate of each group; "
+            "pip install -U timm, or choose another"
+        )
 
 
 def state_bytes(optim: OptimConfig) -> float:
@@ -101,22 +110,31 @@ def state_bytes(optim: OptimConfig) -> float:
     return round(sum(t.nbytes for name, t in tensors if name.rpartition("/")[0] in names and t.ndim) / weights, 1)
 
 
-def _tried(optim: OptimConfig, size: int) -> tuple[torch.optim.Optimizer, nn.Module]:
-    """An optimiser after two steps on a matrix and a vector, and these; takes no random numbers."""
+def _tried(optim: OptimConfig, size: int, of_vector: float = 1.0) -> tuple[torch.optim.Optimizer, nn.Module]:
+    """An optimiser after some steps on a matrix and a vector, and these; takes no random numbers.
+
+    Args:
+        optim: its keys.
+        size: of the vector, and of the matrix's sides.
+        of_vector: what the vector's learning rate is multiplied by once the optimiser is made.
+    """
     model = nn.Module()
     model.blocks = nn.ModuleList([nn.Module()])  # where the hybrids look for matrices
     weight = torch.linspace(-1, 1, size * size).reshape(size, size)
     model.blocks[0].weight = nn.Parameter(weight)
     model.blocks[0].bias = nn.Parameter(weight[0].clone())
-    groups = [{"params": [p], "weight_decay": optim.weight_decay} for p in model.parameters()]
+    decays = (optim.weight_decay, 0.0)  # the decay of the vector would obey its rate in any case
+    groups = [{"params": [p], "weight_decay": d} for p, d in zip(model.parameters(), decays, strict=True)]
+    gradients = [p.detach().cos() for p in model.parameters()]  # one does not hang on how the other moves
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        optimizer = make_optimizer(optim, groups, model)
+        optimizer = make_optimizer(replace(optim, lr=1e-2), groups, model)  # a rate that shows in fp32
         if more := set(optimizer.state_dict()) - {"state", "param_groups"}:
             raise UserError(f"keeps {', '.join(sorted(more))}, which a checkpoint does not hold; choose another")
-        for _ in range(2):
-            for p in model.parameters():
-                p.grad = p.detach().cos()
+        optimizer.param_groups[1]["lr"] *= of_vector
+        for _ in range(7):  # Lookahead looks back at the sixth
+            for p, gradient in zip(model.parameters(), gradients, strict=True):
+                p.grad = gradient.clone()
             optimizer.step()
     return optimizer, model
 

@@ -44,7 +44,7 @@ def check_folder(folder: Path, config: Config) -> None:
                 "choose another run.dir, or remove that folder to start over"
             )
     elif folder.exists() and (not folder.is_dir() or any(p.name[0] != "." for p in folder.iterdir())):
-        raise UserError(f"{folder} exists and is no run folder; choose another run.dir")
+        raise UserError(f"{folder} exists and is not a run folder; choose another run.dir")
     if config.resume_from and not has_checkpoint(folder):
         _adoptable(config)
 

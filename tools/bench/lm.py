@@ -67,6 +67,8 @@ class ReadyTokens(TokenStage[TokenBatch]):
 
     name = "text"
 
+    model: Decoder
+
     def __init__(self, decoder: Decoder, options: dict[str, Any]):
         optim = TrainConfig(global_batch=options["batch"], precision=options["precision"], compile=options["compile"])
         optim.lr, optim.lr_warmup = 1e-4, "0"
@@ -81,6 +83,9 @@ class ReadyTokens(TokenStage[TokenBatch]):
 
     def losses(self, model: Callable[..., Any], batch: TokenBatch, step: int) -> Sums:
         return next_token_losses(model, batch)
+
+    def blocks(self) -> list[nn.Module]:
+        return self.model.compile_parts()
 
     def batches(self, start: int, rank: int, world: int, device_batch: int) -> Generator[TokenBatch, None, None]:
         batch = self.batch("train", 0, device_batch)

@@ -85,6 +85,8 @@ def check_optimizer(section: str, optim: OptimConfig) -> None:
             raise UserError(
                 f"{section}.optimizer_args: {name} has no argument {argument!r}{nearest(argument, allowed)}"
             )
+    if name == "adamw" and not optim.optimizer_args:
+        return  # known to be good
     try:
         optimizer, model = _tried(optim, 8)
         optimizer_tensors(model, optimizer)

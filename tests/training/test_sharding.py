@@ -13,8 +13,6 @@ from timm.optim import list_optimizers
 
 from vitwarm.config import Config
 from vitwarm.errors import UserError
-from vitwarm.recipe import load_recipe
-from vitwarm.run import run
 from vitwarm.training.elementwise import ELEMENTWISE
 from vitwarm.training.sharding import check_shardable, fsdp_requested
 
@@ -97,6 +95,16 @@ def two_sharded(*recipes: list[str]) -> None:
     two_processes(WORKER, json.dumps(recipes))
 
 
+def plain(arguments: list[str]) -> None:
+    """A run on 1 process, in an interpreter of its own, as the sharded ones are."""
+    program = "import json, sys; from vitwarm.recipe import load_recipe; from vitwarm.run import run; "
+    program += "run(load_recipe(json.loads(sys.argv[1])))"
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    command = [sys.executable, "-c", program, json.dumps(arguments)]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
 def two_processes(program: str, *arguments: str) -> str:
     """What a program prints on 2 processes; the environment is what accelerate makes of its configuration."""
     environment = os.environ | FSDP | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", "CUDA_VISIBLE_DEVICES": ""}
@@ -119,13 +127,12 @@ def close(a: Path, b: Path) -> None:
 
 
 def test_two_sharded_processes_do_what_one_does_and_either_goes_on_from_the_other(tmp_path):
-    torch.set_num_threads(1)
     one, two = tmp_path / "one", tmp_path / "two"
-    run(load_recipe(recipe(one)))
+    plain(recipe(one))
     middle = sorted((one / "checkpoints").iterdir())[1].name
     onward = recipe(tmp_path / "from_plain", f"resume_from={one / 'checkpoints' / middle}")
     two_sharded(recipe(two), onward)
-    run(load_recipe(recipe(tmp_path / "from_sharded", f"resume_from={two / 'checkpoints' / middle}")))
+    plain(recipe(tmp_path / "from_sharded", f"resume_from={two / 'checkpoints' / middle}"))
 
     last = sorted((one / "checkpoints").iterdir())[-1].name
     for file in ("model.safetensors", "optimizer.safetensors"):

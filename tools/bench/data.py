@@ -95,7 +95,7 @@ def loaders(shards: ShardSet, folder: Path, size: int, batch: int) -> dict[str, 
 
     def timms(dataset: Any) -> Iterable[Any]:
         loader = timm.data.create_loader(
-            dataset, size, batch, is_training=True, color_jitter=0.0, interpolation="bicubic", num_workers=0,
+            dataset, (3, size, size), batch, is_training=True, color_jitter=0.0, interpolation="bicubic", num_workers=0,
             device=torch.device("cpu"), persistent_workers=False,
         )  # fmt: skip
         return loader.loader  # what its PrefetchLoader adds is done by the device

@@ -55,7 +55,7 @@ def test_imports_go_downwards_only():
         for other in imported(path) if own != "__init__" else ():
             assert floor[other] <= floor[own], f"{path} imports {other} from a floor above"
     for path in (ROOT / "vitwarm/procedural").glob("*.py"):
-        assert imported(path) <= {"procedural", "errors", "files", "keys", "parallel", "plotting"}, path
+        assert imported(path) <= {"procedural", "errors", "files", "keys", "parallel"}, path
 
 
 @pytest.mark.parametrize(

@@ -5,21 +5,8 @@
 cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit 1
 
 if [ -z "${VIRTUAL_ENV:-}" ] && [ -z "${CONDA_PREFIX:-}" ]; then
-    if [ ! -x .venv/bin/python ]; then
-        python=""
-        for candidate in python3 python3.14 python3.13 python3.12 python3.11 python3.10; do
-            if "$candidate" -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null; then
-                python=$candidate
-                break
-            fi
-        done
-        if [ -z "$python" ]; then
-            echo "vitwarm needs Python 3.10 or newer; install it and run this again" >&2
-            exit 2
-        fi
-        echo "making .venv with $("$python" --version)"
-        "$python" -m venv .venv || exit 2
-    fi
+    . tools/python.sh
+    make_venv .venv python3 python3.14 python3.13 python3.12 python3.11 python3.10 || exit 2
     . .venv/bin/activate
 fi
 

@@ -4,21 +4,8 @@
 
 cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit 1
 
-if [ ! -x .venv-lowest/bin/python ]; then
-    python=""
-    for candidate in python3.10 ~/.pyenv/versions/3.10.*/bin/python python3.11 python3.12 python3.13 python3.14 python3; do
-        if "$candidate" -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null; then
-            python=$candidate
-            break
-        fi
-    done
-    if [ -z "$python" ]; then
-        echo "vitwarm needs Python 3.10 or newer; install it and run this again" >&2
-        exit 2
-    fi
-    echo "making .venv-lowest with $("$python" --version)"
-    "$python" -m venv .venv-lowest || exit 2
-fi
+. tools/python.sh
+make_venv .venv-lowest python3.10 ~/.pyenv/versions/3.10.*/bin/python python3.11 python3.12 python3.13 python3.14 python3 || exit 2
 . .venv-lowest/bin/activate
 unset PYTHONPATH
 python -m pip install --quiet --disable-pip-version-check uv==0.13.9 || exit 1

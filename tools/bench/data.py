@@ -12,7 +12,6 @@ of the shards are unpacked into a temporary one. Each round is a pass over all i
 import io
 import json
 import logging
-import platform
 import random
 import statistics
 import sys
@@ -30,6 +29,7 @@ from PIL import Image
 from torch.utils.data import DataLoader
 from torchvision.transforms import InterpolationMode, v2
 
+from bench.machine import processor
 from vitwarm.budget.statistics import load_scipy
 from vitwarm.data import decoding
 from vitwarm.data.cropping import cut, random_crop_box, resize
@@ -307,15 +307,7 @@ def run(options: dict[str, Any]) -> dict[str, Any]:
         result = measure(shards, folder, size, batch, rounds)
     versions = {module.__name__: module.__version__ for module in (timm, torch, torchvision)}
     decoder = "simplejpeg" if decoding.simplejpeg else "Pillow"
-    return result | {"machine": {"processor": _processor()}, "decoder": decoder, "versions": versions}
-
-
-def _processor() -> str:
-    cpuinfo = Path("/proc/cpuinfo")
-    for line in cpuinfo.read_text(encoding="utf-8").splitlines() if cpuinfo.exists() else ():
-        if line.startswith("model name"):
-            return line.split(":", 1)[1].strip()
-    return platform.processor() or platform.machine()
+    return result | {"machine": {"processor": processor()}, "decoder": decoder, "versions": versions}
 
 
 def main(arguments: list[str]) -> int:

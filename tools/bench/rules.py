@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 
+from bench.machine import processor
 from bench.sequential import sequential_batch
 from vitwarm.files import write_text
 from vitwarm.procedural.registry import make_rule
@@ -234,17 +235,9 @@ def main(argv: list[str] | None = None) -> int:
         "first_batch": [first_batch(*case[:3]) for case in [*CASES, *FIRST_BATCHES]],
         "memory": memory(options.batches),
         "rounds": options.rounds,
-        "machine": {"processor": _processor(), "python": platform.python_version(), "numpy": np.__version__},
+        "machine": {"processor": processor(), "python": platform.python_version(), "numpy": np.__version__},
     }
     print(markdown(result))
     if options.json:
         write_text(options.json, json.dumps(result, indent=1) + "\n")
     return 0 if all(record["passes"] for record in result["rules"] + result["first_batch"]) else 1
-
-
-def _processor() -> str:
-    cpuinfo = Path("/proc/cpuinfo")
-    for line in cpuinfo.read_text(encoding="utf-8").splitlines() if cpuinfo.exists() else ():
-        if line.startswith("model name"):
-            return line.split(":", 1)[1].strip()
-    return platform.processor() or platform.machine()

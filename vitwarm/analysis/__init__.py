@@ -1,1 +1,1 @@
-"""Looking into a trunk: attention entropy, sizes and spectra of its matrices."""
+"""Figures of a rule's sequences; looking into a trunk: attention entropy, sizes and spectra of its matrices."""

@@ -47,7 +47,7 @@ def run(options: Options) -> None:
     print(render(rule, rows, masked, shutil.get_terminal_size((120, 24)).columns, colour))
     if options.png is not None:
         load_matplotlib()
-        from vitwarm.procedural.figures import plot  # imports matplotlib
+        from vitwarm.analysis.sequences import plot  # imports matplotlib
 
         plot(rule, rows, masked, options.png)
         print(f"written: {options.png}")

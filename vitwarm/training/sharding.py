@@ -67,11 +67,9 @@ class Sharded:
     """
 
     def __init__(self, model: nn.Module, blocks: Iterable[nn.Module]):
-        try:
-            from torch.distributed.device_mesh import init_device_mesh
-            from torch.distributed.fsdp import fully_shard
-        except ImportError:
-            raise UserError("FSDP2 needs torch 2.7 or newer; pip install -U torch, or launch without FSDP") from None
+        from torch.distributed.device_mesh import init_device_mesh  # only a sharded run pays for these imports
+        from torch.distributed.fsdp import fully_shard
+
         self.plain = copy.deepcopy(model)
         device = next(model.parameters()).device
         mesh = init_device_mesh(device.type, (dist.get_world_size(),))

@@ -75,7 +75,7 @@ def run_ensemble(config: Config, seeds: Sequence[int], stop: list[int] | None = 
 
     Args:
         config: the recipe; `run.dir` is the folder that holds all these folders, `runs` by default.
-        seeds: two or more.
+        seeds: one or more, each once.
         stop: see `run`.
 
     Returns:
@@ -167,6 +167,8 @@ def _carry_out(
 
     processes.main_does(check_folders)
     if (folder / RESULT).exists():
+        if gone := [own for own in folders if not (own / RESULT).exists()]:
+            raise UserError(f"{folder} holds a finished run, but {gone[0]} is gone; remove {folder} to start over")
         processes.main_does(lambda: _push(together, folder))
         return [json.loads((own / RESULT).read_text(encoding="utf-8")) for own in folders]
     joint = processes.all_do(lambda: _build(configs, folders, folder, processes.world, has_checkpoint(folder)))

@@ -1,6 +1,7 @@
 """An ensemble of seeds gives each the weights that it would have had alone."""
 
 import json
+import shutil
 from dataclasses import replace
 
 import pytest
@@ -114,6 +115,9 @@ def test_a_killed_ensemble_resumes_to_the_same_bits(tmp_path):
         assert (own / "log.jsonl").read_text() == (other / "log.jsonl").read_text()
         assert result["metrics"] == json.loads((other / "result.json").read_text())["metrics"]
     assert run_ensemble(c, [0, 1]) == results  # finished: nothing is trained again
+    shutil.rmtree(tmp_path / "cut/tiny-seed1")
+    with pytest.raises(UserError, match="tiny-seed1 is gone; remove .*tiny-ensemble0,1 to start over"):
+        run_ensemble(c, [0, 1])
 
 
 @pytest.mark.parametrize("how", ["init_from", "sources"])

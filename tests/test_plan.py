@@ -1,5 +1,6 @@
 """The estimate against arithmetic by hand: FLOPs of a ViT, hours, shares; and against what a run itself counts."""
 
+import os
 import re
 import subprocess
 import sys
@@ -66,6 +67,21 @@ def test_a_run_counts_the_same(tmp_path):
         assert stages[name]["tokens"] == found[name].tokens
         assert stages[name]["flops"] == pytest.approx(found[name].flops)
     assert found["evaluation"].samples == 360
+
+
+def test_an_estimate_leaves_nothing_behind(tmp_path):
+    """A run behind an estimate, in one process, has the bits of a run in a process of its own."""
+    words = [
+        *TINY, "warmup.budget=0", "images.epochs=0.05", "images.mean=[0.1,0.2,0.3]", "images.std=[0.4,0.5,0.6]",
+        "train.lr_warmup=0",
+    ]  # fmt: skip
+    estimate(load_recipe(words), gpus=1, device="a100")
+    run(load_recipe([*words, f"run.dir={tmp_path / 'behind'}"]))
+    command = [sys.executable, "-m", "vitwarm", "train", *words, f"run.dir={tmp_path / 'alone'}"]
+    environment = os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads())}
+    subprocess.run(command, check=True, capture_output=True, cwd=Path(__file__).parents[1], env=environment)
+    behind, alone = (tmp_path / name / "export/model.safetensors" for name in ("behind", "alone"))
+    assert behind.read_bytes() == alone.read_bytes()
 
 
 def test_activations_are_what_autograd_keeps():

@@ -11,6 +11,7 @@ from safetensors import SafetensorError
 
 from vitwarm.data.images import EvalTransform
 from vitwarm.data.loading import ImageDataset
+from vitwarm.data.mixing import Normalise
 from vitwarm.data.opening import open_shards
 from vitwarm.data.shards import ShardSet, check_labels
 from vitwarm.errors import UserError
@@ -44,11 +45,10 @@ def validate_export(export: str, shards: str, batch: int = 256, workers: int | N
     dataset = processes.all_do(lambda: ImageDataset(_labelled(shards, model.num_classes), transform))
     workers = default_workers(processes.world) if workers is None else workers
     started = time.perf_counter()
+    normalise = Normalise(data["mean"], data["std"])
     with torch.inference_mode():
         sums = processes.all_do(
-            lambda: evaluate_images(
-                model, dataset, data["mean"], data["std"], processes.rank, processes.world, batch, workers
-            )
+            lambda: evaluate_images(model, dataset, normalise, processes.rank, processes.world, batch, workers)
         )
     names = sorted(sums)
     totals = dict(zip(names, processes.sum([sums[n] for n in names]), strict=True))

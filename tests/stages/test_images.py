@@ -12,7 +12,6 @@ from timm.loss import BinaryCrossEntropy, SoftTargetCrossEntropy
 from torch import nn
 
 from vitwarm.assembly import assemble
-from vitwarm.data.mixing import to_float
 from vitwarm.data.subset import balanced
 from vitwarm.errors import UserError
 from vitwarm.recipe import list_recipes, load_recipe
@@ -64,7 +63,7 @@ def bare_loop(config) -> dict[str, torch.Tensor]:
         free = p.ndim <= 1 or name in ("pos_embed", "cls_token", "reg_token")
         adamw.append((torch.optim.AdamW([p], eps=optim.eps, weight_decay=0.0 if free else optim.weight_decay), scale))
     for step, batch in enumerate(stage.batches(0, 0, 1, optim.global_batch)):
-        images = to_float(batch.images, config.images.mean, config.images.std)
+        images = stage.normalise(batch.images)
         images, targets, _ = stage.mixer(stage.erasing(images, step, 0), batch.labels, batch.valid, step)
         loss = criterion(vit(images), targets)
         vit.zero_grad()

@@ -4,7 +4,6 @@ Draws are made on the host, keyed by (seed, step) and by the place in the global
 any number of processes and micro-batches, and nothing waits for the device.
 """
 
-import functools
 import math
 from collections.abc import Sequence
 from typing import Literal
@@ -18,28 +17,32 @@ from vitwarm.keys import keyed_rng
 _TRIES = 10  # at a box that fits the image
 
 
-def to_float(
-    images: torch.Tensor, mean: Sequence[float], std: Sequence[float], dtype: torch.dtype = torch.float32
-) -> torch.Tensor:
-    """Normalise pixels, bit-equal to torchvision's ToTensor and Normalize in fp32.
+class Normalise:
+    """Pixels to normalised images, bit-equal to torchvision's ToTensor and Normalize in fp32.
+
+    The statistics stay on each device that asked for them: a copy from the host for every batch would wait for the
+    device. They belong to this object alone: a cache for all would outlive a fake tensor mode and hand its tensors on
+    to real images.
 
     Args:
-        images: (B, 3, H, W) uint8.
         mean, std: channel statistics of pixels in [0, 1].
-        dtype: type of the result; the arithmetic is fp32.
-
-    Returns:
-        (B, 3, H, W) of `dtype`, on the device of `images`.
     """
-    mean_, std_ = _channels(tuple(mean), tuple(std), images.device)
-    pixels = images.to(torch.float32, memory_format=torch.contiguous_format)  # loaders give (B, H, W, 3) memory
-    return pixels.div_(255).sub_(mean_).div_(std_).to(dtype)
 
+    def __init__(self, mean: Sequence[float], std: Sequence[float]):
+        self.mean, self.std = tuple(mean), tuple(std)
+        self._on: dict[torch.device, tuple[torch.Tensor, torch.Tensor]] = {}
 
-@functools.lru_cache(maxsize=16)  # a copy from the host for every batch would wait for the device
-def _channels(mean: tuple, std: tuple, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-    first, second = (torch.tensor(v, dtype=torch.float32, device=device).view(1, -1, 1, 1) for v in (mean, std))
-    return first, second
+    def __call__(self, images: torch.Tensor) -> torch.Tensor:
+        """(B, 3, H, W) uint8 to (B, 3, H, W) fp32, on the same device."""
+        if images.device not in self._on:
+            first, second = (
+                torch.tensor(v, dtype=torch.float32, device=images.device).view(1, -1, 1, 1)
+                for v in (self.mean, self.std)
+            )
+            self._on[images.device] = first, second
+        mean, std = self._on[images.device]
+        pixels = images.to(torch.float32, memory_format=torch.contiguous_format)  # loaders give (B, H, W, 3) memory
+        return pixels.div_(255).sub_(mean).div_(std)
 
 
 class Mixer:

@@ -1,7 +1,7 @@
 """Stage `images`: classification of images in WebDataset tars by a timm model."""
 
 import math
-from collections.abc import Callable, Generator, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable
 from typing import Any
 
 import torch
@@ -13,7 +13,7 @@ from vitwarm.amounts import Amount
 from vitwarm.config import Config
 from vitwarm.data.images import EvalTransform, TrainTransform
 from vitwarm.data.loading import ImageDataset, eval_loader, train_loader
-from vitwarm.data.mixing import Mixer, RandomErasing, to_float
+from vitwarm.data.mixing import Mixer, Normalise, RandomErasing
 from vitwarm.data.opening import count_images, open_shards, open_training
 from vitwarm.data.order import ImageOrder
 from vitwarm.data.resident import ResidentImages
@@ -56,8 +56,7 @@ def image_lengths(config: Config, full: int, used: int) -> tuple[int, int, tuple
 def evaluate_images(
     model: nn.Module,
     dataset: ImageDataset,
-    mean: Sequence[float],
-    std: Sequence[float],
+    normalise: Normalise,
     rank: int,
     world: int,
     batch: int,
@@ -69,7 +68,7 @@ def evaluate_images(
     Args:
         model: logits from normalised images; in evaluation mode.
         dataset: with the transform of evaluation.
-        mean, std: channel statistics that normalise.
+        normalise: pixels to the model's inputs.
         rank, world: this process, and how many share the set.
         batch: images at once.
         workers: loader processes.
@@ -83,7 +82,7 @@ def evaluate_images(
     damaged = 0
     for loaded in eval_loader(dataset, rank, world, batch, workers):
         valid, labels = loaded["valid"].to(device), loaded["label"].to(device)
-        logits = model(to_float(loaded["image"].to(device, non_blocking=True), mean, std)).float()
+        logits = model(normalise(loaded["image"].to(device, non_blocking=True))).float()
         loss = F.cross_entropy(logits, labels, reduction="none")
         best = logits.topk(min(5, logits.shape[1]), dim=1).indices == labels[:, None]
         parts = (loss, best[:, 0], best.any(1), torch.ones_like(loss))
@@ -142,6 +141,7 @@ class ImagesStage(MainStage[ImageBatch]):
             self.num_classes,
             self.seed,
         )
+        self.normalise = Normalise(images.mean, images.std)
         self.erasing = RandomErasing(images.random_erasing, self.seed)
         self._events: list[dict[str, Any]] = []
 
@@ -253,7 +253,7 @@ class ImagesStage(MainStage[ImageBatch]):
         if pixels is None:
             assert batch.box is not None and batch.flip is not None
             pixels = self.resident.images(batch.sample, batch.box, batch.flip)
-        images = to_float(pixels, self.config.mean, self.config.std)
+        images = self.normalise(pixels)
         images = self.erasing(images, step, batch.offset)  # before mixing, as in timm
         images, targets, weight = self.mixer(images, batch.labels, batch.valid, step)
         logits = model(images).float()
@@ -267,13 +267,11 @@ class ImagesStage(MainStage[ImageBatch]):
     def evaluate(self, model: nn.Module, rank: int, world: int, device_batch: int) -> Totals:
         if self.val_shards is None:
             return {"weight": 0.0}
-        mean, std = self.config.mean, self.config.std
         damage: list[tuple[int, str, str]] = []
         sums = evaluate_images(
             model,
             ImageDataset(self.val_shards, self.eval_transform),
-            mean,
-            std,
+            self.normalise,
             rank,
             world,
             device_batch,

@@ -13,6 +13,8 @@ from timm.optim import list_optimizers
 
 from vitwarm.config import Config
 from vitwarm.errors import UserError
+from vitwarm.recipe import load_recipe
+from vitwarm.run import run
 from vitwarm.training.elementwise import ELEMENTWISE
 from vitwarm.training.sharding import check_shardable, fsdp_requested
 
@@ -44,6 +46,8 @@ from torch import nn
 from timm.optim import list_optimizers
 from vitwarm.config import OptimConfig
 from vitwarm.training.checkpoint import optimizer_tensors, optimizer_values, restore_optimizer
+from vitwarm.recipe import load_recipe
+from vitwarm.run import run
 from vitwarm.training.elementwise import ELEMENTWISE
 from vitwarm.training.optimizers import make_optimizer
 from vitwarm.training.sharding import Sharded, gather_all
@@ -95,16 +99,6 @@ def two_sharded(*recipes: list[str]) -> None:
     two_processes(WORKER, json.dumps(recipes))
 
 
-def plain(arguments: list[str]) -> None:
-    """A run on 1 process, in an interpreter of its own, as the sharded ones are."""
-    program = "import json, sys; from vitwarm.recipe import load_recipe; from vitwarm.run import run; "
-    program += "run(load_recipe(json.loads(sys.argv[1])))"
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    command = [sys.executable, "-c", program, json.dumps(arguments)]
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=200)
-    assert done.returncode == 0, done.stderr[-3000:]
-
-
 def two_processes(program: str, *arguments: str) -> str:
     """What a program prints on 2 processes; the environment is what accelerate makes of its configuration."""
     environment = os.environ | FSDP | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", "CUDA_VISIBLE_DEVICES": ""}
@@ -127,12 +121,13 @@ def close(a: Path, b: Path) -> None:
 
 
 def test_two_sharded_processes_do_what_one_does_and_either_goes_on_from_the_other(tmp_path):
+    torch.set_num_threads(1)
     one, two = tmp_path / "one", tmp_path / "two"
-    plain(recipe(one))
+    run(load_recipe(recipe(one)))
     middle = sorted((one / "checkpoints").iterdir())[1].name
     onward = recipe(tmp_path / "from_plain", f"resume_from={one / 'checkpoints' / middle}")
     two_sharded(recipe(two), onward)
-    plain(recipe(tmp_path / "from_sharded", f"resume_from={two / 'checkpoints' / middle}"))
+    run(load_recipe(recipe(tmp_path / "from_sharded", f"resume_from={two / 'checkpoints' / middle}")))
 
     last = sorted((one / "checkpoints").iterdir())[-1].name
     for file in ("model.safetensors", "optimizer.safetensors"):

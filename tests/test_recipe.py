@@ -3,6 +3,7 @@
 import json
 import re
 from dataclasses import replace
+from functools import cache
 from itertools import combinations
 from pathlib import Path
 from random import Random
@@ -23,7 +24,14 @@ CHANGED = {  # shipped recipes whose experiment is another than in recipe_hashes
     for size in "bsl"
     for arm in ("default", "proc1pct")
 }
-SHIPPED = [name for name, _, _ in list_recipes()]
+ROWS = list_recipes()
+SHIPPED = [name for name, _, _ in ROWS]
+
+
+@cache
+def shipped(name: str) -> Config:
+    """A shipped recipe, read once for all tests that only look at it."""
+    return load_recipe([f"recipe={name}"])
 
 
 @pytest.fixture
@@ -51,10 +59,10 @@ def refusal(arguments: list[str]) -> str:
 
 @pytest.mark.parametrize("name", SHIPPED)
 def test_shipped_recipes_load_and_say_what_they_are_for(name):
-    config = load_recipe([f"recipe={name}"])
+    config = shipped(name)
     assert type(config) is Config and type(config.model) is ModelConfig
     assert config.name == name
-    _, path, purpose = next(row for row in list_recipes() if row[0] == name)
+    _, path, purpose = next(row for row in ROWS if row[0] == name)
     assert purpose == config.description, "own purpose"
     recipe, _, variants = path.read_text().partition("\nvariants:")
     header = recipe.split("\n\n")[0]
@@ -68,12 +76,12 @@ def test_shipped_recipes_load_and_say_what_they_are_for(name):
 @pytest.mark.parametrize("name", sorted(HASHES.keys() | set(SHIPPED)))
 def test_shipped_recipes_keep_their_names_and_hashes(name):
     """Run folders of version 0.1 bear them."""
-    assert (recipe_hash(load_recipe([f"recipe={name}"])) == HASHES.get(name)) == (name not in CHANGED)
+    assert (recipe_hash(shipped(name)) == HASHES.get(name)) == (name not in CHANGED)
 
 
 @pytest.mark.parametrize("name", SHIPPED)
 def test_the_text_of_a_shipped_recipe_is_the_same_recipe_anywhere(name, write):
-    copied, original = load_recipe([write(recipe_text(name))]), load_recipe([f"recipe={name}"])
+    copied, original = load_recipe([write(recipe_text(name))]), shipped(name)
     assert copied == replace(original, name="mine") and copied.description
 
 

@@ -12,6 +12,7 @@ import warnings
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
+from vitwarm.data.depth import to_8_bits
 from vitwarm.data.shards import DamagedSample
 
 try:  # the faster decoder; Pillow gives the same pixels where there is no wheel of it
@@ -54,8 +55,7 @@ def decode(data: bytes) -> Image.Image:
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode.startswith("I"):  # 16-bit grey, which PIL's own conversion would clip at 255
-        image = Image.fromarray((np.asarray(image) // 256).astype(np.uint8))
+    image = to_8_bits(image)
     image.info.pop("transparency", None)  # it is dropped either way, and PIL would warn
     return image.convert("RGB")
 

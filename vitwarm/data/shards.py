@@ -10,7 +10,8 @@ from pathlib import Path
 import braceexpand
 import numpy as np
 
-from vitwarm.data.tar_index import BLOCK, load_index
+from vitwarm.data.tar_index import load_index
+from vitwarm.data.tar_reader import BLOCK
 from vitwarm.errors import UserError
 
 _OPEN_FILES = 128  # a rank and its workers hold this many tars open each; common limits are 1,024 a process

@@ -16,15 +16,17 @@ import torch
 from torch.utils.data import IterableDataset, get_worker_info
 
 from vitwarm.data import manifest as manifests
+from vitwarm.data.grouping import parse_label, stream_samples
 from vitwarm.data.images import TrainTransform
 from vitwarm.data.loading import Loader
 from vitwarm.data.order import ImageOrder, rank_slice
 from vitwarm.data.shards import DamagedSample
-from vitwarm.data.tar_index import IMAGE_EXTENSIONS
+from vitwarm.data.tar_reader import DamagedTar, read_tar
 from vitwarm.data.web import file_name, one_line, open_url, shown
 from vitwarm.errors import UserError
 from vitwarm.keys import keyed_rng
 
+Record = tuple[str, bytes, bytes]  # key, encoded image, text of the label
 _BUFFER = 512  # encoded images that a worker shuffles among, on top of the order of the tars
 
 
@@ -159,8 +161,8 @@ class _StreamDataset(IterableDataset):
         except UserError as error:  # returned, since torch would put its traceback into the message
             yield error
 
-    def _records(self, lane: int, skip: int) -> Iterator[tuple[int, int, int, dict[str, Any]]]:
-        """(pass, tar, place, webdataset's sample) of a lane without end, but for the first `skip`."""
+    def _records(self, lane: int, skip: int) -> Iterator[tuple[int, int, int, Record]]:
+        """(pass, tar, place, record) of a lane without end, but for the first `skip`."""
         import webdataset
 
         stream = self.stream
@@ -173,42 +175,40 @@ class _StreamDataset(IterableDataset):
             drawn = keyed_rng(self.seed, "images", "stream", "shuffle", number, self.rank, lane).integers(2**63)
             shuffle = webdataset.shuffle(_BUFFER, initial=_BUFFER, rng=random.Random(int(drawn)))
             seen = 0
-            for tar, place, sample in shuffle(record for one in tars for record in self._read(one)):
+            for tar, place, record in shuffle(found for one in tars for found in self._read(one)):
                 seen += 1
                 if seen > skip:
-                    yield number, tar, place, sample
+                    yield number, tar, place, record
             if not seen:
                 raise UserError(f"{shown(stream.urls[tars[0]])}: no images (KEY.jpg with KEY.cls) in it")
             skip = max(0, skip - seen)
 
-    def _read(self, tar: int) -> Iterator[tuple[int, int, dict[str, Any]]]:
-        from webdataset.tariterators import group_by_keys, tar_file_expander
-
+    def _read(self, tar: int) -> Iterator[tuple[int, int, Record]]:
         url, place = self.stream.urls[tar], -1
         try:
             with open_url(url) as file:
-                for place, sample in enumerate(group_by_keys(tar_file_expander([{"url": url, "stream": file}]))):
-                    yield tar, place, sample
+                for place, record in enumerate(stream_samples(read_tar(file), file_name(url))):
+                    yield tar, place, record
+        except DamagedTar as error:
+            raise UserError(f"{shown(url)}: cannot be streamed ({error})") from None
         except UserError:
             raise
-        except Exception as error:  # on a bad stream tarfile and file systems raise many kinds
+        except Exception as error:  # file systems raise many kinds
             raise UserError(f"{shown(url)}: cannot be streamed ({one_line(error)})") from None
         if self.stream.counts is not None and place + 1 != self.stream.counts[tar]:
             raise UserError(f"{shown(url)}: has {place + 1} samples, its manifest says {self.stream.counts[tar]}")
 
-    def _sample(self, number: int, tar: int, place: int, sample: dict[str, Any]) -> dict[str, Any]:
-        name = f"{file_name(self.stream.urls[tar])}:{sample['__key__']}"
-        images = [data for extension, data in sample.items() if extension in IMAGE_EXTENSIONS]
-        if len(images) != 1 or "cls" not in sample:
-            raise UserError(f"{name}: is not one image with its label (.cls) right beside it, which streaming needs")
-        if re.fullmatch(rb"\s*[0-9]{1,9}\s*", sample["cls"]) is None or int(sample["cls"]) >= self.stream.num_classes:
+    def _sample(self, number: int, tar: int, place: int, record: Record) -> dict[str, Any]:
+        key, encoded, text = record
+        name = f"{file_name(self.stream.urls[tar])}:{key}"
+        label = parse_label(text)
+        if label is None or label >= self.stream.num_classes:
             raise UserError(f"{name}: its label is not a number below model.num_classes={self.stream.num_classes}")
         damage, identity = None, tar << 32 | place
         try:
             rng = keyed_rng(self.seed, "images", "stream", "augment", number, tar, place)
-            image = self.transform(self.transform.open(images[0]), rng)
+            image = self.transform(self.transform.open(encoded), rng)
         except DamagedSample as error:
             damage = (identity, name, str(error))
             image = torch.zeros(3, self.transform.size, self.transform.size, dtype=torch.uint8)
-        label = int(sample["cls"])
         return {"image": image, "label": label, "valid": damage is None, "sample": identity, "damage": damage}

@@ -1,34 +1,33 @@
 """The offset index of one WebDataset tar: where each image lies, its label and key; built once and kept beside the tar.
 
-WebDataset grouping: the members `a/b.jpg` and `a/b.cls` share the key `a/b` (the path up to the first dot of its last
-part) and make one sample. Nothing is ever extracted, so member names cannot reach outside.
+`grouping` says which members make a sample. Nothing is ever extracted, so member names cannot reach outside.
 """
 
 import hashlib
 import json
 import logging
 import os
-import re
+import posixpath
 import stat
-import tarfile
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from vitwarm.data.cache import cache_dir
+from vitwarm.data.depth import is_deep
+from vitwarm.data.grouping import LABEL, extends, parse_label, split_name
+from vitwarm.data.tar_reader import BLOCK, DamagedTar, Member, read_tar
 from vitwarm.errors import UserError
 from vitwarm.files import whole_file
 
-IMAGE_EXTENSIONS = frozenset({"jpg", "jpeg", "png", "webp", "bmp", "ppm"})
-BLOCK = tarfile.BLOCKSIZE  # 512: a member is one header block, then its data padded to whole blocks
-
-_FORMAT = 2
-_MEMBER = re.compile(r"((?:.*/)?[^./]+)\.([^/]+)", re.DOTALL)
+_FORMAT = 3
+_TAIL = 4096  # bytes at the end of an image: where its next header lies, so that reading them costs nothing more
 _log = logging.getLogger(__name__)
 
 
@@ -42,6 +41,8 @@ class TarIndex:
         label: (n,) int64.
         header_crc: (n,) int64, CRC-32 of the header block that ends at `offset`: each read checks it, so that an index
             which outlived its tar is noticed.
+        tail_crc: (n,) int64, CRC-32 of the last bytes of the image: images that differ in it or in size are not equal.
+        deep: (n,) uint8, 1 where the image has more than 8 bits a channel and readers disagree on it (`depth`).
         key_bytes: (k,) uint8, the UTF-8 keys end to end.
         key_end: (n,) int64, where each key ends in `key_bytes`.
     """
@@ -50,6 +51,8 @@ class TarIndex:
     size: np.ndarray
     label: np.ndarray
     header_crc: np.ndarray
+    tail_crc: np.ndarray
+    deep: np.ndarray
     key_bytes: np.ndarray
     key_end: np.ndarray
 
@@ -58,7 +61,7 @@ class TarIndex:
 
     def key(self, row: int) -> str:
         start = self.key_end[row - 1] if row else 0
-        return self.key_bytes[start : self.key_end[row]].tobytes().decode("utf-8", "surrogateescape")
+        return self.key_bytes[start : self.key_end[row]].tobytes().decode("utf-8", "backslashreplace")
 
     def matches(self, file: int) -> bool:
         """Whether headers of the open tar `file` (a descriptor) are still where the index says: a few are looked at."""
@@ -85,130 +88,151 @@ def load_index(tar: Path) -> TarIndex:
     except OSError as error:
         raise UserError(f"{tar}: cannot be opened ({error.strerror})") from None
     try:
-        tar_size = os.fstat(file).st_size
+        status = os.fstat(file)
         places = _index_places(tar)
         for place in places:
-            index = _read(place, tar_size, os.fstat(file).st_mtime_ns)
+            index = _read(place, status)
             if index is not None and index.matches(file):
                 return index
             if place.exists():
                 _log.warning("%s does not match %s: indexing it again", place, tar.name)
-        index = _build(tar, file, tar_size)
+        index = _build(tar, file, status.st_size)
+    except DamagedTar as error:
+        raise UserError(f"{tar}: is not a whole tar ({error}); copy or build it again") from None
     except OSError as error:
         raise UserError(f"{tar}: cannot be read ({error.strerror}); check the disk or copy it again") from None
     finally:
         os.close(file)
-    _write(index, tar_size, places)
+    _write(index, status, places)
     _log.info("indexed %s: %d images", tar, len(index))
     return index
 
 
 def _index_places(tar: Path) -> list[Path]:
     """Beside the tar, or in the cache where that folder may not be written."""
-    digest = hashlib.sha256(str(tar.resolve()).encode()).hexdigest()[:16]
+    digest = hashlib.sha256(os.fsencode(tar.resolve())).hexdigest()[:16]
     return [Path(f"{tar}.index.safetensors"), cache_dir() / "indices" / f"{digest}-{tar.name}.index.safetensors"]
 
 
-def _read(place: Path, tar_size: int, tar_time: int) -> TarIndex | None:
+def _read(place: Path, tar: os.stat_result) -> TarIndex | None:
     try:
-        if os.stat(place).st_mtime_ns < tar_time:  # the tar was written again; labels may differ where headers do not
+        own = os.stat(place)
+        # An index bears the time of its tar, whatever the clocks say. A tar of the same size and time that was written
+        # after its index shows it in the time of its inode, which nobody can set.
+        if own.st_mtime_ns != tar.st_mtime_ns or own.st_ctime_ns < tar.st_ctime_ns:
             return None
         with safe_open(place, framework="numpy") as stored:
-            if stored.metadata() != _metadata(tar_size):
-                return None
             index = TarIndex(**{field.name: stored.get_tensor(field.name) for field in fields(TarIndex)})
+            return index if stored.metadata() == _metadata(index, tar.st_size) else None
     except (OSError, SafetensorError):  # absent, or damaged: it can be made again
         return None
-    return index
 
 
-def _metadata(tar_size: int) -> dict[str, str]:
+def _metadata(index: TarIndex, tar_size: int) -> dict[str, str]:
+    digest = hashlib.sha256()
+    for field in fields(TarIndex):
+        array = getattr(index, field.name)
+        digest.update(f"{field.name} {array.dtype} {array.shape};".encode())
+        digest.update(np.ascontiguousarray(array))
     # One entry: safetensors writes several in a random order, and equal tars must have equal indices.
-    return {"vitwarm": json.dumps({"format": _FORMAT, "tar_size": tar_size})}
+    return {"vitwarm": json.dumps({"format": _FORMAT, "tar_size": tar_size, "sha256": digest.hexdigest()})}
 
 
-def _write(index: TarIndex, tar_size: int, places: list[Path]) -> None:
+def _write(index: TarIndex, tar: os.stat_result, places: list[Path]) -> None:
     """Keep the index in the first place that can be written to."""
     arrays = {field.name: getattr(index, field.name) for field in fields(TarIndex)}
     for place in places:
         try:
             place.parent.mkdir(parents=True, exist_ok=True)
             with whole_file(place, shared=True) as aside:
-                save_file(arrays, aside, metadata=_metadata(tar_size))
+                save_file(arrays, aside, metadata=_metadata(index, tar.st_size))
+                os.utime(aside, ns=(tar.st_atime_ns, tar.st_mtime_ns))
             return
         except (OSError, SafetensorError) as error:
             reason = error
     _log.warning("%s could not be kept (%s): the next run will read the whole tar again", places[0], reason)
 
 
-def _members(tar: Path, file: int, tar_size: int) -> Iterator[tarfile.TarInfo]:
-    """The regular members of a tar; damage that Python's tarfile takes for the end of the archive is an error here."""
+def _members(tar: Path, file: int, tar_size: int) -> Iterator[Member]:
     if tar_size == 0:
         raise UserError(f"{tar}: is empty (0 bytes); copy or build it again")
     if os.pread(file, 2, 0) == b"\x1f\x8b":
         raise UserError(f"{tar}: is gzip-compressed, which allows no random access; run gunzip on it first")
-    try:
-        with os.fdopen(os.dup(file), "rb") as stream, tarfile.open(fileobj=stream, mode="r:") as archive:
-            for member in archive:
-                archive.members.clear()  # type: ignore[attr-defined]  # tarfile would keep every header in memory
-                if member.isreg():
-                    if member.sparse is not None:
-                        raise UserError(f"{tar}: {member.name!r} is a sparse member; write the tar without --sparse")
-                    yield member
-            stream_end = archive.offset
-    except UserError:
-        raise
-    except Exception as error:  # on hostile bytes tarfile raises many kinds
-        raise UserError(f"{tar}: is not a whole tar ({error}); copy or build it again") from None
-    tail = os.pread(file, BLOCK, stream_end)
-    if len(tail) < BLOCK:
-        raise UserError(f"{tar}: is cut short (no end-of-archive mark at byte {stream_end}); copy or build it again")
-    if any(tail):
-        raise UserError(f"{tar}: has a damaged header at byte {stream_end}; copy or build it again")
-    while tail := os.pread(file, 1 << 20, stream_end):
-        if any(tail):
-            raise UserError(f"{tar}: has data after its end-of-archive mark; join tars with tar -A, not with cat")
-        stream_end += len(tail)
+    with os.fdopen(os.dup(file), "rb") as stream:
+        stream.seek(0)
+        yield from read_tar(stream)
 
 
 def _build(tar: Path, file: int, tar_size: int) -> TarIndex:
-    images: dict[str, tuple[int, int, int]] = {}  # key -> offset, size, header CRC; a dict keeps the order of the tar
+    images: dict[str, tuple[int, ...]] = {}  # key -> what a row holds; a dict keeps the order of the tar
     labels: dict[str, int] = {}
+    links: list[tuple[str, str, str, str]] = []
     others: list[str] = []
+
+    def place(kind: str, key: str, value: Any) -> None:
+        found, name = (labels, "labels") if kind == LABEL else (images, "images")
+        if key in found:
+            raise UserError(f"{tar}: holds two {name} under the key {key!r}; keys must be unique within a tar")
+        found[key] = value
+
     for member in _members(tar, file, tar_size):
-        parts = _MEMBER.fullmatch(member.name)
-        key, extension = (parts[1], parts[2].lower()) if parts else (member.name, "")
-        if extension in IMAGE_EXTENSIONS:
-            if key in images:
-                raise UserError(f"{tar}: holds two images under the key {key!r}; keys must be unique within a tar")
-            images[key] = (member.offset_data, member.size, read_header_crc(file, member.offset_data))
-        elif extension == "cls":
-            if key in labels:
-                raise UserError(f"{tar}: holds two labels under the key {key!r}; keys must be unique within a tar")
-            labels[key] = _parse_label(tar, member, os.pread(file, min(member.size, 64), member.offset_data))
-        elif len(others) < 3:
-            others.append(member.name)
+        named = split_name(member.name)
+        if named is None:
+            if len(others) < 3:
+                others.append(member.name)
+            continue
+        key, kind = named
+        if member.link is not None:
+            links.append((member.name, key, kind, member.link))
+        elif kind == LABEL:
+            place(kind, key, _label(tar, member))
+        else:
+            place(kind, key, _row(file, member))
+    for name, key, kind, link in links:
+        place(kind, key, _target(tar, name, link, labels if kind == LABEL else images))
     if not images and not labels:
         seen = f"only {', '.join(map(repr, others))}, ..." if others else "nothing"
         raise UserError(f"{tar}: no images (KEY.jpg with KEY.cls) in it, {seen}")
-    for kind, lone in (("label (.cls)", images.keys() - labels.keys()), ("image", labels.keys() - images.keys())):
-        if lone:
-            named = ", ".join(map(repr, sorted(lone)[:3])) + (", ..." if len(lone) > 3 else "")
-            raise UserError(f"{tar}: {len(lone)} samples have no {kind}: {named}")
-    keys = [key.encode("utf-8", "surrogateescape") for key in images]
-    offset, size, crc = np.array(list(images.values()), dtype=np.int64).T
+    samples = images.keys() & labels.keys()
+    for what, found in (("label (.cls)", images), ("image", labels)):
+        if lone := [key for key in found if key not in samples and not extends(key, samples)]:
+            first = ", ".join(map(repr, sorted(lone)[:3])) + (", ..." if len(lone) > 3 else "")
+            beside = f"; not read: {', '.join(map(repr, others))}, ..." if others else ""
+            raise UserError(f"{tar}: {len(lone)} samples have no {what}: {first}{beside}")
+    keys = [key for key in images if key in samples]
+    offset, size, header_crc, tail_crc, deep = np.array([images[key] for key in keys], dtype=np.int64).T
+    encoded = [key.encode("utf-8", "surrogateescape") for key in keys]
     return TarIndex(
         offset=np.ascontiguousarray(offset),
         size=np.ascontiguousarray(size),
-        label=np.array([labels[key] for key in images], dtype=np.int64),
-        header_crc=np.ascontiguousarray(crc),
-        key_bytes=np.frombuffer(b"".join(keys), dtype=np.uint8),
-        key_end=np.cumsum([len(key) for key in keys], dtype=np.int64),
+        label=np.array([labels[key] for key in keys], dtype=np.int64),
+        header_crc=np.ascontiguousarray(header_crc),
+        tail_crc=np.ascontiguousarray(tail_crc),
+        deep=deep.astype(np.uint8),
+        key_bytes=np.frombuffer(b"".join(encoded), dtype=np.uint8),
+        key_end=np.cumsum([len(key) for key in encoded], dtype=np.int64),
     )
 
 
-def _parse_label(tar: Path, member: tarfile.TarInfo, text: bytes) -> int:
-    if re.fullmatch(rb"\s*[0-9]{1,9}\s*", text) is None:
+def _target(tar: Path, name: str, link: str, found: dict[str, Any]) -> Any:
+    """What the member that a link points to has given."""
+    # A hard link names a member as it is; a symbolic one starts from its own folder.
+    for way in (link, posixpath.normpath(posixpath.join(posixpath.dirname(name), link))):
+        if (named := split_name(way)) and named[0] in found:
+            return found[named[0]]
+    raise UserError(f"{tar}: {name!r} is a link to {link!r}, which is not in it; write it with tar --dereference")
+
+
+def _row(file: int, member: Member) -> tuple[int, ...]:
+    tail = os.pread(file, min(member.size, _TAIL), member.offset + max(member.size - _TAIL, 0))
+    deep = is_deep(member.read(64), member.read)
+    return member.offset, member.size, zlib.crc32(member.header), zlib.crc32(tail), int(deep)
+
+
+def _label(tar: Path, member: Member) -> int:
+    text = member.read(64)
+    label = parse_label(text)
+    if label is None:
         shown = text[:20].decode("ascii", "backslashreplace")
         raise UserError(f"{tar}: the label {member.name!r} must be a class number in ASCII digits, found {shown!r}")
-    return int(text)
+    return label

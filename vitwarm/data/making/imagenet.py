@@ -8,6 +8,7 @@ from pathlib import Path
 
 from vitwarm.data.making.labels import read_labels
 from vitwarm.data.making.samples import Keys, Sample, Source, SourceSplit, class_numbers
+from vitwarm.data.tar_reader import DamagedTar, read_tar
 from vitwarm.errors import UserError
 from vitwarm.parallel import run_in_pool
 
@@ -35,39 +36,30 @@ class _Window(io.RawIOBase):
         self._at = offset + {os.SEEK_SET: 0, os.SEEK_CUR: self._at, os.SEEK_END: self._size}[whence]
         return self._at
 
-    def read(self, size: int = -1) -> bytes:
-        left = max(self._size - self._at, 0)
-        data = os.pread(self._file.fileno(), left if size < 0 else min(size, left), self._start + self._at)
+    def readinto(self, buffer) -> int:
+        size = min(len(buffer), max(self._size - self._at, 0))
+        data = os.pread(self._file.fileno(), size, self._start + self._at)
+        buffer[: len(data)] = data
         self._at += len(data)
-        return data
+        return len(data)
 
 
 def members(span: Span) -> Iterator[tuple[str, int, int]]:
     """(base name, first byte in the file, bytes) of the files in a tar, which may itself lie inside a file.
 
     Raises:
-        UserError: it is not a whole tar.
+        UserError: it is not a whole tar, or holds a link.
     """
     path, start, size = span
     try:
         with open(path, "rb") as file:
-            window = _Window(file, start, size)
-            with tarfile.open(fileobj=window, mode="r:") as archive:
-                for member in archive:
-                    archive.members.clear()  # type: ignore[attr-defined]  # tarfile would keep every header in memory
-                    if member.isreg():
-                        if member.offset_data + member.size > size:
-                            raise tarfile.ReadError("a member extends beyond the end")
-                        yield os.path.basename(member.name), start + member.offset_data, member.size
-                window.seek(archive.offset)
-                end = window.read(tarfile.BLOCKSIZE)
-            if len(end) < tarfile.BLOCKSIZE or any(
-                end
-            ):  # tarfile takes a cut or a bad header for the end of the archive
-                raise tarfile.ReadError(f"no end-of-archive mark at byte {start + archive.offset}")
+            for member in read_tar(io.BufferedReader(_Window(file, start, size))):
+                if member.link is not None:
+                    raise UserError(f"{path}: {member.name!r} is a link; download it again")
+                yield os.path.basename(member.name), start + member.offset, member.size
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from None
-    except (tarfile.TarError, ValueError) as error:
+    except DamagedTar as error:
         raise UserError(f"{path}: is not a whole tar ({error}); download it again") from None
 
 

@@ -206,7 +206,8 @@ def _carry_out(
         for member, model, start, result in zip(joint.members, models, starts, results, strict=True):
             config, main = member.experiment.config, member.experiment.main
             record = provenance(config, start, result["metrics"])
-            write_model(model.cpu(), member.folder / EXPORT, config, main.tokenizer if main else None, record)
+            tokenizer, classes = (main.tokenizer, main.class_names) if main else (None, None)
+            write_model(model.cpu(), member.folder / EXPORT, config, tokenizer, record, classes)
             if member.folder != folder:
                 write_text(member.folder / LOG, seed_log(folder / LOG, config.seed))
             write_text(member.folder / RESULT, json.dumps(result, indent=2) + "\n")

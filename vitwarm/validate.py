@@ -11,6 +11,7 @@ from safetensors import SafetensorError
 
 from vitwarm.data.images import EvalTransform
 from vitwarm.data.loading import ImageDataset
+from vitwarm.data.manifest import ClassList
 from vitwarm.data.mixing import Normalise
 from vitwarm.data.opening import open_shards
 from vitwarm.data.shards import ShardSet, check_labels
@@ -42,7 +43,7 @@ def validate_export(export: str, shards: str, batch: int = 256, workers: int | N
         raise UserError(f"{export} holds no timm model ({str(error).splitlines()[0]}); give RUN/export") from error
     data = timm.data.resolve_model_data_config(model)
     transform = EvalTransform(data["input_size"][-1], data["crop_pct"], data["interpolation"])
-    dataset = processes.all_do(lambda: ImageDataset(_labelled(shards, model.num_classes), transform))
+    dataset = processes.all_do(lambda: ImageDataset(_labelled(shards, model, export), transform))
     workers = default_workers(processes.world) if workers is None else workers
     started = time.perf_counter()
     normalise = Normalise(data["mean"], data["std"])
@@ -62,12 +63,16 @@ def validate_export(export: str, shards: str, batch: int = 256, workers: int | N
         **{n: totals[n] / count for n in ("top1", "top5", "loss")},
         "count": count,
         "damaged": damaged,
+        **({"clipped_by_timm": dataset.shards.deep} if dataset.shards.deep else {}),
         "images_per_s": (count + damaged) / seconds,
         "processes": processes.world,
     }
 
 
-def _labelled(shards: str, num_classes: int) -> ShardSet:
-    found = open_shards(shards, "test", "shards")
-    check_labels(found, num_classes)
+def _labelled(shards: str, model: Any, export: str) -> ShardSet:
+    found = open_shards(shards, "val", "shards")
+    check_labels(found, model.num_classes)
+    names = model.pretrained_cfg.get("label_names")
+    if names and found.classes is not None:
+        ClassList(list(names), export).check(found.classes)
     return found

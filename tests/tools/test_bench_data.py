@@ -39,7 +39,7 @@ def test_a_law_that_differs_is_told_from_timms(monkeypatch):
     ("options", "message"),
     [
         ([], "which shards"),
-        (["shards=/nowhere"], "no such tar"),
+        (["shards=/nowhere"], "no such file"),
         (["shards={0}", "batch=99"], "fewer than batch=99"),
         (["shards={0}", "rounds=none"], "cannot use 'rounds=none'"),
         (["shards={0}", "batch=2", "folder=/nowhere"], "leave it out"),

@@ -1,9 +1,10 @@
 """manifest.json, which describes the shards beside it: classes, splits, counts, bytes, SHA-256."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
-from pathlib import PurePosixPath
-from typing import Any
+from pathlib import Path, PurePosixPath
+from typing import Any, NamedTuple
 
 from vitwarm.errors import UserError
 
@@ -102,6 +103,69 @@ def load(text: str | bytes, where: object) -> ShardManifest:
                 if shard.name != PurePosixPath(shard.name).name or not isinstance(shard.samples, int):
                     raise ValueError(f"{shard.name!r} is not a file name, or its count is not a number")
             return manifest
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise UserError(f"{where}: is not a manifest of shards; make it again with vitwarm make-shards") from None
     raise UserError(f"{where}: has format version {version!r}, known is {VERSION}; make it again or update vitwarm")
+
+
+def beside(folder: Path) -> ShardManifest | None:
+    """The manifest in a folder of tars; None where there is none.
+
+    Raises:
+        UserError: it is damaged, or cannot be read.
+    """
+    place = folder / NAME
+    try:
+        return load(place.read_bytes(), place) if place.is_file() else None
+    except OSError as error:
+        raise UserError(f"{place}: cannot be read ({error.strerror})") from None
+
+
+class ClassList(NamedTuple):
+    """Class names in the order of their numbers.
+
+    Attributes:
+        names: the names.
+        where: who says so, for messages.
+    """
+
+    names: list[str]
+    where: str
+
+    def check(self, other: "ClassList") -> None:
+        """Refuse another list that gives a number another name, or has more classes.
+
+        Raises:
+            UserError: names the first difference.
+        """
+        for number, name in enumerate(other.names):
+            own = self.names[number] if number < len(self.names) else None
+            if own != name:
+                ours = f"{own!r} in {self.where}" if own is not None else f"beyond the classes of {self.where}"
+                raise UserError(
+                    f"class {number} is {name!r} in {other.where}, but {ours}; number both alike: make-shards "
+                    "classes=FILE takes the names, or the other's manifest.json"
+                )
+
+
+def class_list(tars: Sequence[Path]) -> ClassList | None:
+    """The class names in the manifests beside some tars; None where no manifest has any.
+
+    Raises:
+        UserError: two manifests do not agree, or one is damaged or does not describe its tar.
+    """
+    found: ClassList | None = None
+    for folder in dict.fromkeys(tar.parent for tar in tars):
+        if (manifest := beside(folder)) is None:
+            continue
+        listed = manifest.shards()
+        own = [tar for tar in tars if tar.parent == folder and tar.name in listed]
+        for tar in own:
+            if tar.is_file() and tar.stat().st_size != listed[tar.name].bytes:
+                raise UserError(f"{tar}: is not the tar that {folder / NAME} describes; copy both again")
+        if not manifest.classes or not own:
+            continue
+        names = ClassList(manifest.classes, str(folder / NAME))
+        shorter, found = sorted([names, found or names], key=lambda one: len(one.names))
+        found.check(shorter)
+    return found

@@ -2,10 +2,13 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
+
+import numpy as np
 
 from vitwarm.config import Config
 from vitwarm.data.digits import digits_shards
+from vitwarm.data.overlap import shared_images
 from vitwarm.data.shards import ShardSet, check_labels, expand
 from vitwarm.data.streaming import Stream, is_url, open_stream
 from vitwarm.data.subset import is_list, read_names, subset_size
@@ -16,19 +19,19 @@ IMAGENET = {"train": 1_281_167, "val": 50_000}
 IMAGENET_BYTES = {"train": 147_897_477_120, "val": 6_744_924_160}  # ILSVRC2012's archives; shards keep their JPEGs
 
 
-def open_shards(spec: str, split: Literal["train", "test"], key: str) -> ShardSet:
+def open_shards(spec: str, split: Literal["train", "val"], key: str) -> ShardSet:
     """Open the tars of a specification; `digits` is scikit-learn's digits, written to the cache on first use.
 
     Args:
         spec: folder, tar, glob or brace pattern, or `digits`.
-        split: `train` or `test`, for `digits`.
+        split: what a folder with several splits stands for.
         key: the recipe key of the specification, which starts every error message.
 
     Raises:
         UserError: nothing there, or not a set of labelled images.
     """
     try:
-        return ShardSet(expand(digits_shards(split) if spec == "digits" else spec))
+        return ShardSet(expand(digits_shards("test" if split == "val" else split) if spec == "digits" else spec, split))
     except UserError as error:
         raise UserError(f"{key}: {error}") from error
 
@@ -50,6 +53,75 @@ def open_training(config: Config) -> ShardSet | Stream:
         if getattr(images, key) != default:
             raise UserError(f"images.{key} needs random access, which a stream does not have; copy the tars to a disk")
     return open_stream(images.train, images.train_samples, num_classes)
+
+
+def open_validation(config: Config, train: ShardSet | Stream) -> ShardSet | None:
+    """Open the validation images of a recipe, with labels that mean what those of training mean; None without any.
+
+    Raises:
+        UserError: nothing there, not a set of labelled images, or classes that are numbered otherwise.
+    """
+    if not config.images.val:
+        return None
+    val = open_shards(config.images.val, "val", "images.val")
+    check_labels(val, config.model.num_classes)
+    if train.classes is not None and val.classes is not None:
+        train.classes.check(val.classes)
+    return val
+
+
+def describe(train: ShardSet | Stream, used: int, val: ShardSet | None) -> dict[str, Any]:
+    """What a run reads, by split: images, classes, files and bytes. JSON-able.
+
+    Args:
+        train: training images.
+        used: how many of them are trained on.
+        val: validation images.
+
+    Raises:
+        UserError: images that are validated on are trained on.
+    """
+    found: dict[str, Any] = {"train": _describe(train) | {"used": used}}
+    if val is not None:
+        found["val"] = _describe(val) | {"in_train": 0}
+        if isinstance(train, Stream):
+            train.check_disjoint(val.paths)
+        else:
+            found["val"]["in_train"], found["val"]["example"] = shared_images(train, val)
+    return found
+
+
+def _describe(shards: ShardSet | Stream) -> dict[str, Any]:
+    names = shards.classes.names if shards.classes is not None else None
+    found = {"images": len(shards), "files": shards.files, "bytes": shards.bytes}
+    if isinstance(shards, Stream):
+        return found | ({"classes": len(names), "first": names[0], "last": names[-1]} if names else {})
+    first, last = int(shards.labels.min()), int(shards.labels.max())
+    return found | {
+        "classes": int(np.unique(shards.labels).size),
+        "first": names[first] if names else first,
+        "last": names[last] if names else last,
+        "deep": shards.deep,
+    }
+
+
+def data_line(found: dict[str, Any]) -> str:
+    """What `describe` found, in words."""
+    parts = []
+    for split, facts in found.items():
+        images = f"{facts['images']:,} images"
+        if facts.get("used", facts["images"]) < facts["images"]:
+            images = f"{facts['used']:,} of {images}"
+        classes = (
+            f" of {facts['classes']:,} classes ({facts['first']} ... {facts['last']})" if "classes" in facts else ""
+        )
+        size = f", {facts['bytes'] / 1e6:,.1f} MB" if facts["bytes"] is not None else ""
+        parts.append(f"{split} {images}{classes} in {facts['files']:,} tars{size}")
+        if facts.get("deep"):
+            parts[-1] += f" ({facts['deep']:,} of 16 bits, scaled to 8; plain timm would clip them)"
+        if facts.get("in_train"):
+            parts[-1] += f" ({facts['in_train']:,} are training images too: {facts['example']})"
+    return f"images: {'; '.join(parts)}"
 
 
 @dataclass(frozen=True)
@@ -83,14 +155,15 @@ def count_images(config: Config, given: int | None) -> ImageCounts:
     given = given or images.train_samples
     imagenet = config.model.num_classes == IMAGENET_CLASSES
     counts, sources = {}, []
-    for split, spec in (("train", images.train), ("val", images.val)):
+    specs: list[tuple[Literal["train", "val"], str]] = [("train", images.train), ("val", images.val)]
+    for split, spec in specs:
         if split == "train" and given:
             counts[split], source = given, "as told"
         elif not spec:
             counts[split], source = 0, "none"
         else:
             try:
-                shards = open_shards(spec, "train" if split == "train" else "test", f"images.{split}")
+                shards = open_shards(spec, split, f"images.{split}")
                 size = sum(path.stat().st_size for path in shards.paths) / 1e9
                 counts[split], source = len(shards), f"in {len(shards.paths)} shards of {size:.1f} GB"
             except UserError as error:

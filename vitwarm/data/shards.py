@@ -1,15 +1,16 @@
 """Tar shards as one random-access sequence of labelled images."""
 
-import glob
 import os
 import zlib
 from collections import OrderedDict
 from collections.abc import Sequence
 from pathlib import Path
 
-import braceexpand
 import numpy as np
 
+from vitwarm.data import manifest as manifests
+from vitwarm.data.patterns import find_paths
+from vitwarm.data.splits import split_folder, split_of
 from vitwarm.data.tar_index import load_index
 from vitwarm.data.tar_reader import BLOCK
 from vitwarm.errors import UserError
@@ -21,20 +22,21 @@ class DamagedSample(Exception):
     """One sample cannot be read; the message is the reason. It is counted and logged; training continues."""
 
 
-def expand(spec: str | os.PathLike | Sequence[str | os.PathLike]) -> list[Path]:
+def expand(spec: str | os.PathLike | Sequence[str | os.PathLike], split: str | None = None) -> list[Path]:
     """List the tars that a specification names, in a fixed order.
 
     Args:
         spec: a tar, a folder (its `*.tar`), a glob (`train-*.tar`), a brace pattern (`train-{000..004}.tar`), or a list
             of these.
+        split: `train` or `val`: what a folder with several splits in it stands for; None takes all of its tars.
 
     Raises:
-        UserError: something matches nothing, a tar is missing or is named twice.
+        UserError: something matches nothing, a tar is missing or is named twice, or a folder has not that split.
     """
     specs = [spec] if isinstance(spec, str | os.PathLike) else list(spec)
     if not any(os.fspath(one) for one in specs):
         raise UserError("no shards given: name a folder of tars, a glob or a brace pattern")
-    paths = [path for one in specs for path in _expand_one(os.fspath(one))]
+    paths = [path for one in specs for path in _expand_one(os.fspath(one), split)]
     resolved = [path.resolve() for path in paths]
     if len(set(resolved)) < len(resolved):
         twice = next(path for path in resolved if resolved.count(path) > 1)
@@ -42,27 +44,37 @@ def expand(spec: str | os.PathLike | Sequence[str | os.PathLike]) -> list[Path]:
     return paths
 
 
-def _expand_one(spec: str) -> list[Path]:
+def _expand_one(spec: str, split: str | None) -> list[Path]:
     if "://" in spec or spec.startswith("pipe:"):
         raise UserError(f"{spec}: shards must be local files; copy them to a disk first")
-    try:
-        patterns = list(braceexpand.braceexpand(spec))
-    except braceexpand.UnbalancedBracesError:
-        raise UserError(f"{spec}: the braces of this pattern do not balance") from None
-    paths = []
-    for pattern in map(os.path.expanduser, patterns):
-        if os.path.isdir(pattern):
-            found = sorted(Path(pattern).glob("*.tar"))
-            if not found:
-                raise UserError(f"{pattern}: no *.tar in this folder")
-        elif os.path.exists(pattern):
-            found = [Path(pattern)]
-        else:
-            found = [Path(path) for path in sorted(glob.glob(pattern, recursive=True))]
-            if not found:
-                raise UserError(f"{pattern}: no such tar; give a tar, a folder of tars, a glob or a brace pattern")
-        paths += found
-    return paths
+    found = map(Path, find_paths(spec))
+    return [tar for path in found for tar in (_in_folder(path, split) if path.is_dir() else [path])]
+
+
+def _in_folder(folder: Path, split: str | None) -> list[Path]:
+    tars = sorted(path for path in folder.glob("*.tar") if not path.name.startswith("."))
+    if split is None and tars:
+        return tars
+    places = tars
+    if not tars:  # a folder for each split
+        places = sorted(path for path in folder.iterdir() if split_folder(path.name) and any(path.glob("*.tar")))
+        if not places or split is None:
+            hint = f"; its folders {', '.join(path.name for path in places)} have some" if places else ""
+            raise UserError(f"{folder}: no *.tar in this folder{hint}")
+    known = manifests.beside(folder) if tars else None
+    if known is not None:
+        splits = {name: [folder / shard.name for shard in one.shards] for name, one in known.splits.items()}
+        if odd := sorted(set(tars) - {tar for listed in splits.values() for tar in listed}):
+            raise UserError(f"{odd[0]}: is not in {folder / manifests.NAME}; move it away, or make the manifest again")
+    else:
+        splits = {}
+        for path in places:
+            splits.setdefault(split_of(path.name) or "train", []).append(path)
+    wanted = [name for name in (split, "test" if split == "val" else None) if name in splits]
+    if not wanted and len(splits) > 1:
+        raise UserError(f"{folder}: has no {split}, only {', '.join(splits)}; name its tars by a glob")
+    found = splits[wanted[0]] if wanted else next(iter(splits.values()))  # a single split is what a folder stands for
+    return found if tars else [tar for place in found for tar in _in_folder(place, split)]
 
 
 class ShardSet:
@@ -74,20 +86,28 @@ class ShardSet:
     Args:
         paths: the tars, as from `expand`.
 
+    Attributes:
+        labels: (n,) int64.
+        starts: (tars + 1,) the first sample of each tar, then n.
+        classes: the class names of the manifests beside the tars; None where there are none.
+
     Raises:
-        UserError: a tar is missing, damaged or not a set of labelled images.
+        UserError: a tar is missing, damaged or not a set of labelled images, or manifests contradict it or each other.
     """
 
     def __init__(self, paths: Sequence[Path]):
         self.paths = [Path(path) for path in paths]
         indices = [load_index(path) for path in self.paths]
-        self._starts = np.cumsum([0] + [len(index) for index in indices])
+        self.starts = np.cumsum([0] + [len(index) for index in indices])
+        self.classes = manifests.class_list(self.paths)
         self._indices = indices
         self.labels: np.ndarray = np.concatenate([index.label for index in indices])
         self._files: OrderedDict[int, int] = OrderedDict()
+        if self.classes is not None and self.labels.max() >= len(self.classes.names):
+            raise UserError(f"{self.paths[0]}: label {self.labels.max()} has no name in {self.classes.where}")
 
     def __len__(self) -> int:
-        return int(self._starts[-1])
+        return int(self.starts[-1])
 
     def __getstate__(self) -> dict:
         return self.__dict__ | {"_files": OrderedDict()}  # descriptors do not travel to a spawned process
@@ -95,6 +115,25 @@ class ShardSet:
     def __del__(self) -> None:
         for file in getattr(self, "_files", {}).values():
             os.close(file)
+
+    @property
+    def files(self) -> int:
+        return len(self.paths)
+
+    @property
+    def bytes(self) -> int:
+        """Size of all tars."""
+        return sum(path.stat().st_size for path in self.paths)
+
+    @property
+    def deep(self) -> int:
+        """How many images have more than 8 bits a channel, which plain timm would clip."""
+        return sum(int(index.deep.sum()) for index in self._indices)
+
+    @property
+    def marks(self) -> np.ndarray:
+        """(n,) int64; images that differ in it are not equal."""
+        return np.concatenate([index.size << 32 | index.tail_crc for index in self._indices])
 
     def key(self, sample: int) -> str:
         """`shard.tar:key`, to name a sample to a reader."""
@@ -128,8 +167,8 @@ class ShardSet:
     def _locate(self, sample: int) -> tuple[int, int]:
         if not 0 <= sample < len(self):
             raise IndexError(f"sample {sample} is not in [0, {len(self)})")
-        shard = int(np.searchsorted(self._starts, sample, side="right")) - 1
-        return shard, int(sample - self._starts[shard])
+        shard = int(np.searchsorted(self.starts, sample, side="right")) - 1
+        return shard, int(sample - self.starts[shard])
 
     def _open(self, shard: int) -> int:
         if shard in self._files:

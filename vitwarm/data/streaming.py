@@ -7,11 +7,11 @@ device batch, the tars) and not of (seed, step) alone, since each process reads 
 import itertools
 import random
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-import braceexpand
 import torch
 from torch.utils.data import IterableDataset, get_worker_info
 
@@ -20,13 +20,16 @@ from vitwarm.data.grouping import parse_label, stream_samples
 from vitwarm.data.images import TrainTransform
 from vitwarm.data.loading import Loader
 from vitwarm.data.order import ImageOrder, rank_slice
+from vitwarm.data.patterns import expand_braces
 from vitwarm.data.shards import DamagedSample
 from vitwarm.data.tar_reader import DamagedTar, read_tar
 from vitwarm.data.web import file_name, one_line, open_url, shown
 from vitwarm.errors import UserError
+from vitwarm.files import sha256_of
 from vitwarm.keys import keyed_rng
 
 Record = tuple[str, bytes, bytes]  # key, encoded image, text of the label
+_MOST_MANIFEST = 1 << 30  # bytes
 _BUFFER = 512  # encoded images that a worker shuffles among, on top of the order of the tars
 
 
@@ -42,17 +45,46 @@ class Stream:
     Attributes:
         urls: URLs of the tars, in the order of the specification.
         samples: images in all of them.
-        counts: images in each, from the manifest beside them; None without one.
+        shards: what the manifest beside them says of each; None without one.
+        classes: the class names of the manifest; None where it has none.
         num_classes: labels must be below it.
     """
 
     urls: list[str]
     samples: int
-    counts: list[int] | None
+    shards: list[manifests.Shard] | None
+    classes: manifests.ClassList | None
     num_classes: int
 
     def __len__(self) -> int:
         return self.samples
+
+    @property
+    def counts(self) -> list[int] | None:
+        """Images in each tar."""
+        return None if self.shards is None else [shard.samples for shard in self.shards]
+
+    @property
+    def files(self) -> int:
+        return len(self.urls)
+
+    @property
+    def bytes(self) -> int | None:
+        """Size of all tars; None without a manifest."""
+        return None if self.shards is None else sum(shard.bytes for shard in self.shards)
+
+    def check_disjoint(self, val: Sequence[Path]) -> None:
+        """Refuse local tars that are among those of the manifest, by their content.
+
+        Raises:
+            UserError: names one.
+        """
+        for path in val:
+            for shard in self.shards or ():
+                if path.stat().st_size == shard.bytes and sha256_of(path) == shard.sha256:
+                    raise UserError(
+                        f"images.val: {path} is {shard.name} of images.train; keep it out of one of the two"
+                    )
 
 
 def open_stream(spec: str, samples: int | None, num_classes: int) -> Stream:
@@ -66,10 +98,7 @@ def open_stream(spec: str, samples: int | None, num_classes: int) -> Stream:
     Raises:
         UserError: a scheme that is not known, no manifest and no `samples`, or the two disagree.
     """
-    try:
-        urls = list(braceexpand.braceexpand(spec))
-    except braceexpand.UnbalancedBracesError:
-        raise UserError(f"{spec}: the braces of this pattern do not balance") from None
+    urls = expand_braces(spec)
     for url in urls:
         if re.match(r"[a-z0-9]+://", url) is None or url.startswith(("file:", "local:")) or "::" in url:
             raise UserError(
@@ -79,24 +108,25 @@ def open_stream(spec: str, samples: int | None, num_classes: int) -> Stream:
             raise UserError(f"{shown(url)}: a stream cannot list its tars; write braces, train-{{00000..00539}}.tar")
     if len(set(urls)) < len(urls):
         raise UserError(f"{spec}: names a tar twice")
-    counts = None
+    shards = classes = None
+    place = f"{re.split('[?#]', urls[0])[0].rpartition('/')[0]}/{manifests.NAME}"
     try:
-        place = f"{re.split('[?#]', urls[0])[0].rpartition('/')[0]}/{manifests.NAME}"
         with open_url(place) as file:
-            known = manifests.load(file.read(), shown(place)).shards()
-        names = [file_name(url) for url in urls]
-        if lost := [name for name in names if name not in known]:
+            manifest = manifests.load(file.read(_MOST_MANIFEST), shown(place))
+        listed, names = manifest.shards(), [file_name(url) for url in urls]
+        if lost := [name for name in names if name not in listed]:
             raise UserError(f"{shown(place)}: does not list {lost[0]}; make it again, or fix images.train")
-        counts = [known[name].samples for name in names]
+        shards = [listed[name] for name in names]
+        classes = manifests.ClassList(manifest.classes, shown(place)) if manifest.classes else None
     except OSError as error:
         if samples is None:
             message = f"{shown(place)}: cannot be read ({one_line(error)}); put it there or set images.train_samples"
             raise UserError(message) from None
-    if counts is not None and samples not in (None, sum(counts)):
-        raise UserError(f"images.train_samples={samples}, but {shown(place)} counts {sum(counts)}; leave it out")
-    total = sum(counts) if counts is not None else samples
+    total = sum(shard.samples for shard in shards) if shards is not None else samples
+    if samples not in (None, total):
+        raise UserError(f"images.train_samples={samples}, but {shown(place)} counts {total}; leave it out")
     assert total is not None  # without a manifest `samples` is demanded above
-    return Stream(urls, total, counts, num_classes)
+    return Stream(urls, total, shards, classes, num_classes)
 
 
 def stream_loader(
@@ -165,11 +195,11 @@ class _StreamDataset(IterableDataset):
         """(pass, tar, place, record) of a lane without end, but for the first `skip`."""
         import webdataset
 
-        stream = self.stream
+        stream, counts = self.stream, self.stream.counts
         for number in itertools.count():
             order = keyed_rng(self.seed, "images", "stream", "tars", number).permutation(len(stream.urls))
             tars = order[self.rank :: self.world][lane :: self.lanes].tolist()
-            if stream.counts is not None and 0 < (there := sum(stream.counts[tar] for tar in tars)) <= skip:
+            if counts is not None and 0 < (there := sum(stream.counts[tar] for tar in tars)) <= skip:
                 skip -= there
                 continue
             drawn = keyed_rng(self.seed, "images", "stream", "shuffle", number, self.rank, lane).integers(2**63)
@@ -195,8 +225,9 @@ class _StreamDataset(IterableDataset):
             raise
         except Exception as error:  # file systems raise many kinds
             raise UserError(f"{shown(url)}: cannot be streamed ({one_line(error)})") from None
-        if self.stream.counts is not None and place + 1 != self.stream.counts[tar]:
-            raise UserError(f"{shown(url)}: has {place + 1} samples, its manifest says {self.stream.counts[tar]}")
+        counts = self.stream.counts
+        if counts is not None and place + 1 != counts[tar]:
+            raise UserError(f"{shown(url)}: has {place + 1} samples, its manifest says {counts[tar]}")
 
     def _sample(self, number: int, tar: int, place: int, record: Record) -> dict[str, Any]:
         key, encoded, text = record

@@ -20,7 +20,13 @@ PAPER = "2511.13945"
 _OF_THE_ARCHITECTURE = ("num_classes", "fixed_input_size", "first_conv", "classifier")
 
 
-def export_model(model: nn.Module, folder: Path, config: Config, provenance: dict[str, Any]) -> None:
+def export_model(
+    model: nn.Module,
+    folder: Path,
+    config: Config,
+    provenance: dict[str, Any],
+    classes: list[str] | None = None,
+) -> None:
     """Write a complete timm folder; it appears whole or not at all.
 
     timm copies the metadata of its own pretrained weights for the name (tag, licence, addresses, label names, mean and
@@ -31,6 +37,7 @@ def export_model(model: nn.Module, folder: Path, config: Config, provenance: dic
         folder: target; an older export there is replaced.
         config: the resolved recipe.
         provenance: JSON-able facts for `vitwarm.json` and the model card: recipe, hash, metrics, warmed tensors.
+        classes: name of each class; timm's `label_names`.
 
     Raises:
         OSError: full disk, no permission.
@@ -40,6 +47,8 @@ def export_model(model: nn.Module, folder: Path, config: Config, provenance: dic
         save_for_hf(model, str(aside), model_args=arguments, safe_serialization=True)
         description = json.loads((aside / CONFIG).read_text())
         description["pretrained_cfg"] = _pretrained_cfg(model, config, description["pretrained_cfg"])
+        if classes is not None:
+            description["label_names"] = classes
         _write(aside / CONFIG, json.dumps(description, indent=2) + "\n")
         _write(aside / PROVENANCE, json.dumps({**provenance, "trunk": trunk_facts(model)}, indent=2) + "\n")
         _write(aside / "README.md", model_card(config, provenance))

@@ -13,7 +13,12 @@ from vitwarm.trunk import Decoder
 
 
 def write_model(
-    model: nn.Module, folder: Path, config: Config, tokenizer: Tokenizer | None, record: dict[str, Any]
+    model: nn.Module,
+    folder: Path,
+    config: Config,
+    tokenizer: Tokenizer | None,
+    record: dict[str, Any],
+    classes: list[str] | None = None,
 ) -> None:
     """A timm folder, or one of GPT-2 for `transformers`, with its provenance; it appears whole or not at all.
 
@@ -23,6 +28,7 @@ def write_model(
         config: the recipe, or what a recipe would say of the model.
         tokenizer: of a decoder; goes into the folder.
         record: JSON-able provenance.
+        classes: name of each class of a timm model.
 
     Raises:
         OSError: full disk, no permission.
@@ -30,4 +36,4 @@ def write_model(
     if isinstance(model, Decoder):
         export_gpt2(model, folder, tokenizer=tokenizer, provenance=record)
     else:
-        export_model(model, folder, config, record)
+        export_model(model, folder, config, record, classes)

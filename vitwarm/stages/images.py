@@ -14,10 +14,9 @@ from vitwarm.config import Config
 from vitwarm.data.images import EvalTransform, TrainTransform
 from vitwarm.data.loading import ImageDataset, eval_loader, train_loader
 from vitwarm.data.mixing import Mixer, Normalise, RandomErasing
-from vitwarm.data.opening import count_images, open_shards, open_training
+from vitwarm.data.opening import count_images, data_line, describe, open_training, open_validation
 from vitwarm.data.order import ImageOrder
 from vitwarm.data.resident import ResidentImages
-from vitwarm.data.shards import check_labels
 from vitwarm.data.streaming import Stream, is_url, stream_loader
 from vitwarm.data.subset import SUBSET, select_subset
 from vitwarm.errors import UserError
@@ -118,9 +117,7 @@ class ImagesStage(MainStage[ImageBatch]):
             full, used, self.val_samples = self.counts.full, self.counts.used, self.counts.val
         else:
             self.shards = open_training(config)
-            self.val_shards = open_shards(images.val, "test", "images.val") if images.val else None
-            if self.val_shards is not None:
-                check_labels(self.val_shards, self.num_classes)
+            self.val_shards = open_validation(config, self.shards)
             self.subset = None
             if images.subset:
                 assert not isinstance(self.shards, Stream)  # of which a subset was refused
@@ -128,6 +125,7 @@ class ImagesStage(MainStage[ImageBatch]):
             ids = self.subset.ids if self.subset else None
             self.order = ImageOrder(len(self.shards), self.optim.global_batch, self.seed, ids, images.repeats)
             full, used, self.val_samples = len(self.shards), self.order.epoch_size, len(self.val_shards or ())
+            self.read = describe(self.shards, used, self.val_shards)
         self.steps, self.eval_every, self.schedule_lengths = image_lengths(config, full, used)
         self.best = "top1" if images.val else None
         if not images.val:
@@ -158,9 +156,17 @@ class ImagesStage(MainStage[ImageBatch]):
         return trained.vit
 
     def facts(self) -> dict[str, Any]:
-        if self.subset is None:
-            return {}
-        return {"subset": {"images": len(self.subset.names), "sha256": self.subset.sha256}}
+        subset = {"images": len(self.subset.names), "sha256": self.subset.sha256} if self.subset else None
+        return {"data": self.read} | ({"subset": subset} if subset else {})
+
+    def data_line(self) -> str:
+        return data_line(self.read)
+
+    @property
+    def class_names(self) -> list[str] | None:
+        """Name of each class, where manifests tell one for each output of the classifier."""
+        known = self.shards.classes
+        return known.names if known is not None and len(known.names) == self.num_classes else None
 
     def estimate_facts(self) -> dict[str, str]:
         return self.counts.facts

@@ -36,10 +36,12 @@ class MainStage(Stage[B], Protocol[B]):
 
     Attributes:
         tokenizer: goes into the export; None where there is none.
+        class_names: go into the export; None where there are none.
         sample_unit: what an estimate calls the rate at which data must come.
     """
 
     tokenizer: Tokenizer | None = None
+    class_names: list[str] | None = None
     sample_unit: ClassVar[str] = "sequences/s"
 
     @abstractmethod

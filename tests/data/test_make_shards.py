@@ -44,7 +44,8 @@ def trouble() -> dict[str, bytes]:
 
 
 def test_images_that_decoders_disagree_on(tmp_path):
-    (tmp_path / "in/c").mkdir(parents=True)
+    tree(tmp_path / "in", 1, ("d",))
+    (tmp_path / "in/c").mkdir()
     for name, data in trouble().items():
         (tmp_path / "in/c" / name).write_bytes(data)
     made = quiet(tmp_path / "in", tmp_path / "out")
@@ -55,17 +56,20 @@ def test_images_that_decoders_disagree_on(tmp_path):
             image = Image.open(io.BytesIO(stored))
             assert (extension, image.format, image.mode) == ("png", "PNG", "RGB")
             assert np.array_equal(image, Image.open(io.BytesIO(data)).convert("RGB"))
+        elif name == "deep.png":  # 16 bits of the form 257 * x: 8 bits of x
+            assert np.array_equal(Image.open(io.BytesIO(stored)), pixels(7)[..., 0])
         else:
             assert stored == data
-            assert extension == {"png.jpg": "png", "webp.jpeg": "webp", "deep.png": "png"}.get(name, "jpg")
+            assert extension == {"png.jpg": "png", "webp.jpeg": "webp"}.get(name, "jpg")
     split = made.splits["train"]
     assert split.notes == {
+        "16-bit grey stored as PNG": 1,
         "CMYK stored as PNG": 1,
         "EXIF orientation, not applied": 1,
         "GIF stored as PNG": 1,
         "grey": 2,
     }
-    assert sorted(key for key, _ in split.stored_as_png) == ["c_cmyk", "c_gif"]
+    assert sorted(key for key, _ in split.stored_as_png) == ["c_cmyk", "c_deep", "c_gif"]
 
 
 def test_what_is_let_in_is_what_the_reader_can_decode():
@@ -148,10 +152,11 @@ def test_size_of_shards(tmp_path, options, tars):
 
 def test_a_killed_maker_is_gone_on_with(tmp_path):
     """SIGKILL in the midst; workers end by themselves, whole shards stay, the end is the same."""
-    (tmp_path / "in/c").mkdir(parents=True)
+    for name in "cd":
+        (tmp_path / "in" / name).mkdir(parents=True)
     big = encode(np.random.default_rng(0).integers(0, 256, (1200, 1200, 3), dtype=np.uint8), "JPEG")
     for i in range(24):
-        (tmp_path / f"in/c/{i}.jpg").write_bytes(big)
+        (tmp_path / f"in/{'cd'[i % 2]}/{i}.jpg").write_bytes(big)
     tool = [sys.executable, REPO / "tools/make_shards.py", f"source={tmp_path}/in", "images_per_shard=2", "workers=2"]
     environment = os.environ | {"PYTHONPATH": str(REPO)}
     maker = subprocess.Popen([*tool, f"out={tmp_path}/out"], env=environment, stdout=subprocess.DEVNULL)
@@ -263,6 +268,7 @@ REFUSED = {
     "useless labels": ({"source": "tree", "out": "out", "labels": "file.zip"}, "neither a list"),
     "a path for a split": ({"source": "tree", "out": "out", "split": "../x"}, "split=../x: a name of letters"),
     "no images": ({"source": "hollow", "out": "out"}, "no images there"),
+    "one class": ({"source": "lone", "out": "out"}, "has one class alone, 'ant'"),
     "unknown word": ({"source": "tree", "out": "out", "sed": "1"}, "no option sed=; did you mean seed"),
     "no number": ({"source": "tree", "out": "out", "workers": "many"}, "workers is a whole number"),
     "no share": ({"source": "tree", "out": "out", "max_damaged": "2"}, r"max_damaged must lie in \[0, 1\)"),
@@ -276,11 +282,12 @@ REFUSED = {
 def test_mistakes_end_in_one_line(tmp_path, monkeypatch, name):
     monkeypatch.chdir(tmp_path)
     tree(Path("tree"))
-    for folder in ("empty", "hollow/a", "cifar/cifar-10-batches-py", "tars"):
+    for folder in ("empty", "hollow/a", "hollow/b", "cifar/cifar-10-batches-py", "tars"):
         Path(folder).mkdir(parents=True)
     Path("cifar/cifar-10-batches-py/batches.meta").write_bytes(b"\x80")
     Path("file.zip").write_bytes(b"PK")
     write_tar(Path("tars/a.tar"), samples(2))
+    tree(Path("lone"), 2, ("ant",))
     before = sorted(map(str, tmp_path.rglob("*")))
     arguments, message = REFUSED[name]
     with pytest.raises(UserError, match=message) as caught:
@@ -309,7 +316,7 @@ def test_the_command(tmp_path):
     environment = os.environ | {"PYTHONPATH": str(REPO)}
     done = subprocess.run(tool, env=environment, capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout.splitlines()[0] == "folders: 3 classes, 18 images of train"
+    assert done.stdout.splitlines()[0] == "folders: 3 classes (ant ... cat), 18 images of train"
     assert done.stdout.splitlines()[-1].startswith("train  18 images in 1 tars, 0.1 MB")
     wrong = subprocess.run([*tool, "seed=x"], env=environment, capture_output=True, text=True)
     assert (wrong.returncode, wrong.stderr) == (2, "vitwarm: error: seed is a whole number, not 'x'\n")

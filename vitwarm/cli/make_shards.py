@@ -20,6 +20,7 @@ class Options:
     workers: int | None = option("processes; one for each CPU if not given", None, within="[0, inf)")
     kind: str | None = option("kind of the source; detected if not given", None, form="KIND")
     labels: Path | None = option("labels of validation images without class folders", None, form="FILE")
+    classes: Path | None = option("class names by number: a list, or another set's manifest.json", None, form="FILE")
     split: str | None = option("name of the one split that a tree of class folders is; train if not given", None)
     seed: int = option("seed of the order of `train`", 0, within="[0, inf)")
     shuffle: bool = option("put `train` in a random order", True)
@@ -35,7 +36,9 @@ def run(options: Options) -> None:
 
     cut = Cut(options.seed, options.shuffle, options.images_per_shard, options.shard_mb, options.max_damaged)
     workers = _cpus() if options.workers is None else options.workers
-    made = make_shards(options.source, options.out, options.kind, options.labels, options.split, workers, cut)
+    made = make_shards(
+        options.source, options.out, options.kind, options.labels, options.split, workers, cut, classes=options.classes
+    )
     for name, split in made.splits.items():
         odd = "".join(f", {count} {note}" for note, count in split.notes.items())
         print(f"{name:6} {split.samples:,} images in {len(split.shards)} tars, {split.bytes / 1e6:,.1f} MB{odd}")

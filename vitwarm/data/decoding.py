@@ -70,6 +70,17 @@ def check_size(width: int, height: int) -> None:
         raise DamagedSample(f"{width}x{height} pixels, more than {MAX_PIXELS}")
 
 
+def decodes_cleanly(jpeg: bytes) -> bool | None:
+    """Whether a JPEG decodes without a warning, which tells of lost bytes; None where simplejpeg is missing."""
+    if simplejpeg is None:
+        return None
+    try:
+        simplejpeg.decode_jpeg(jpeg, min_factor=8)
+    except ValueError:
+        return False
+    return True
+
+
 class Jpeg:
     """An encoded JPEG, grey or of three channels, that seems whole.
 

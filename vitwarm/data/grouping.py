@@ -1,8 +1,8 @@
 """Which members of a tar make a labelled image: one rule for tars on a disk and for streams.
 
-`a/b.jpg` and `a/b.cls` share the key `a/b` and make one sample, as in webdataset. So do `p.000.jpg` and `p.000.cls`, which
-webdataset would take for fields of `p`; what has no partner but extends the key of a sample, as in `b.seg.png`, is a
-further field of it. Hidden files, as macOS adds (`._b.jpg`), are none.
+`a/b.jpg` and `a/b.cls` share the key `a/b` and make one sample, as in webdataset. So do `p.000.jpg` and `p.000.cls`,
+which webdataset would take for fields of `p`. What has no partner but extends the key of a sample (`b.seg.png`) is
+a further field of it. Hidden files, as macOS adds (`._b.jpg`), are none.
 """
 
 import re
@@ -57,7 +57,8 @@ def stream_samples(members: Iterable[Member], where: str) -> Iterator[tuple[str,
     Raises:
         UserError: an image without its label, or more than one of either.
     """
-    group, parts = "", {}  # members that share the key up to the first dot, and have no partner yet
+    group = ""
+    parts: dict[str, dict[str, bytes]] = {}  # members that share the key up to the first dot, and have no partner yet
     whole: set[str] = set()
     for member in members:
         if (named := split_name(member.name)) is None:

@@ -14,12 +14,17 @@ from vitwarm.data.streaming import Stream, is_url, open_stream
 from vitwarm.data.subset import is_list, read_names, subset_size
 from vitwarm.errors import UserError
 
+Split = Literal["train", "val"]
+
 IMAGENET_CLASSES = 1000
-IMAGENET = {"train": 1_281_167, "val": 50_000}
-IMAGENET_BYTES = {"train": 147_897_477_120, "val": 6_744_924_160}  # ILSVRC2012's archives; shards keep their JPEGs
+IMAGENET: dict[Split, int] = {"train": 1_281_167, "val": 50_000}
+IMAGENET_BYTES: dict[Split, int] = {
+    "train": 147_897_477_120,
+    "val": 6_744_924_160,
+}  # ILSVRC2012's archives; shards keep their JPEGs
 
 
-def open_shards(spec: str, split: Literal["train", "val"], key: str) -> ShardSet:
+def open_shards(spec: str, split: Split, key: str) -> ShardSet:
     """Open the tars of a specification; `digits` is scikit-learn's digits, written to the cache on first use.
 
     Args:
@@ -93,7 +98,7 @@ def describe(train: ShardSet | Stream, used: int, val: ShardSet | None) -> dict[
 
 def _describe(shards: ShardSet | Stream) -> dict[str, Any]:
     names = shards.classes.names if shards.classes is not None else None
-    found = {"images": len(shards), "files": shards.files, "bytes": shards.bytes}
+    found = {"images": len(shards), "files": shards.files, "bytes": shards.num_bytes}
     if isinstance(shards, Stream):
         return found | ({"classes": len(names), "first": names[0], "last": names[-1]} if names else {})
     first, last = int(shards.labels.min()), int(shards.labels.max())
@@ -154,8 +159,9 @@ def count_images(config: Config, given: int | None) -> ImageCounts:
     images = config.images
     given = given or images.train_samples
     imagenet = config.model.num_classes == IMAGENET_CLASSES
-    counts, sources = {}, []
-    specs: list[tuple[Literal["train", "val"], str]] = [("train", images.train), ("val", images.val)]
+    counts: dict[Split, int] = {}
+    sources = []
+    specs: list[tuple[Split, str]] = [("train", images.train), ("val", images.val)]
     for split, spec in specs:
         if split == "train" and given:
             counts[split], source = given, "as told"

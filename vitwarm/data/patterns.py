@@ -18,8 +18,8 @@ def find_paths(spec: str) -> list[str]:
     """The files and folders that a specification names, in its order and each pattern's in that of names.
 
     Args:
-        spec: a path as it is; or paths, globs (`**` for all folders below) and brace patterns with `::` between them, in
-            which `~` and `$VAR` are replaced. The folders in front of a glob may have brackets in their names.
+        spec: a path as it is; or paths, globs (`**` for all folders below) and brace patterns with `::` between them,
+            in which `~` and `$VAR` are replaced. The folders in front of a glob may have brackets in their names.
 
     Raises:
         UserError: something names nothing, or the braces do not balance or stand for too many names.

@@ -121,7 +121,7 @@ class ShardSet:
         return len(self.paths)
 
     @property
-    def bytes(self) -> int:
+    def num_bytes(self) -> int:
         """Size of all tars."""
         return sum(path.stat().st_size for path in self.paths)
 

@@ -69,7 +69,7 @@ class Stream:
         return len(self.urls)
 
     @property
-    def bytes(self) -> int | None:
+    def num_bytes(self) -> int | None:
         """Size of all tars; None without a manifest."""
         return None if self.shards is None else sum(shard.bytes for shard in self.shards)
 
@@ -199,7 +199,7 @@ class _StreamDataset(IterableDataset):
         for number in itertools.count():
             order = keyed_rng(self.seed, "images", "stream", "tars", number).permutation(len(stream.urls))
             tars = order[self.rank :: self.world][lane :: self.lanes].tolist()
-            if counts is not None and 0 < (there := sum(stream.counts[tar] for tar in tars)) <= skip:
+            if counts is not None and 0 < (there := sum(counts[tar] for tar in tars)) <= skip:
                 skip -= there
                 continue
             drawn = keyed_rng(self.seed, "images", "stream", "shuffle", number, self.rank, lane).integers(2**63)

@@ -108,10 +108,14 @@ def load_index(tar: Path) -> TarIndex:
     return index
 
 
+def index_beside(tar: Path) -> Path:
+    return tar.with_name(f"{tar.name}.index.safetensors")
+
+
 def _index_places(tar: Path) -> list[Path]:
     """Beside the tar, or in the cache where that folder may not be written."""
     digest = hashlib.sha256(os.fsencode(tar.resolve())).hexdigest()[:16]
-    return [Path(f"{tar}.index.safetensors"), cache_dir() / "indices" / f"{digest}-{tar.name}.index.safetensors"]
+    return [index_beside(tar), cache_dir() / "indices" / f"{digest}-{tar.name}.index.safetensors"]
 
 
 def _read(place: Path, tar: os.stat_result) -> TarIndex | None:
@@ -133,7 +137,7 @@ def _metadata(index: TarIndex, tar_size: int) -> dict[str, str]:
     for field in fields(TarIndex):
         array = getattr(index, field.name)
         digest.update(f"{field.name} {array.dtype} {array.shape};".encode())
-        digest.update(np.ascontiguousarray(array))
+        digest.update(array.tobytes())
     # One entry: safetensors writes several in a random order, and equal tars must have equal indices.
     return {"vitwarm": json.dumps({"format": _FORMAT, "tar_size": tar_size, "sha256": digest.hexdigest()})}
 

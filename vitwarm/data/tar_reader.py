@@ -1,7 +1,7 @@
 """Tars read from front to end with every byte accounted for, on a disk or from a stream.
 
-Python's tarfile takes a damaged header, a cut between two members and a missing end for the end of an archive. Here each
-of them is an error, as are bytes after the end mark and, of compressed tars, a wrong checksum or a cut.
+Python's tarfile takes a damaged header, a cut between two members and a missing end for the end of an archive. Here
+each of them is an error, as are bytes after the end mark and, of compressed tars, a wrong checksum or a cut.
 """
 
 import bz2
@@ -10,17 +10,21 @@ import io
 import lzma
 import tarfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import IO, BinaryIO, cast
+from typing import IO, Any, BinaryIO, cast
 
 BLOCK = tarfile.BLOCKSIZE  # 512: a member is one header block, then its data padded to whole blocks
 
-_COMPRESSED = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ\0": lzma.open}
+_COMPRESSED: dict[bytes, Callable[[IO[bytes]], Any]] = {
+    b"\x1f\x8b": gzip.open,
+    b"BZh": bz2.open,
+    b"\xfd7zXZ\0": lzma.open,
+}
 _MOST_HEADER = 1 << 24  # bytes of a long name or of extended attributes; real ones have less than a hundred thousand
 # What tarfile and the decompressors raise on bytes that are not theirs.
-_HOSTILE = (tarfile.TarError, ValueError, ArithmeticError, LookupError, RecursionError, EOFError, zlib.error)
-_HOSTILE += (lzma.LZMAError,)
+_HOSTILE: tuple[type[Exception], ...] = (tarfile.TarError, ValueError, ArithmeticError, LookupError, RecursionError)
+_HOSTILE += (EOFError, zlib.error, lzma.LZMAError)
 
 
 class DamagedTar(Exception):

@@ -126,6 +126,9 @@ class ImagesStage(MainStage[ImageBatch]):
             self.order = ImageOrder(len(self.shards), self.optim.global_batch, self.seed, ids, images.repeats)
             full, used, self.val_samples = len(self.shards), self.order.epoch_size, len(self.val_shards or ())
             self.read = describe(self.shards, used, self.val_shards)
+            known = self.shards.classes
+            if known is not None and len(known.names) == self.num_classes:
+                self.class_names = known.names
         self.steps, self.eval_every, self.schedule_lengths = image_lengths(config, full, used)
         self.best = "top1" if images.val else None
         if not images.val:
@@ -161,12 +164,6 @@ class ImagesStage(MainStage[ImageBatch]):
 
     def data_line(self) -> str:
         return data_line(self.read)
-
-    @property
-    def class_names(self) -> list[str] | None:
-        """Name of each class, where manifests tell one for each output of the classifier."""
-        known = self.shards.classes
-        return known.names if known is not None and len(known.names) == self.num_classes else None
 
     def estimate_facts(self) -> dict[str, str]:
         return self.counts.facts

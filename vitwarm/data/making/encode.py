@@ -6,7 +6,9 @@
 - CMYK JPEGs (ImageNet has 22) are stored as PNG of the RGB that PIL makes of them: fast JPEG decoders refuse or invert
   them. PNG, because a second lossy coding would change their pixels.
 - Other formats (GIF, TIFF, ...), which fast decoders do not know, become PNG likewise, first frame.
+- Grey of 16 bits becomes PNG of 8, since readers clip it to white. Floats, whose range nobody knows, are damaged.
 - Bare pixels (CIFAR, STL-10) become PNG.
+- A JPEG whose decoder warns (bytes of it are lost) decodes nevertheless: it is kept, and counted.
 """
 
 import contextlib
@@ -16,6 +18,8 @@ import warnings
 import numpy as np
 from PIL import Image
 
+from vitwarm.data.decoding import decodes_cleanly
+from vitwarm.data.depth import to_8_bits
 from vitwarm.data.making.samples import Pixels
 from vitwarm.data.shards import DamagedSample
 
@@ -59,14 +63,22 @@ def checked(data: bytes, max_pixels: int) -> tuple[bytes, str, list[str]]:
 
 def _checked(image: Image.Image, data: bytes) -> tuple[bytes, str, list[str]]:
     extension, mode, notes = EXTENSIONS.get(image.format or ""), image.mode, []
-    if extension is None or mode in ("CMYK", "YCCK"):
-        notes.append(f"{mode if extension else image.format} stored as PNG")
-        data, extension = _png(image.convert("RGB")), "png"
+    deep = mode[0] in "IF"
+    if getattr(image, "n_frames", 1) > 1 and image.format != "MPO":
+        notes.append(f"first of several frames of {image.format}")
+    if extension is None or deep or mode in ("CMYK", "YCCK"):
+        what = "16-bit grey" if deep else mode if extension else image.format
+        notes.append(f"{what} stored as PNG")
+        data, extension = _png(to_8_bits(image) if deep else image.convert("RGB")), "png"
     else:
         # A JPEG is read to its end at an eighth of its size, which finds a cut as surely and costs half.
-        image.draft(None, (max(image.width // 8, 1), max(image.height // 8, 1)))
-        image.load()
-    if mode in ("1", "L", "LA", "I", "I;16", "F"):
+        clean = decodes_cleanly(data) if extension == "jpg" else None
+        if not clean:
+            image.draft(None, (max(image.width // 8, 1), max(image.height // 8, 1)))
+            image.load()
+        if clean is False:
+            notes.append("JPEG with lost bytes, as its decoder warns")
+    if deep or mode in ("1", "L", "LA"):
         notes.append("grey")
     with contextlib.suppress(Exception):  # readers never look at EXIF, so a broken one does no harm
         if image.getexif().get(_ORIENTATION, 1) != 1:

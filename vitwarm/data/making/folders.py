@@ -4,51 +4,122 @@ import os
 from collections import Counter
 from pathlib import Path
 
+from vitwarm.data.lists import read_text
 from vitwarm.data.making.labels import read_labels
 from vitwarm.data.making.samples import Keys, Sample, Source, SourceSplit, class_numbers
+from vitwarm.data.making.tree import Folder, list_tree
+from vitwarm.data.splits import split_folder
 from vitwarm.errors import UserError
 
-IMAGE_SUFFIXES = frozenset(("jpg", "jpeg", "png", "webp", "bmp", "ppm", "pgm", "pbm", "pnm", "gif", "tif", "tiff"))
-SPLIT_FOLDERS = {"train": "train", "val": "val", "validation": "val", "valid": "val", "test": "test"}
 
-
-def read_class_folders(folder: Path, labels: Path | None = None, split: str | None = None) -> Source:
+def read_class_folders(
+    folder: Path, labels: Path | None = None, split: str | None = None, known: list[str] | None = None
+) -> Source:
     """A tree with a folder for each class, or such trees under `train`, `val`, `test`; classes in sorted order.
 
-    A `val` or `test` without class folders (ImageNet as Kaggle has it) takes its labels from the file `labels`.
+    A `val` or `test` without class folders (ImageNet as Kaggle has it) takes its labels from the file `labels`. Folders
+    that hold nothing but one other with images are passed through.
+
+    Args:
+        folder: the tree.
+        labels: labels of images without class folders.
+        split: name of the one split that the tree is; None is `train`, or what its folders are named after.
+        known: names of all classes, which may look like splits or like sets of their own.
+
+    Raises:
+        UserError: no classes there, or folders that are perhaps none.
     """
-    present = [] if split else [name for name in _folders(folder) if name in SPLIT_FOLDERS]
-    places = {SPLIT_FOLDERS[name]: folder / name for name in present} or {split or "train": folder}
-    if present and len(places) < len(present):
-        raise UserError(f"{folder}: has {', '.join(present)}, two of them for one split; remove one")
-    table = read_labels(labels) if labels is not None else None
-    classes = {name: _folders(place) for name, place in places.items()}
-    first = "train" if "train" in places else next(iter(places))  # its classes are the set's
-    numbers = class_numbers(classes[first] or (table.classes if table and first != "train" else ()))
-    if not numbers:
-        raise UserError(f"{places[first]}: has no class folders in it")
-    splits, table_used = [], False
     ignored: Counter[str] = Counter()
-    for name in (name for name in ("train", "val", "test", split) if name in places):
-        place = places.pop(name)
-        if classes[name]:
-            files = [(one, path) for one in classes[name] for path in _files(place / one, ignored)]
-        elif table is not None:
-            paths, table_used = _files(place, ignored), True
-            files = list(zip(table.assign([os.path.basename(path) for path in paths]), paths, strict=True))
+    root = list_tree(os.fspath(folder), ignored)
+    root, places = _places(root, split, known, ignored)
+    table = read_labels(labels) if labels is not None else None
+    first = next(name for name in ("train", *places) if name in places)  # its classes are the set's
+    folders = places[first].folders
+    numbers = class_numbers([one.name for one in folders] or (table.classes if table else ()))
+    if not numbers:
+        raise UserError(f"{places[first].path}: has no class folders in it")
+    if folders and known is None:
+        _check_level(places[first])
+    splits, table_used = [], False
+    for name in sorted(places, key=["train", "val", "test", split].index):
+        place = places[name]
+        if place.folders:
+            files = [(one.name, path) for one in place.folders for path in one.below]
+            if place.images:
+                ignored[f"images of {name} outside of class folders"] += len(place.images)
+        elif table is not None and (name != "test" or table.knows(place.images)):
+            table_used = True
+            files = list(
+                zip(table.assign([os.path.basename(path) for path in place.images]), place.images, strict=True)
+            )
         elif name == "test":  # ImageNet's comes without labels
             ignored["test folder without labels"] += 1
             continue
         else:
-            raise UserError(f"{place}: has no class folders; give labels=FILE (the devkit, LOC_val_solution.csv, ...)")
+            raise UserError(
+                f"{place.path}: has no class folders; give labels=FILE (the devkit, LOC_val_solution.csv, ...)"
+            )
         if unknown := sorted({one for one, _ in files} - set(numbers)):
-            raise UserError(f"{place}: class {unknown[0]!r} is not one of {first}")
-        if name == first and files and (empty := sorted(set(classes[name]) - {one for one, _ in files})):
-            raise UserError(f"{place / empty[0]}: a class without an image; fill the folder, or remove it")
-        splits.append(_split(name, files, numbers, place))
+            hint = f", which are named {next(iter(numbers))!r} and so on" if unknown[0].isdigit() else ""
+            raise UserError(f"{place.path}: class {unknown[0]!r} is not one of {first}{hint}")
+        if name == first and files and (empty := [one for one in place.folders if not one.below]):
+            raise UserError(f"{empty[0].path}: a class without an image; fill the folder, or remove it")
+        splits.append(_split(name, files, numbers, Path(place.path)))
     if table is not None and not table_used:
         raise UserError(f"labels={labels} is not needed: every split has class folders; leave it out")
     return Source("folders", list(numbers), splits, [f"{count} {what}" for what, count in sorted(ignored.items())])
+
+
+def _places(
+    root: Folder, split: str | None, known: list[str] | None, ignored: Counter[str]
+) -> tuple[Folder, dict[str, Folder]]:
+    """The folder whose folders are splits or classes, and the folder of each split."""
+    while True:
+        named = [one for one in root.folders if split_folder(one.name) and one.name not in (known or ())]
+        others = [one for one in root.filled if one not in named]
+        if named and split is None and (not others or any(one.folders for one in named)):
+            break
+        if named:
+            raise UserError(
+                f"{named[0].path}: is it a split or a class? A split has folders of classes in it, and split= is for a "
+                "tree without any; for a class, name all classes by classes=FILE"
+            )
+        if len(others) > 1 or root.images or not (others and others[0].filled) or others[0].name in (known or ()):
+            return root, {split or "train": root}
+        for one in root.folders:
+            if one is not others[0]:
+                ignored[f"folder {one.name}"] += 1
+        root = others[0]
+    places: dict[str, Folder] = {}
+    for one in root.folders:
+        name = split_folder(one.name)
+        if name is None:
+            ignored[f"folder {one.name}"] += 1
+        elif name in places:
+            raise UserError(f"{root.path}: has {places[name].name}, {one.name}, two of them for one split; remove one")
+        else:
+            places[name] = one
+    return root, places
+
+
+def _check_level(place: Folder) -> None:
+    """Refuse folders that are not classes, but hold them, or are one of several.
+
+    Raises:
+        UserError: says what they look like.
+    """
+    remedy = "give as source= the folder whose folders are the classes, or name the classes by classes=FILE"
+    if len(place.folders) == 1:
+        raise UserError(f"{place.path}: has one class alone, {place.folders[0].name!r}; {remedy}")
+    nested = [one for one in place.folders if not one.images and len(one.filled) > 1]
+    inside = [inner.name for one in nested for inner in one.filled]
+    if nested and (
+        len(nested) == len(place.folders) or len(set(inside)) < len(inside) or any(map(split_folder, inside))
+    ):
+        inner = ", ".join(one.name for one in nested[0].filled[:3])
+        raise UserError(
+            f"{nested[0].path}: is it a class? Its images lie in folders of their own ({inner}, ...); {remedy}"
+        )
 
 
 def read_food101(folder: Path) -> Source:
@@ -56,7 +127,9 @@ def read_food101(folder: Path) -> Source:
     lists = {"train": folder / "meta/train.txt", "val": folder / "meta/test.txt"}
     entries = {}
     for name, path in lists.items():
-        entries[name] = [line.strip().partition("/")[::2] for line in read_text(path).splitlines() if line.strip()]
+        entries[name] = [
+            line.strip().partition("/")[::2] for line in read_text(path, "source").splitlines() if line.strip()
+        ]
         for class_name, stem in entries[name]:
             if not stem or "/" in stem or class_name.startswith(".") or stem.startswith("."):
                 raise UserError(f"{path}: {class_name + '/' + stem!r} is not CLASS/IMAGE; download the set again")
@@ -72,11 +145,14 @@ def read_food101(folder: Path) -> Source:
 
 def read_tiny_imagenet(folder: Path) -> Source:
     """`tiny-imagenet-200`: train/WNID/images/*, val/images/* with val_annotations.txt; the test set has no labels."""
-    ignored: Counter = Counter()
-    numbers = class_numbers(_folders(folder / "train"))
-    train = [(name, path) for name in numbers for path in _files(folder / "train" / name, ignored)]
     annotations = folder / "val/val_annotations.txt"
-    rows = [line.split("\t") for line in read_text(annotations).splitlines() if line.strip()]
+    rows = [line.split("\t") for line in read_text(annotations, "source").splitlines() if line.strip()]
+    if not (folder / "val/images").is_dir():  # sorted into class folders by its user
+        return read_class_folders(folder)
+    ignored: Counter[str] = Counter()
+    classes = list_tree(os.fspath(folder / "train"), ignored).folders
+    numbers = class_numbers(one.name for one in classes)
+    train = [(one.name, path) for one in classes for path in one.below]
     wrong = [row for row in rows if len(row) < 2 or os.path.basename(row[0]) != row[0] or row[1] not in numbers]
     if wrong:
         raise UserError(f"{annotations}: {'  '.join(wrong[0])[:60]!r} names no image and class of train")
@@ -87,38 +163,9 @@ def read_tiny_imagenet(folder: Path) -> Source:
         _split("val", val, numbers, annotations),
     ]
     ignored_text = [f"{boxes} box lists"] if boxes else []
+    ignored_text += [f"{count} {what}" for what, count in sorted(ignored.items())]
     ignored_text += ["test (no labels)"] if (folder / "test").is_dir() else []
     return Source("tiny-imagenet", list(numbers), splits, ignored_text)
-
-
-def read_text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError):
-        raise UserError(f"{path}: is missing or is not text") from None
-
-
-def _folders(path: Path) -> list[str]:
-    try:
-        return sorted(entry.name for entry in os.scandir(path) if entry.is_dir() and not entry.name.startswith("."))
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
-
-
-def _files(folder: Path, ignored: Counter) -> list[str]:
-    """The images below a folder, in an order that does not depend on the file system."""
-    found = []
-    for place, below, names in os.walk(folder):
-        below.sort()
-        for name in sorted(names):
-            suffix = os.path.splitext(name)[1].lower()
-            if name.startswith("."):
-                continue
-            if suffix[1:] in IMAGE_SUFFIXES:
-                found.append(os.path.join(place, name))
-            else:
-                ignored[f"{suffix or 'nameless'} files"] += 1
-    return found
 
 
 def _split(name: str, files: list[tuple[str, str]], numbers: dict[str, int], where: Path) -> SourceSplit:

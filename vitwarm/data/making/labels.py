@@ -6,6 +6,8 @@ import tarfile
 from dataclasses import dataclass
 from pathlib import Path
 
+from vitwarm.data.grouping import IMAGE_SUFFIXES
+from vitwarm.data.lists import read_rows
 from vitwarm.errors import UserError
 
 _MOST_BYTES = 1 << 27  # of a member of the devkit; the real ones have a few megabytes
@@ -30,13 +32,17 @@ class Labels:
     def classes(self) -> set[str]:
         return set(self.by_name.values() if self.by_name is not None else self.in_order or ())
 
+    def knows(self, paths: list[str]) -> bool:
+        """Whether some of these images have labels here."""
+        return self.by_name is not None and any(_stem(path) in self.by_name for path in paths)
+
     def assign(self, names: list[str]) -> list[str]:
         """The class of each file name.
 
         Raises:
             UserError: a name has no label, or there are more labels than images.
         """
-        stems = [name.partition(".")[0] for name in names]
+        stems = [_stem(name) for name in names]
         if self.by_name is not None:
             if lost := [stem for stem in stems if stem not in self.by_name]:
                 raise UserError(f"{self.path}: has no label for {lost[0]} ({len(lost)} such images)")
@@ -56,26 +62,20 @@ class Labels:
 def read_labels(path: Path) -> Labels:
     """Read the devkit's .tar.gz, a list (one WordNet id a line, in the order of the image numbers), or a table.
 
-    A table has an image name and a WordNet id on each line, with a comma or white space between, and the rest of
-    the line is ignored: Kaggle's LOC_val_solution.csv is one.
+    A table has an image name, perhaps with folders in front, and a class name on each line, with a comma or white space
+    between; the rest of the line is ignored. Kaggle's LOC_val_solution.csv is one.
 
     Raises:
         UserError: the file is none of these.
     """
     if path.name.endswith((".tar.gz", ".tgz", ".tar")):
         return Labels(path, in_order=_devkit(path))
-    try:
-        lines = [
-            line.split() for line in path.read_text(encoding="utf-8").replace(",", " ").splitlines() if line.strip()
-        ]
-    except (OSError, UnicodeDecodeError):
-        raise UserError(f"{path}: is missing or is not text") from None
-    if lines and lines[0][0].lower() == "imageid":
-        lines = lines[1:]
+    lines = read_rows(path, "labels")
     if lines and all(len(line) == 1 and _WNID.fullmatch(line[0]) for line in lines):
         return Labels(path, in_order=[line[0] for line in lines])
-    if lines and all(len(line) > 1 and _WNID.fullmatch(line[1]) for line in lines):
-        table = {line[0].partition(".")[0]: line[1] for line in lines}
+    if lines and all(len(line) > 1 and line[1] for line in lines):
+        # Kaggle's table has the boxes in the column of the class.
+        table = {_stem(line[0]): line[1].split()[0] if _WNID.match(line[1]) else line[1] for line in lines}
         if len(table) < len(lines):
             raise UserError(f"{path}: names an image twice")
         return Labels(path, by_name=table)
@@ -83,7 +83,14 @@ def read_labels(path: Path) -> Labels:
         raise UserError(
             f"{path}: bare numbers mean nothing without the devkit; give ILSVRC2012_devkit_t12.tar.gz itself"
         )
-    raise UserError(f"{path}: is neither a list of WordNet ids (n01440764) nor a table of image names and WordNet ids")
+    raise UserError(f"{path}: is neither a list of WordNet ids (n01440764) nor a table of image names and classes")
+
+
+def _stem(name: str) -> str:
+    """`val/x.1.JPEG` and `x.1` are one image: x.1."""
+    base = re.split(r"[/\\]", name)[-1]
+    stem, _, suffix = base.rpartition(".")
+    return stem if suffix.lower() in IMAGE_SUFFIXES else base
 
 
 def _devkit(path: Path) -> list[str]:

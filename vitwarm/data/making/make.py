@@ -9,15 +9,18 @@ import re
 import shutil
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from vitwarm.data import manifest as manifests
+from vitwarm.data.decoding import MAX_PIXELS
+from vitwarm.data.lists import read_classes
 from vitwarm.data.making.samples import Source
 from vitwarm.data.making.sources import TARS, find, read_source
 from vitwarm.data.making.tars import describe_tars
 from vitwarm.data.making.write import ShardJob, ShardRecord, read_record, record_path, verify_shard, write_shard
 from vitwarm.data.manifest import ShardManifest, SplitManifest
+from vitwarm.data.tar_index import index_beside
 from vitwarm.errors import Interrupted, UserError
 from vitwarm.files import locked, write_text
 from vitwarm.keys import keyed_rng
@@ -63,6 +66,7 @@ def make_shards(
     workers: int = 1,
     options: Options | None = None,
     say: Callable[[str], None] = print,
+    classes: Path | None = None,
 ) -> ShardManifest:
     """Make shards, their indices and manifest.json; of existing tars, the indices and manifest.json only.
 
@@ -78,6 +82,8 @@ def make_shards(
         workers: processes.
         options: how shards are cut.
         say: receives the lines of progress.
+        classes: file with the names of the classes in the order of their numbers, perhaps another set's manifest.json;
+            None numbers those of the source in its own order.
 
     Raises:
         UserError: a source that is missing, damaged or unknown; an `out` that is taken; a disk that is too small.
@@ -88,16 +94,19 @@ def make_shards(
     options = options or Options()
     kind, folder = find(Path(source), kind)
     if kind == TARS:
-        if labels is not None or split is not None or options != Options():
+        if labels is not None or split is not None or classes is not None or options != Options():
             raise UserError("existing tars are indexed as they are; of the options, only workers= has a use here")
         if out is not None and out.resolve() != folder.resolve():
             raise UserError(f"{folder} holds tars, which stay where they are: omit out=")
         return describe_tars(folder, workers, say)
     if out is None:
         raise UserError("give out=FOLDER, the folder to make")
+    if kind == "folders" and out.resolve().is_relative_to(folder.resolve()):
+        raise UserError(f"out={out} lies within {folder}, whose folders are read as classes; choose another place")
+    names = read_classes(classes) if classes is not None else None
     with contextlib.ExitStack() as held:
         try:
-            return _make(read_source(kind, folder, labels, split, workers), out, workers, options, say, held)
+            return _make(read_source(kind, folder, labels, split, workers, names), out, workers, options, say, held)
         except KeyboardInterrupt:
             raise Interrupted("stopped; finished shards are kept") from None
 
@@ -106,17 +115,19 @@ def _make(
     source: Source, out: Path, workers: int, options: Options, say: Callable[[str], None], held: contextlib.ExitStack
 ) -> ShardManifest:
     images = ", ".join(f"{len(split.samples):,} images of {split.name}" for split in source.splits)
-    say(f"{source.kind}: {len(source.classes)} classes, {images}")
+    say(f"{source.kind}: {len(source.classes)} classes ({source.classes[0]} ... {source.classes[-1]}), {images}")
     if source.ignored:
         say(f"not used: {', '.join(source.ignored)}")
     partial = out.with_name(f"{out.name}.partial")
     jobs = _jobs(source, partial, options)
     digest = _digest(source, jobs, options)
+    cut = asdict(options) | {"max_damaged": None}  # the limit may be raised on the way
+    began = hashlib.sha256(json.dumps([source.kind, source.classes, cut]).encode()).hexdigest()
     if (made := _already_made(out, digest)) is not None:
         say(f"{out}: is made already; source={out} checks it against its manifest")
         return made
     _check_space(out, sum(s.size for job in jobs if not job.tar.exists() for s in job.samples))
-    _open(partial, digest, held)
+    _open(partial, began, held)
     records = _write(jobs, workers, options.max_damaged, say)
     _verify(jobs, records, workers)
     made = _manifest(source, jobs, records, options, digest)
@@ -124,8 +135,10 @@ def _make(
         for key, reason in split.damaged:
             say(f"damaged, left out: {key}: {reason}")
     write_text(partial / manifests.NAME, made.dump())
-    for left in [*partial.glob("*.tar.json"), partial / _PLAN, partial / _LOCK]:
-        left.unlink()
+    strays = set(partial.glob("*.tar")) - {job.tar for job in jobs}  # of the source before it was mended
+    indices = [index_beside(tar) for tar in strays]
+    for left in [*strays, *indices, *partial.glob("*.tar.json"), partial / _PLAN, partial / _LOCK]:
+        left.unlink(missing_ok=True)
     if out.exists():
         out.rmdir()  # an empty folder that the user made
     os.replace(partial, out)
@@ -134,8 +147,6 @@ def _make(
 
 def _jobs(source: Source, folder: Path, options: Options) -> list[ShardJob]:
     """The shards of all splits: equal parts, to within one image, of each split's order."""
-    from vitwarm.data.decoding import MAX_PIXELS  # loads torch, which workers do without
-
     jobs = []
     for split in source.splits:
         count = len(split.samples)
@@ -181,8 +192,8 @@ def _check_space(out: Path, needed: int) -> None:
         raise UserError(f"{out}: the shards take {needed / 1e9:.1f} GB more, but {free / 1e9:.1f} GB are free there")
 
 
-def _open(partial: Path, digest: str, held: contextlib.ExitStack) -> None:
-    """Create and lock the folder `OUT.partial`, or take over one from a killed call for the same shards."""
+def _open(partial: Path, began: str, held: contextlib.ExitStack) -> None:
+    """Create and lock the folder `OUT.partial`, or take over one from a killed call of the same classes and options."""
     try:
         partial.mkdir(parents=True, exist_ok=True)
         held.enter_context(
@@ -191,16 +202,16 @@ def _open(partial: Path, digest: str, held: contextlib.ExitStack) -> None:
     except OSError as error:
         raise UserError(f"{partial}: cannot be made ({error.strerror}); choose another out=") from None
     file = partial / _PLAN
-    if file.exists() and file.read_text(encoding="utf-8") != digest:
+    if file.exists() and file.read_text(encoding="utf-8") != began:
         raise UserError(f"{partial}: was begun from another source or with other options; remove it to start over")
-    write_text(file, digest)
+    write_text(file, began)
     for left in partial.glob(".*.tmp"):
         left.unlink()
 
 
 def _write(jobs: list[ShardJob], workers: int, max_damaged: float, say: Callable[[str], None]) -> list[ShardRecord]:
-    """Write the shards that are not there yet."""
-    records = {i: record for i, job in enumerate(jobs) if (record := read_record(job.tar)) is not None}
+    """Write the shards that are not there yet, or whose images have changed since, or were damaged."""
+    records = {i: record for i, job in enumerate(jobs) if (record := read_record(job)) is not None}
     if records:
         say(f"resuming: {len(records)} of {len(jobs)} shards are there")
     todo = [i for i in range(len(jobs)) if i not in records]

@@ -3,7 +3,7 @@
 import os
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from vitwarm.data.shards import DamagedSample
@@ -77,6 +77,22 @@ class Source:
     classes: list[str]
     splits: list[SourceSplit]
     ignored: list[str]
+
+    def renumbered(self, classes: list[str]) -> "Source":
+        """The same with the classes numbered as in a list, which may name more.
+
+        Raises:
+            UserError: a class is not in the list.
+        """
+        numbers = {name: number for number, name in enumerate(classes)}
+        if unknown := [name for name in self.classes if name not in numbers]:
+            raise UserError(f"classes: {unknown[0]!r} of the source is not in the list ({len(unknown)} such classes)")
+        own = [numbers[name] for name in self.classes]
+        splits = [
+            replace(split, samples=[sample._replace(label=own[sample.label]) for sample in split.samples])
+            for split in self.splits
+        ]
+        return replace(self, classes=classes, splits=splits)
 
 
 class Keys:

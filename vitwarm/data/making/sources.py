@@ -3,6 +3,7 @@
 import os
 from pathlib import Path
 
+from vitwarm.data.grouping import is_hidden
 from vitwarm.data.making.binaries import read_cifar10, read_cifar100, read_stl10
 from vitwarm.data.making.folders import read_class_folders, read_food101, read_tiny_imagenet
 from vitwarm.data.making.imagenet import TRAIN, VAL, is_train_archive, read_archives
@@ -60,15 +61,26 @@ def find(source: Path, kind: str | None) -> tuple[str, Path]:
                 )
     if kind is not None:
         return kind, source
-    entries = list(os.scandir(source))
-    if any(entry.name.endswith(".tar") and entry.is_file() for entry in entries):
+    tars, folders = [], []
+    for entry in sorted(os.scandir(source), key=lambda entry: entry.name):
+        if entry.name.endswith(".tar") and entry.is_file() and not is_hidden(entry.name):
+            tars.append(entry.name)
+        elif entry.is_dir() and not is_hidden(entry.name):
+            folders.append(entry.name)
+    if tars and folders:
+        raise UserError(
+            f"{source}: holds tars ({tars[0]}, ...) and folders ({folders[0]}, ...): say kind=tars or kind=folders"
+        )
+    if tars:
         return TARS, source
-    if any(entry.is_dir() and not entry.name.startswith(".") for entry in entries):
+    if folders:
         return "folders", source
     raise UserError(f"{source}: holds no data set that is known here; kind= is one of {', '.join(KINDS)}")
 
 
-def read_source(kind: str, folder: Path, labels: Path | None, split: str | None, workers: int) -> Source:
+def read_source(
+    kind: str, folder: Path, labels: Path | None, split: str | None, workers: int, classes: list[str] | None = None
+) -> Source:
     """List a source of any kind but existing tars.
 
     Args:
@@ -76,7 +88,15 @@ def read_source(kind: str, folder: Path, labels: Path | None, split: str | None,
         labels: file with the labels of validation images (`imagenet`, `folders`).
         split: name for the one split of a tree of class folders.
         workers: processes to read with.
+        classes: names in the order of their numbers; None is the source's own order.
     """
+    source = _read(kind, folder, labels, split, workers, classes)
+    return source if classes is None else source.renumbered(classes)
+
+
+def _read(
+    kind: str, folder: Path, labels: Path | None, split: str | None, workers: int, classes: list[str] | None
+) -> Source:
     if labels is not None and kind not in ("imagenet", "folders"):
         raise UserError(f"labels= is for imagenet and folders; {kind} has its own labels")
     if split is not None and kind != "folders":
@@ -84,7 +104,7 @@ def read_source(kind: str, folder: Path, labels: Path | None, split: str | None,
     if kind == "imagenet":
         return read_archives(folder, labels, workers)
     if kind == "folders":
-        return read_class_folders(folder, labels, split)
+        return read_class_folders(folder, labels, split, classes)
     readers = {
         "cifar10": read_cifar10,
         "cifar100": read_cifar100,

@@ -8,6 +8,7 @@ from vitwarm.data import manifest as manifests
 from vitwarm.data.making.write import describe
 from vitwarm.data.manifest import ShardManifest, SplitManifest
 from vitwarm.data.shards import expand
+from vitwarm.data.splits import split_of
 from vitwarm.errors import UserError
 from vitwarm.files import write_text
 from vitwarm.parallel import progress_bar, run_in_pool
@@ -18,7 +19,7 @@ MOST_CLASSES = 1_000_000  # the manifest counts each
 def describe_tars(folder: Path, workers: int, say: Callable[[str], None]) -> ShardManifest:
     """Index every tar of a folder and write manifest.json; where there is one, check the tars against it instead.
 
-    The split of a tar follows from its name: one with `val` or `test` in it is of that split, any other of `train`.
+    The split of a tar follows from the words of its name; without one it is `train`.
 
     Raises:
         UserError: a tar is damaged, or does not match the manifest.
@@ -50,7 +51,7 @@ def describe_tars(folder: Path, workers: int, say: Callable[[str], None]) -> Sha
         )
     splits = {}
     for name in ("train", "val", "test"):
-        rows = [i for i, tar in enumerate(tars) if _split_of(tar) == name]
+        rows = [i for i, tar in enumerate(tars) if (split_of(tar.name) or "train") == name]
         if rows:
             total = sum((Counter(labels[i]) for i in rows), Counter())
             shards = [found[i] for i in rows]
@@ -67,8 +68,3 @@ def describe_tars(folder: Path, workers: int, say: Callable[[str], None]) -> Sha
     except OSError as error:
         raise UserError(f"{place}: cannot be written ({error.strerror})") from None
     return made
-
-
-def _split_of(tar: Path) -> str:
-    name = tar.name.lower()
-    return next((split for split in ("val", "test") if split in name), "train")

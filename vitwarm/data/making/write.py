@@ -3,6 +3,7 @@
 import hashlib
 import io
 import json
+import os
 import tarfile
 from collections import Counter
 from dataclasses import asdict, dataclass
@@ -14,7 +15,7 @@ from vitwarm.data.making.encode import checked, encode_pixels
 from vitwarm.data.making.samples import Pixels, Reader, Sample
 from vitwarm.data.manifest import Shard
 from vitwarm.data.shards import DamagedSample
-from vitwarm.data.tar_index import load_index
+from vitwarm.data.tar_index import index_beside, load_index
 from vitwarm.errors import UserError
 from vitwarm.files import sha256_of, whole_file, write_text
 
@@ -37,17 +38,25 @@ class ShardJob:
     pixels: Pixels | None
     max_pixels: int
 
+    @property
+    def digest(self) -> str:
+        """Digest of the samples, without the images' own bytes and without paths, so that a source may move."""
+        rows = [(s.key, s.label, os.path.basename(s.file), s.offset, s.size) for s in self.samples]
+        return hashlib.sha256(json.dumps([self.tar.name, self.max_pixels, rows]).encode()).hexdigest()
+
 
 @dataclass(frozen=True)
 class ShardRecord:
     """The content of a finished shard, kept beside it until all are done: a killed call resumes after the last one.
 
     Attributes:
+        job: digest of the job that it is of.
         shard: its line in the manifest.
         labels: class number -> images.
         notes, stored_as_png, damaged: see `SplitManifest`.
     """
 
+    job: str
     shard: Shard
     labels: dict[int, int]
     notes: dict[str, int]
@@ -59,19 +68,24 @@ def record_path(tar: Path) -> Path:
     return tar.with_name(f"{tar.name}.json")
 
 
-def read_record(tar: Path) -> ShardRecord | None:
-    """The record of a finished shard; None when it is not finished, or not whole."""
+def read_record(job: ShardJob) -> ShardRecord | None:
+    """The record of a finished shard; None when it is not finished, not whole, or to be written again.
+
+    One with damaged images is written again: its source may have been mended.
+    """
     try:
-        tree = json.loads(record_path(tar).read_text(encoding="utf-8"))
+        tree = json.loads(record_path(job.tar).read_text(encoding="utf-8"))
         record = ShardRecord(
+            tree.pop("job"),
             Shard(**tree.pop("shard")),
             {int(label): count for label, count in tree.pop("labels").items()},
             stored_as_png=[tuple(pair) for pair in tree.pop("stored_as_png")],
             damaged=[tuple(pair) for pair in tree.pop("damaged")],
             **tree,
         )
-        return record if tar.stat().st_size == record.shard.bytes else None
-    except (OSError, ValueError, KeyError, TypeError):
+        whole = job.tar.stat().st_size == record.shard.bytes
+        return record if whole and record.job == job.digest and not record.damaged else None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None
 
 
@@ -117,7 +131,7 @@ def write_shard(job: ShardJob) -> ShardRecord:
                 _add(archive, f"{sample.key}.{extension}", data)
                 _add(archive, f"{sample.key}.cls", str(sample.label).encode())
     shard = Shard(job.tar.name, sum(labels.values()), hashing.count, hashing.digest.hexdigest())
-    record = ShardRecord(shard, dict(labels), dict(notes), converted, damaged)
+    record = ShardRecord(job.digest, shard, dict(labels), dict(notes), converted, damaged)
     write_text(record_path(job.tar), json.dumps(asdict(record)))
     return record
 
@@ -143,7 +157,7 @@ def describe(tar: Path) -> tuple[Shard, dict[int, int]]:
 def verify_shard(job: tuple[Path, ShardRecord]) -> str | None:
     """Index a finished shard again and compare the disk with what was written; returns the difference, or None."""
     tar, record = job
-    tar.with_name(f"{tar.name}.index.safetensors").unlink(missing_ok=True)
+    index_beside(tar).unlink(missing_ok=True)
     try:
         shard, labels = describe(tar)
     except UserError:

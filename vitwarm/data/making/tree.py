@@ -1,0 +1,95 @@
+"""Folders of images, listed once: what is hidden or no image is counted, links are followed, names are checked."""
+
+import os
+from collections import Counter
+from dataclasses import dataclass
+from functools import cached_property
+
+from vitwarm.data.grouping import IMAGE_SUFFIXES, is_hidden
+from vitwarm.errors import UserError
+
+_DEEPEST = 100
+
+
+@dataclass(frozen=True)
+class Folder:
+    """A folder and what lies below it, by name.
+
+    Attributes:
+        path: its path.
+        folders: the folders in it.
+        images: paths of the images directly in it.
+    """
+
+    path: str
+    folders: list["Folder"]
+    images: list[str]
+
+    @property
+    def name(self) -> str:
+        return os.path.basename(self.path)
+
+    @cached_property
+    def below(self) -> list[str]:
+        """Paths of all images in it and below it."""
+        return self.images + [image for folder in self.folders for image in folder.below]
+
+    @property
+    def filled(self) -> list["Folder"]:
+        """The folders in it that have images in them or below."""
+        return [folder for folder in self.folders if folder.below]
+
+
+def list_tree(path: str, ignored: Counter[str]) -> Folder:
+    """List a folder to its leaves, in an order that does not depend on the file system.
+
+    Args:
+        path: the folder.
+        ignored: gets how many files and folders are left out, by what they are.
+
+    Raises:
+        UserError: a folder cannot be read, lies too deep, or has a name that is no text.
+    """
+    return _list(path, ignored, set(), 0)
+
+
+def _list(path: str, ignored: Counter[str], seen: set[tuple[int, int]], depth: int) -> Folder:
+    folder = Folder(path, [], [])
+    if depth > _DEEPEST:
+        raise UserError(f"{path}: lies more than {_DEEPEST} folders deep")
+    try:
+        status = os.stat(path)
+        if (status.st_dev, status.st_ino) in seen:
+            ignored["links to folders that are read elsewhere"] += 1
+            return folder
+        seen.add((status.st_dev, status.st_ino))
+        entries = sorted(os.scandir(path), key=lambda entry: entry.name)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
+    for entry in entries:
+        suffix = os.path.splitext(entry.name)[1].lower()
+        kind = _kind(entry)
+        if is_hidden(entry.name):
+            ignored[f"hidden {'folders' if kind == 'folder' else 'files'}"] += 1
+        elif kind == "folder":
+            if not entry.name.isprintable():
+                raise UserError(f"{os.fsencode(entry.path)!r}: its name is not readable text in UTF-8; rename it")
+            folder.folders.append(_list(entry.path, ignored, seen, depth + 1))
+        elif suffix[1:] not in IMAGE_SUFFIXES:
+            shown = suffix if suffix.isprintable() else "oddly named"
+            ignored[f"{shown or 'nameless'} files"] += 1
+        elif kind == "other":
+            ignored["pipes and devices"] += 1
+        else:
+            folder.images.append(entry.path)
+    return folder
+
+
+def _kind(entry: os.DirEntry[str]) -> str:
+    try:
+        if entry.is_dir():
+            return "folder"
+        # A link that leads nowhere is an image that cannot be read, which is counted where images are read.
+        return "file" if entry.is_file() or not os.path.exists(entry.path) else "other"
+    except OSError:  # links in a circle
+        return "file"

@@ -120,13 +120,17 @@ def data_line(found: dict[str, Any]) -> str:
         classes = (
             f" of {facts['classes']:,} classes ({facts['first']} ... {facts['last']})" if "classes" in facts else ""
         )
-        size = f", {facts['bytes'] / 1e6:,.1f} MB" if facts["bytes"] is not None else ""
+        size = f", {_size(facts['bytes'])}" if facts["bytes"] is not None else ""
         parts.append(f"{split} {images}{classes} in {facts['files']:,} tars{size}")
         if facts.get("deep"):
             parts[-1] += f" ({facts['deep']:,} of 16 bits, scaled to 8; plain timm would clip them)"
         if facts.get("in_train"):
             parts[-1] += f" ({facts['in_train']:,} are training images too: {facts['example']})"
     return f"images: {'; '.join(parts)}"
+
+
+def _size(count: int) -> str:
+    return f"{count / 1e6:,.1f} MB" if count >= 1e6 else f"{count / 1e3:.1f} kB"
 
 
 @dataclass(frozen=True)

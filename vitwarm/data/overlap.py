@@ -54,6 +54,7 @@ def shared_images(train: ShardSet, val: ShardSet) -> tuple[int, str]:
         of_tar = compared[(compared >= start) & (compared < stop)].tolist()
         if of_tar and ((alike >= start) & (alike < stop)).sum() == stop - start and all(s in found for s in of_tar):
             what = f"all images of {path}"
+            break
     if what:
         raise UserError(
             f"images.val: {what} are in images.train too, such as {example} there; keep them out of one of the two"

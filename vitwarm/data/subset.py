@@ -10,6 +10,9 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 
 from vitwarm.amounts import Amount
+from vitwarm.data.grouping import IMAGE_SUFFIXES
+from vitwarm.data.lists import read_rows
+from vitwarm.data.making.samples import Keys
 from vitwarm.data.shards import ShardSet
 from vitwarm.errors import UserError
 from vitwarm.keys import keyed_rng
@@ -100,19 +103,12 @@ def subset_size(spec: str, num_samples: int) -> int:
 
 
 def read_names(path: Path) -> list[str]:
-    """The lines of a list of names; empty ones and comments (#) are left out.
+    """The first column of a list of names; see `lists.read_rows`.
 
     Raises:
         UserError: not a readable list.
     """
-    try:
-        lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "not a text file"
-        raise UserError(
-            f"images.subset: cannot read {path} ({reason}); write '10%', '1300 samples' or a file of names"
-        ) from None
-    names = [line for line in lines if line and not line.startswith("#")]
+    names = [row[0] for row in read_rows(path, "images.subset") if row[0]]
     if not names:
         raise UserError(f"images.subset: {path} holds no names")
     return names
@@ -131,7 +127,7 @@ def _named(shards: ShardSet, path: Path) -> np.ndarray:
         for alias in (name, _stem(name)):
             samples[alias].append(sample)
     # The full name first, so that a list of ours is exact; after another sharding the keys still match.
-    found = [samples.get(name) or samples.get(_stem(name), []) for name in wanted]
+    found = [samples.get(name) or samples.get(_stem(name)) or samples.get(_made(name), []) for name in wanted]
     for name, matches in zip(wanted, found, strict=True):
         if not matches:
             raise UserError(
@@ -150,4 +146,10 @@ def _stem(name: str) -> str:
     """'train-000.tar:n01/n01_5', 'n01/n01_5.JPEG' and 'n01_5.JPEG' are one image: n01_5."""
     base = PurePosixPath(name.rpartition(":")[2]).name
     stem, _, suffix = base.rpartition(".")
-    return stem if suffix.lower() in ("jpeg", "jpg", "png", "webp") else base
+    return stem if suffix.lower() in IMAGE_SUFFIXES else base
+
+
+def _made(name: str) -> str:
+    """The key that `vitwarm make-shards` gives to 'ant/5.jpg': ant_5."""
+    path = PurePosixPath(name)
+    return Keys().make(path.parent.name, path.name if path.suffix else f"{path.name}.jpg")

@@ -45,7 +45,7 @@ class Options:
     seed: int = 0
     shuffle: bool = True
     images_per_shard: int | None = None
-    shard_mb: float = 256
+    shard_mb: float = 256.0
     max_damaged: float = 0.001
 
     def __post_init__(self) -> None:

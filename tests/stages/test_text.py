@@ -19,6 +19,7 @@ from vitwarm.trunk import generate
 
 BOS, END = 2, 256
 TEXTS = ["alpha beta", "gamma", "delta " * 9, "epsilon zeta eta", "theta"]
+VAL = ["iota", "kappa " * 7, "lambda mu"]
 
 
 @pytest.fixture(autouse=True)
@@ -61,14 +62,14 @@ def stage(c: Config):
 
 @pytest.mark.parametrize("world", [1, 3])
 def test_perplexity_is_that_of_every_token_once(tmp_path, world):
-    c = config(train=written(tmp_path / "a.jsonl", TEXTS), val=written(tmp_path / "b.jsonl", TEXTS[::-1]))
+    c = config(train=written(tmp_path / "a.jsonl", TEXTS), val=written(tmp_path / "b.jsonl", VAL))
     main = stage(c)
     decoder = main.model.eval()
     with torch.inference_mode():
         shares = [main.evaluate(decoder, rank, world, 2) for rank in range(world)]
         metrics = main.metrics({n: sum(s[n] for s in shares) for n in shares[0]})
         stream = [END]
-        for text in TEXTS[::-1]:
+        for text in VAL:
             stream += [*text.encode(), END]
         nats = []
         for start in range(0, len(stream) - 1, 16):  # rows of 16 predictions, the last one short
@@ -81,7 +82,7 @@ def test_perplexity_is_that_of_every_token_once(tmp_path, world):
 
 
 def test_an_epoch_holds_each_row_once_and_the_result_says_how_many_epochs(tmp_path):
-    c = config(train=written(tmp_path / "a.jsonl", TEXTS), val=written(tmp_path / "b.jsonl", TEXTS))
+    c = config(train=written(tmp_path / "a.jsonl", TEXTS), val=written(tmp_path / "b.jsonl", VAL))
     main = stage(c)
     rows = len(main.rows)
     assert main.steps == round(3 * rows / 3) and rows == (sum(len(t) + 1 for t in TEXTS)) // 16
@@ -165,11 +166,12 @@ def test_shipped_recipes_build_and_have_the_published_budgets(tmp_path, name):
             overrides += [f"text.train={problems(tmp_path / 'm')}"]
         elif plain.text.task != "language":
             for split in ("train", "dev"):
-                gluemaking.write(tmp_path / f"{split}.tsv", plain.text.task, [("0", "a", "b"), ("1", "c", "d")] * 40)
+                gluemaking.write(tmp_path / f"{split}.tsv", plain.text.task, [("0", split, "b"), ("1", "c", "d")] * 40)
             overrides += [f"text.train={tmp_path}", "text.tokenizer=bytes"]
         else:
-            long = written(tmp_path / "a.jsonl", ["word " * 1000], plain.text.field)
-            overrides += [f"text.train={long}", f"text.val={long}", "text.tokenizer=bytes"]
+            for split in ("train", "val"):
+                long = written(tmp_path / f"{split}.jsonl", [f"{split} " * 1000], plain.text.field)
+                overrides += [f"text.{split}={long}", "text.tokenizer=bytes"]
     parts = assemble(load_recipe([f"recipe={name}", *overrides]), 1)
     stages = [s for s in (parts.warmup, parts.main) if s is not None]
     assert stages

@@ -26,11 +26,16 @@ def find_paths(spec: str) -> list[str]:
     """
     if os.path.exists(spec):
         return [spec]
-    patterns = [name for part in spec.split("::") for name in _braces(os.path.expandvars(part))]
+    patterns = [name for part in spec.split("::") for name in expand_braces(os.path.expandvars(part))]
     return [path for pattern in patterns for path in _matching(os.path.expanduser(pattern))]
 
 
-def _braces(pattern: str) -> list[str]:
+def expand_braces(pattern: str) -> list[str]:
+    """The names that the braces of a pattern stand for; a path that is there stands for itself.
+
+    Raises:
+        UserError: they do not balance, or stand for too many names.
+    """
     sizes = [abs(int(last) - int(first)) + 1 for first, last in _RANGE.findall(pattern)]
     try:
         names = [pattern] if os.path.exists(pattern) or math.prod(sizes) > _MOST else braceexpand.braceexpand(pattern)

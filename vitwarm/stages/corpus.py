@@ -108,7 +108,7 @@ class CorpusStage(DecoderStage[B]):
         epochs = self.read["epochs"]
         repeated = f": each token is repeated up to {math.ceil(epochs) - 1} times" if epochs > 1 else ""
         train, *others = (_described(name, self.read[name]) for name in self.corpora)
-        return "; ".join([f"text: {train} in {self.read['rows']:,} sequences, {epochs:.3g} epochs{repeated}", *others])
+        return "; ".join([f"text: {train}, {self.read['rows']:,} sequences, {epochs:.3g} epochs{repeated}", *others])
 
     def train_rows(self, start: int, stop: int) -> np.ndarray:
         """(B,) numbers of the sequences at positions [start, stop) of the training."""
@@ -121,7 +121,7 @@ class CorpusStage(DecoderStage[B]):
 
 def _described(name: str, read: dict[str, Any]) -> str:
     """What was read of one corpus, for people."""
+    notes = {"damaged": "damaged", "in_train": "also in train"}
+    more = "".join(f", {read[key]:,} {words}" for key, words in notes.items() if read.get(key))
     files = f"{read['files']:,} file{'s' if read['files'] > 1 else ''} of {read['bytes']:,} bytes"
-    found = f"{name} {read['documents']:,} documents, {read['tokens']:,} tokens ({files})"
-    notes = {"damaged": "damaged documents left out", "in_train": "documents that train holds too"}
-    return found + "".join(f", {read[key]:,} {words}" for key, words in notes.items() if read.get(key))
+    return f"{name} {read['documents']:,} documents{more}, {read['tokens']:,} tokens in {files}"

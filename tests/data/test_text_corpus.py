@@ -1,17 +1,28 @@
 """Documents of every kind of file, tokenised into a cache: equal to plain Python, whatever the workers."""
 
+import bz2
 import gzip
 import io
 import json
+import logging
+import lzma
 import os
+import pickle
+import pwd
 import shutil
+import sqlite3
 import tarfile
+import zipfile
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from vitwarm.data.text import TextSource, open_corpus
+from vitwarm.data.text import TextSource, open_corpus, overlap, readers
 from vitwarm.data.text import corpus as corpus_module
+from vitwarm.data.text import encode as encode_module
+from vitwarm.data.text.readers import last_cut
 from vitwarm.data.tokenizers import CharTokenizer
 from vitwarm.errors import UserError
 
@@ -67,7 +78,7 @@ def test_any_number_of_workers_writes_the_same_bytes(tmp_path, cache, monkeypatc
         written.append({p.name: p.read_bytes() for p in folder.iterdir()})
         shutil.rmtree(cache)
     assert written[0] == written[1] == written[2]
-    assert set(written[0]) == {"tokens.bin", "offsets.bin", "manifest.json", "seen.json"}
+    assert set(written[0]) == {"tokens.bin", "offsets.bin", "digests.bin", "manifest.json", "seen.json"}
 
 
 def test_every_kind_of_file_gives_its_documents(tmp_path):
@@ -114,7 +125,7 @@ def test_a_file_that_is_cut_short_leaves_nothing_behind(tmp_path, cache):
     (tmp_path / "a.jsonl.gz").write_bytes(whole[:-20])
     with pytest.raises(UserError, match="a.jsonl.gz: cannot be read to its end"):
         opened(tmp_path / "a.jsonl.gz")
-    assert not [p for p in cache.iterdir() if p.is_dir()]
+    assert not cache.exists()
 
 
 def test_a_cache_follows_its_sources_and_nothing_else(tmp_path, monkeypatch):
@@ -128,6 +139,327 @@ def test_a_cache_follows_its_sources_and_nothing_else(tmp_path, monkeypatch):
     assert not makes
     jsonl(path, ["xyz"])  # as long as before
     assert documents(opened(path)) == expected(["xyz"]) and makes == [1]
+
+
+@pytest.mark.parametrize("name", ["tokens.bin", "offsets.bin", "digests.bin", "manifest.json", "seen.json"])
+@pytest.mark.parametrize("harm", ["flip", "cut", "empty", "remove"])
+def test_a_damaged_cache_is_named_and_made_again(tmp_path, cache, caplog, name, harm):
+    path = jsonl(tmp_path / "a.jsonl", TEXTS)
+    opened(path)
+    (file,) = cache.glob(f"*/{name}")
+    kept = file.read_bytes()
+    at = len(kept) // 2
+    file.write_bytes({"flip": kept[:at] + bytes([kept[at] ^ 1]) + kept[at + 1 :], "cut": kept[:-5]}.get(harm, b""))
+    if harm == "remove":
+        file.unlink()
+    with caplog.at_level(logging.WARNING):
+        corpus = opened(path)
+    assert documents(corpus) == expected(TEXTS)
+    assert file.read_bytes() == kept or name == "seen.json"
+    named = f"the cache cannot be used and is made anew: {name} is not the one that was written"
+    assert (named in caplog.text) == (name != "seen.json" and harm != "remove")
+
+
+def test_a_source_of_the_same_size_and_time_is_noticed(tmp_path):
+    path = jsonl(tmp_path / "a.jsonl", ["abc"])
+    opened(path)
+    times = path.stat()
+    jsonl(path, ["xyz"])
+    os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
+    assert documents(opened(path)) == expected(["xyz"])
+
+
+def test_a_finished_cache_needs_no_lock_and_a_closed_one_is_named(tmp_path, cache, monkeypatch):
+    path = jsonl(tmp_path / "a.jsonl", TEXTS)
+    opened(path)
+
+    def closed(*_):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(corpus_module, "locked", closed)
+    monkeypatch.setattr(corpus_module, "write_text", closed)
+    os.utime(path, ns=(1, 1))
+    assert documents(opened(path)) == expected(TEXTS)
+    with pytest.raises(UserError, match=r"cannot write the cache .*: Permission denied; .* set VITWARM_CACHE"):
+        opened(jsonl(tmp_path / "b.jsonl", TEXTS))
+
+
+def test_a_full_disk_names_the_cache_and_leaves_nothing(tmp_path, cache, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(corpus_module._Writer, "_append", full)
+    with pytest.raises(UserError, match=r"cannot write the cache .*: No space left on device; .* set VITWARM_CACHE"):
+        opened(jsonl(tmp_path / "a.jsonl", TEXTS))
+    assert [path.suffix for path in cache.iterdir()] == [".lock"]
+
+
+def test_without_a_home_the_variable_is_named(tmp_path, monkeypatch):
+    for name in ("VITWARM_CACHE", "XDG_CACHE_HOME", "HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(pwd, "getpwuid", lambda _: {}["nobody"])
+    with pytest.raises(UserError, match="set VITWARM_CACHE to a writable folder"):
+        opened(jsonl(tmp_path / "a.jsonl", TEXTS))
+
+
+def test_what_kills_have_left_is_swept(tmp_path, cache):
+    for name in (".0123456789abcdef.tmp", ".0123456789abcdef.old"):
+        (cache / name).mkdir(parents=True)
+        (cache / name / "tokens.bin").write_bytes(b"left")
+    opened(jsonl(tmp_path / "a.jsonl", TEXTS))
+    assert not [path for path in cache.iterdir() if path.suffix in (".tmp", ".old")]
+
+
+def test_a_file_that_grows_while_it_is_read_is_refused(tmp_path, cache, monkeypatch):
+    path = jsonl(tmp_path / "a.jsonl", TEXTS)
+
+    def grows(*arguments):
+        with open(path, "ab") as file:
+            file.write(b"\n")
+        return readers.read_records(*arguments)
+
+    monkeypatch.setattr(corpus_module, "read_records", grows)
+    with pytest.raises(UserError, match="has changed while it was read"):
+        opened(path)
+    assert [path.suffix for path in cache.iterdir()] == [".lock"]
+
+
+# What is read as what
+
+LINES = "".join(json.dumps({"text": text}) + "\n" for text in TEXTS).encode()
+
+
+def database(path):
+    with sqlite3.connect(path) as connection:
+        connection.execute("create table texts (text)")
+    return path.read_bytes()
+
+
+def zipped(*_):
+    held = io.BytesIO()
+    with zipfile.ZipFile(held, "w") as archive:
+        archive.writestr("a.txt", "text")
+    return held.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("content", "named"),
+    [
+        (np.arange(65, dtype=np.uint16).tobytes(), "zero bytes"),
+        ((np.arange(500) % 65).astype(np.uint8).tobytes(), "zero bytes"),
+        ((1 + np.arange(500) % 64).astype(np.uint8).tobytes(), "are control characters"),
+        (np.arange(10_000, dtype=np.uint16).tobytes(), "not UTF-8"),
+        ("grün".encode("latin-1"), "not UTF-8"),
+        ("text".encode("utf-16"), "UTF-16"),
+        ("text".encode("utf-16-be"), "zero bytes"),
+        (b"\x93NUMPY\1\0v\0{'descr': '<u2'}", "a NumPy array"),
+        (pickle.dumps(["text"]), "a pickle"),
+        (zipped(), "a zip archive"),
+        (gzip.compress(zipped()), "a zip archive"),
+        (b"%PDF-1.4\n%text", "a PDF"),
+        (b"ARROW1\0\0text", "an Arrow file"),
+        (b"\xff\xff\xff\xff\x80\0\0\0text", "an Arrow stream"),
+        (b"\x05\0\0\0\0\0\0\0crc:text", "zero bytes"),  # TFRecord
+    ],
+)
+@pytest.mark.parametrize("name", ["train.bin", "train.txt", "part-00000"])
+def test_what_is_no_text_is_refused_and_named(tmp_path, cache, content, named, name):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(UserError, match=named) as error:
+        opened(tmp_path / name)
+    assert name in str(error.value) and "\n" not in str(error.value)
+    with pytest.raises(UserError, match="an SQLite database"):
+        opened(tmp_path / "a.db") if database(tmp_path / "a.db") else None
+
+
+@pytest.mark.parametrize("pack", [lambda data: data, gzip.compress, bz2.compress, lzma.compress])
+@pytest.mark.parametrize(
+    "name", ["a.jsonl", "a.ndjson", "a.jl.gz", "A.JSON", "a.jsonlines.xz", "a.txt", "part-00000", "a.data"]
+)
+def test_json_lines_are_known_under_any_name_and_compression(tmp_path, pack, name):
+    (tmp_path / name).write_bytes(pack(LINES))
+    assert documents(opened(tmp_path / name)) == expected(TEXTS)
+
+
+def test_a_file_of_braces_is_text(tmp_path):
+    for number, text in enumerate(["{\n  int x;\n}\n", "{x} is a set\n", "[1, 2]\n", '"text"\n{"text": 1}\n', "{}x\n"]):
+        (tmp_path / f"{number}.txt").write_text(text, encoding="utf-8")
+        assert documents(opened(tmp_path / f"{number}.txt")) == expected([text])
+
+
+@pytest.mark.parametrize("indent", [None, 1])
+def test_an_array_and_nested_objects_are_read_and_a_broken_array_is_refused(tmp_path, monkeypatch, indent):
+    monkeypatch.setattr(readers, "PIECE", 16)
+    whole = json.dumps([{"meta": {"text": text}, "id": [1, {}]} for text in TEXTS], indent=indent)
+    (tmp_path / "a.json").write_text("\ufeff" + whole, encoding="utf-8")
+    assert documents(opened(tmp_path / "a.json", field="meta.text")) == expected(TEXTS)
+    for broken in (whole[:-2], whole + "[]", whole.replace("{", "(", 2), "[" * 100_000):
+        (tmp_path / "b.json").write_text(broken)
+        with pytest.raises(UserError, match=r"b.json: cannot be read to its end \(element \d"):
+            opened(tmp_path / "b.json", field="meta.text")
+
+
+def test_byte_order_marks_are_no_text(tmp_path):
+    (tmp_path / "a.jsonl").write_bytes(b"\xef\xbb\xbf" + LINES)
+    (tmp_path / "a.txt").write_text("text", encoding="utf-8-sig")
+    assert documents(opened(tmp_path / "a.jsonl")) == expected(TEXTS)
+    assert documents(opened(tmp_path / "a.txt")) == expected(["text"])
+
+
+def test_names_are_literal_before_they_are_patterns(tmp_path, monkeypatch):
+    monkeypatch.setenv("MINE", str(tmp_path))
+    (tmp_path / "data [v1]").mkdir()
+    jsonl(tmp_path / "data [v1]" / "a.jsonl", TEXTS[:2])
+    jsonl(tmp_path / "b{1,2}.jsonl", TEXTS[2:])
+    for spec in ("data [v1]", "data [v1]/a.jsonl", "data [v1]/*.jsonl", "data [v1]/a.{jsonl,jsonl.gz}"):
+        jsonl(tmp_path / "data [v1]" / "a.jsonl.gz", []) if "gz" in spec else None
+        assert documents(opened(tmp_path / spec)) == expected(TEXTS[:2])
+    assert documents(opened(f"$MINE/data [v1]/a.jsonl::{tmp_path}/b{{1,2}}.jsonl")) == expected(TEXTS)
+
+
+def test_work_is_bounded(tmp_path):
+    os.mkfifo(tmp_path / "pipe.jsonl")
+    for spec, named in (
+        ("pipe.jsonl", "is not a regular file"),
+        ("pipe*", "is not a regular file"),
+        ("{0..99999999}.jsonl", "more than 100,000 names"),
+        ("{1..999}{1..999}", "more than 100,000 names"),
+    ):
+        with pytest.raises(UserError, match=named):
+            opened(tmp_path / spec)
+
+
+@pytest.mark.parametrize(
+    "line", [b"[" * 100_000, b'{"text":' * 2000 + b"1" + b"}" * 2000, b'{"n":' + b"1" * 5000 + b"}"]
+)
+def test_json_without_bounds_is_damage(tmp_path, line, monkeypatch):
+    monkeypatch.setattr(readers, "LONGEST", 1 << 18)
+    (tmp_path / "a.jsonl").write_bytes(LINES + line + b"\n" + b'{"text": "' + b"x" * (1 << 18) + b'"}\n' + LINES)
+    corpus = opened(tmp_path / "a.jsonl", max_damaged=0.2)
+    assert documents(corpus) == expected([*TEXTS, *TEXTS])
+    assert [where for where, _ in corpus.manifest.named] == ["a.jsonl line 6", "a.jsonl line 7"]
+    assert corpus.manifest.named[1][1] == "longer than 0 MiB"
+
+
+# Long texts
+
+
+BLANKS = "\t\n\x0b\x0c\r \x85\xa0\u1680\u2000\u200a\u2028\u2029\u202f\u205f\u3000"
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.text(f"a1'é数.{BLANKS}", min_size=1, max_size=30))
+def test_texts_are_divided_in_front_of_blanks_that_follow_none(text):
+    data = text.encode()
+    cut = last_cut(data)
+    places = [
+        len(text[:i].encode())
+        for i in range(1, len(text))
+        if text[i] in "\t\n\x0b\x0c\r " and text[i - 1] not in BLANKS
+    ]
+    assert cut == max(places, default=0)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_long_text_in_pieces_gives_the_tokens_of_the_whole(tmp_path, monkeypatch, workers):
+    """Under a BPE whose merges would notice a cut; documents that begin, end and break in any piece."""
+    pytest.importorskip("tiktoken")
+    from test_tokenizers import synthetic
+
+    from vitwarm.data.tokenizers import read_tokenizer
+
+    (tmp_path / "bpe").mkdir()
+    tokenizer = read_tokenizer(synthetic(tmp_path / "bpe"))
+    texts = [
+        "the the  thing 12\n\n" * 40 + "end",
+        "one",
+        " in the" * 60,
+        "the\n" * 50 + "\xff" + " the" * 90,
+        "ing" * 200,
+    ]
+    (tmp_path / "a.txt").write_bytes("\n<|endoftext|>\n".join(texts).encode("latin-1"))
+    monkeypatch.setattr(readers, "PIECE", 64)
+    monkeypatch.setattr(encode_module, "_STRETCH", 32)
+    corpus = opened(tmp_path / "a.txt", workers, str(tmp_path / "bpe"), 0.5)
+    whole = [text for text in texts if "\xff" not in text]
+    assert documents(corpus) == [[tokenizer.end, *tokenizer.encode(text)] for text in whole]
+    assert corpus.manifest.text_bytes == sum(map(len, whole))
+    assert corpus.manifest.named == [["a.txt part 4", "not UTF-8 (invalid start byte)"]]
+    assert corpus.tokens[-1] == tokenizer.end and len(set(corpus.digests().tolist())) == 4
+
+
+# Archives
+
+
+def archive(path, count=40, mode="w"):
+    with tarfile.open(path, mode, format=tarfile.USTAR_FORMAT) as tar:
+        for number in range(count):
+            member = tarfile.TarInfo(f"{number:03d}.txt")
+            member.size = 9
+            tar.addfile(member, io.BytesIO(b"text %04d" % number))
+    return path.read_bytes()
+
+
+@pytest.mark.parametrize("pack", [lambda data: data, gzip.compress, lzma.compress])
+@pytest.mark.parametrize(
+    ("harm", "kept", "damaged", "why"),
+    [
+        (lambda tar: tar[: 10 * 1024] + b"\1" + tar[10 * 1024 + 1 :], 10, 30, "damaged header at byte 10240"),
+        (lambda tar: tar[: 40 * 1024], 40, 1, "no end-of-archive mark"),
+        (lambda tar: tar[: 30 * 1024], 30, 1, "no end-of-archive mark"),
+        (lambda tar: tar + b"rest" * 128, 40, 1, "data after its end-of-archive mark"),
+    ],
+)
+def test_every_byte_of_an_archive_is_accounted_for(tmp_path, pack, harm, kept, damaged, why):
+    (tmp_path / "a.tar").write_bytes(pack(harm(archive(tmp_path / "a.tar"))))
+    with pytest.raises(UserError, match=why):
+        opened(tmp_path / "a.tar", field="txt")
+    corpus = opened(tmp_path / "a.tar", field="txt", max_damaged=1.0)
+    assert documents(corpus) == expected([f"text {number:04d}" for number in range(kept)])
+    assert corpus.manifest.damaged == pytest.approx(damaged, abs=10)  # as many as the rest would hold
+
+
+def test_a_wrong_checksum_refuses_an_archive(tmp_path):
+    content = bytearray(gzip.compress(archive(tmp_path / "a.tar")))
+    content[-6] ^= 1
+    (tmp_path / "a.tgz").write_bytes(content)
+    with pytest.raises(UserError, match="CRC check failed"):
+        opened(tmp_path / "a.tgz", field="txt", max_damaged=1.0)
+
+
+def test_links_and_dotted_names_in_an_archive_are_not_lost(tmp_path):
+    with tarfile.open(tmp_path / "a.tar", "w") as tar:
+        for name in ("v.1.txt", "._v.1.txt", "b.txt", "b.csv"):
+            member = tarfile.TarInfo(f"folder/{name}")
+            member.size = 4
+            tar.addfile(member, io.BytesIO(b"text"))
+        member = tarfile.TarInfo("folder/c.txt")
+        member.type, member.linkname = tarfile.LNKTYPE, "folder/b.txt"
+        tar.addfile(member)
+    corpus = opened(tmp_path / "a.tar", field="txt", max_damaged=0.5)
+    assert documents(corpus) == expected(["text", "text"])
+    assert corpus.manifest.named[0][0] == "a.tar folder/c.txt" and "a link" in corpus.manifest.named[0][1]
+
+
+# Training and validation
+
+
+def test_text_that_is_trained_on_is_not_validated_on(tmp_path):
+    train = opened(jsonl(tmp_path / "train.jsonl", TEXTS))
+
+    def compared(val):
+        return overlap(train, opened(val), "text.train=t", "text.val=v")
+
+    shutil.copy(tmp_path / "train.jsonl", tmp_path / "other.jsonl")
+    with pytest.raises(UserError, match="text.val=v: other.jsonl holds what text.train=t reads as train.jsonl"):
+        compared(tmp_path / "other.jsonl")
+    (tmp_path / "packed.gz").write_bytes(gzip.compress((tmp_path / "train.jsonl").read_bytes()))
+    with pytest.raises(UserError, match="5 of its 5 documents are in text.train=t too"):
+        compared(tmp_path / "packed.gz")
+    with pytest.raises(UserError, match="2 of its 3 documents"):
+        compared(jsonl(tmp_path / "most.jsonl", [*TEXTS[:2], "new"]))
+    assert compared(jsonl(tmp_path / "few.jsonl", [TEXTS[3], "new", "newer"])) == 1
+    assert compared(jsonl(tmp_path / "none.jsonl", ["new", "newer"])) == 0
 
 
 def test_stretches_end_in_separators(tmp_path):

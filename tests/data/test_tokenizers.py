@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import string
 import sys
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from vitwarm.data import tokenizers
 from vitwarm.data.tokenizers import BPETokenizer, ByteTokenizer, CharTokenizer, read_tokenizer
 from vitwarm.errors import UserError
 
@@ -91,8 +93,15 @@ def test_ids_that_are_no_text_become_replacement_characters(folder):
     ("change", "reason"),
     [
         ({"the": None}, "lacks 'the'"),
-        ({"a": None}, "lacks 'a'"),
-        ({"th": 262, "Ġthe": 256}, "do not follow the order"),
+        ({"th": None}, "lacks 'th'"),
+        ({"th": 258, "Ġthe": 256}, "do not follow the order"),
+        ({"th": 262}, "the id 262 of 'Ã©' is that of another token too"),
+        ({"the": 1 << 52}, "the id of 'the' is 4503599627370496, not a whole number from 0 to 1535"),
+        ({"the": 2000}, "the id of 'the' is 2000, not"),
+        ({"the": -1}, "the id of 'the' is -1, not"),
+        ({"the": 300.5}, "the id of 'the' is 300.5, not"),
+        ({"the": True}, "the id of 'the' is True, not"),
+        ({"the": "7"}, "the id of 'the' is '7', not"),
     ],
 )
 def test_vocabularies_that_are_no_byte_level_bpe_are_refused(tmp_path, change, reason):
@@ -103,6 +112,131 @@ def test_vocabularies_that_are_no_byte_level_bpe_are_refused(tmp_path, change, r
     with pytest.raises(UserError, match=reason) as caught:
         read_tokenizer(tmp_path)
     assert "\n" not in str(caught.value)
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.text("a'1é \t\n\r\x0b\x1c\x85\xa0\u2003\u3000", max_size=40))
+def test_many_blanks_give_the_ids_of_the_reference(pair, text):
+    """As if two blanks were already too many for a regular expression."""
+    ours, theirs = pair
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tokenizers, "_BLANKS", re.compile(tokenizers._BLANKS.pattern.replace("10000", "2")))
+        assert ours.encode(text) == theirs.encode(text).ids
+
+
+def test_a_million_blanks_are_encoded(folder):
+    tokenizer = read_tokenizer(folder)
+    pairs = [tokenizer.vocab["ĠĠ"]] * 499_999
+    blank, a = tokenizer.vocab["Ġ"], tokenizer.vocab["a"]
+    assert tokenizer.encode("a" + " " * 1_000_000 + "a") == [a, *pairs, blank, blank, a]
+    assert tokenizer.encode(" " * 1_000_000) == [*pairs, tokenizer.vocab["ĠĠ"]]
+
+
+def course(folder, texts=("the cat sat on the mat",), alphabet=False, specials=("<|endoftext|>",)):
+    """A tokenizer as Hugging Face's course trains it: of the bytes, those that it has seen."""
+    library = pytest.importorskip("tokenizers")
+    made = library.Tokenizer(library.models.BPE())
+    made.pre_tokenizer = library.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    initial = library.pre_tokenizers.ByteLevel.alphabet() if alphabet else []
+    made.train_from_iterator(
+        texts * 9,
+        library.trainers.BpeTrainer(special_tokens=[*specials], initial_alphabet=initial, show_progress=False),
+    )
+    made.save(str(folder / "tokenizer.json"))
+    return made
+
+
+@pytest.fixture(scope="module")
+def partial(tmp_path_factory):
+    pytest.importorskip("tiktoken")
+    folder = tmp_path_factory.mktemp("course")
+    return course(folder), read_tokenizer(folder / "tokenizer.json")
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.text("the catsonm é!\n1", max_size=30))
+def test_bytes_that_a_vocabulary_lacks_are_left_out_as_in_the_reference(partial, text):
+    theirs, ours = partial
+    assert ours.encode(text) == theirs.encode(text).ids
+
+
+def test_an_incomplete_vocabulary_is_exported_and_read_again(partial, tmp_path):
+    theirs, ours = partial
+    ours.save(tmp_path)
+    assert read_tokenizer(tmp_path).encode("the cat") == theirs.encode("the cat").ids
+    transformers = pytest.importorskip("transformers")
+    assert transformers.AutoTokenizer.from_pretrained(tmp_path)("the cat").input_ids == ours.encode("the cat")
+
+
+@pytest.mark.parametrize(
+    ("specials", "told", "end"),
+    [
+        (("<s>", "<pad>", "</s>", "<unk>"), {}, "</s>"),
+        (("<s>", "</s>", "<|endoftext|>"), {}, "<|endoftext|>"),
+        (("<s>", "</s>", "<eot>"), {"eos_token": "<eot>"}, "<eot>"),
+        (("<s>", "</s>", "<eot>"), {"eos_token": {"content": "<eot>", "special": True}}, "<eot>"),
+        (("<s>", "</s>"), {"eos_token": "<absent>"}, "</s>"),
+        (("<pad>",), {}, None),
+    ],
+)
+def test_the_end_of_text_is_what_the_files_name(tmp_path, specials, told, end):
+    pytest.importorskip("tiktoken")
+    made = course(tmp_path, alphabet=True, specials=specials)
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(told))
+    tokenizer = read_tokenizer(tmp_path)
+    assert tokenizer.end == (None if end is None else made.token_to_id(end))
+    (tmp_path / "again").mkdir()
+    tokenizer.save(tmp_path / "again")
+    assert read_tokenizer(tmp_path / "again").end == tokenizer.end
+    theirs = pytest.importorskip("transformers").AutoTokenizer.from_pretrained(tmp_path / "again")
+    assert end is None or theirs.eos_token_id == tokenizer.end
+
+
+def test_a_path_may_name_the_file_itself(folder, tmp_path):
+    CharTokenizer("hi").save(tmp_path)
+    (tmp_path / "tokenizer.json").rename(tmp_path / "mine.json")
+    assert read_tokenizer(tmp_path / "mine.json").encode("hi") == [4, 5]
+    (tmp_path / "merges.txt").write_bytes((folder / "merges.txt").read_bytes().replace(b"\n", b"\r\n"))
+    (tmp_path / "vocab.json").write_bytes(b"\xef\xbb\xbf" + (folder / "vocab.json").read_bytes())
+    for name in ("vocab.json", "merges.txt"):
+        assert read_tokenizer(tmp_path / name).encode("the thing") == read_tokenizer(folder).encode("the thing")
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"added_tokens": [{"content": "cat", "id": 300, "special": False}]}, "'cat' is an added token that text may"),
+        ({"ignore_merges": True}, "a BPE tokenizer of another kind"),
+        ({"end_of_word_suffix": "</w>"}, "a BPE tokenizer of another kind"),
+        ({"dropout": 0.1}, "a BPE tokenizer of another kind"),
+        ({"merges": ["a b c"]}, "the merge 'a b c' is not a pair"),
+        ({"merges": ["ab"]}, "the merge 'ab' is not a pair"),
+    ],
+)
+def test_what_would_give_other_ids_is_refused(tmp_path, change, says):
+    pytest.importorskip("tiktoken")
+    model = {"type": "BPE", "vocab": ByteTokenizer.vocab(), "merges": [], **change}
+    whole = {"model": model, "pre_tokenizer": {"type": "ByteLevel"}, "added_tokens": model.pop("added_tokens", [])}
+    (tmp_path / "tokenizer.json").write_text(json.dumps(whole), encoding="utf-8")
+    with pytest.raises(UserError, match=says) as error:
+        read_tokenizer(tmp_path)
+    assert str(tmp_path) in str(error.value)
+
+
+def test_characters_with_a_gap_in_their_ids_are_refused(tmp_path):
+    CharTokenizer().save(tmp_path)
+    whole = json.loads((tmp_path / "tokenizer.json").read_text(encoding="utf-8"))
+    whole["model"]["vocab"]["~"] = 200
+    (tmp_path / "tokenizer.json").write_text(json.dumps(whole), encoding="utf-8")
+    with pytest.raises(UserError, match="WordLevel tokenizer of another kind"):
+        read_tokenizer(tmp_path)
+
+
+@pytest.mark.parametrize("make", [ByteTokenizer, CharTokenizer])
+def test_an_export_knows_how_long_a_text_may_be(tmp_path, make):
+    make().save(tmp_path, 16)
+    theirs = pytest.importorskip("transformers").AutoTokenizer.from_pretrained(tmp_path)
+    assert theirs.model_max_length == 16 and len(theirs("long " * 9, truncation=True).input_ids) == 16
 
 
 def test_gpt2_itself():
@@ -198,5 +332,7 @@ def test_bad_folders_end_in_one_line(tmp_path):
     unigram = {"model": {"type": "Unigram", "vocab": []}, "pre_tokenizer": {"type": "Metaspace"}, "added_tokens": []}
     (tmp_path / "tokenizer.json").write_text(json.dumps(unigram))
     refused("a Unigram tokenizer of another kind")
+    (tmp_path / "tokenizer.json").write_text("[" * 100_000)
+    refused("cannot be read: RecursionError")
     (tmp_path / "merges.txt").write_text("a b\n")
     refused("cannot be read: FileNotFoundError")

@@ -183,7 +183,7 @@ def test_an_export_appears_whole_or_not_at_all(tmp_path, monkeypatch):
     export_gpt2(ours(0), tmp_path / "export")
     before = {p.name: p.read_bytes() for p in (tmp_path / "export").iterdir()}
 
-    def full(self, folder):
+    def full(self, folder, max_length):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(CharTokenizer, "save", full)

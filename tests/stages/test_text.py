@@ -1,13 +1,19 @@
 """Stage text: perplexity and answers against plain computations, the order of rows, budgets of shipped recipes."""
 
+import gzip
+import io
 import json
 import math
+import tarfile
+import tempfile
 from pathlib import Path
 
 import gluemaking
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from vitwarm.assembly import assemble
 from vitwarm.config import Config, DecoderConfig, ModelConfig, TextConfig, TrainConfig, WarmupConfig
@@ -19,6 +25,7 @@ from vitwarm.trunk import generate
 
 BOS, END = 2, 256
 TEXTS = ["alpha beta", "gamma", "delta " * 9, "epsilon zeta eta", "theta"]
+VAL = ["iota", "kappa " * 7, "lambda mu"]
 
 
 @pytest.fixture(autouse=True)
@@ -61,14 +68,14 @@ def stage(c: Config):
 
 @pytest.mark.parametrize("world", [1, 3])
 def test_perplexity_is_that_of_every_token_once(tmp_path, world):
-    c = config(train=written(tmp_path / "a.jsonl", TEXTS), val=written(tmp_path / "b.jsonl", TEXTS[::-1]))
+    c = config(train=written(tmp_path / "a.jsonl", TEXTS), val=written(tmp_path / "b.jsonl", VAL))
     main = stage(c)
     decoder = main.model.eval()
     with torch.inference_mode():
         shares = [main.evaluate(decoder, rank, world, 2) for rank in range(world)]
         metrics = main.metrics({n: sum(s[n] for s in shares) for n in shares[0]})
         stream = [END]
-        for text in TEXTS[::-1]:
+        for text in VAL:
             stream += [*text.encode(), END]
         nats = []
         for start in range(0, len(stream) - 1, 16):  # rows of 16 predictions, the last one short
@@ -81,7 +88,7 @@ def test_perplexity_is_that_of_every_token_once(tmp_path, world):
 
 
 def test_an_epoch_holds_each_row_once_and_the_result_says_how_many_epochs(tmp_path):
-    c = config(train=written(tmp_path / "a.jsonl", TEXTS), val=written(tmp_path / "b.jsonl", TEXTS))
+    c = config(train=written(tmp_path / "a.jsonl", TEXTS), val=written(tmp_path / "b.jsonl", VAL))
     main = stage(c)
     rows = len(main.rows)
     assert main.steps == round(3 * rows / 3) and rows == (sum(len(t) + 1 for t in TEXTS)) // 16
@@ -92,6 +99,71 @@ def test_an_epoch_holds_each_row_once_and_the_result_says_how_many_epochs(tmp_pa
     assert result["data"]["epochs"] == pytest.approx(main.steps * 3 / rows) and result["data"]["rows"] == rows
     assert result["data"]["train"]["documents"] == len(TEXTS)
     assert result["metrics"]["perplexity"] < 257
+
+
+@settings(max_examples=12, deadline=None)
+@given(st.lists(st.lists(st.text("ab é\n", max_size=40), max_size=6), min_size=1, max_size=4), st.data())
+def test_what_a_run_says_it_reads_is_what_plain_python_finds(files, data):
+    """Documents, files, bytes and tokens of sources of any kind, and every token of an epoch."""
+    with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
+        patch.setenv("VITWARM_CACHE", f"{folder}/cache")
+        found = []
+        for number, texts in enumerate(files):
+            kind = data.draw(st.sampled_from(sorted(WRITERS)))
+            WRITERS[kind](Path(folder) / f"t-{number}", texts)
+            found += [text.strip("\r\n") if kind == "txt" and len(texts) > 1 else text for text in texts]
+        found = [text.encode() for text in found if text] + [b"the last document" * 3]
+        written(Path(folder) / "t-9.jsonl", ["the last document" * 3])
+        main = stage(config(train=f"{folder}/t-*", val=written(Path(folder) / "v.jsonl", VAL)))
+        stream = [END]
+        for text in found:
+            stream += [*text, END]
+        sizes = [path.stat().st_size for path in Path(folder).glob("t-*")]
+        read = main.read["train"]
+        assert (read["documents"], read["tokens"]) == (len(found), len(stream))
+        assert (read["files"], read["bytes"], read["damaged"]) == (len(sizes), sum(sizes), 0)
+        rows = main.rows.read(np.sort(main.train_rows(0, len(main.rows))))[0]
+        assert rows[:, 1:].ravel().tolist() == stream[1 : len(rows) * 16 + 1] and len(rows) == (len(stream) - 1) // 16
+        val = f"val 3 documents, {sum(len(t) + 1 for t in VAL) + 1} tokens in 1 file of 94 bytes"
+        held = f"{len(sizes)} file{'s' * (len(sizes) > 1)} of {sum(sizes):,} bytes"
+        shown = f"{len(found)} documents, {len(stream):,} tokens in {held}, {len(rows):,} sequences, "
+        assert main.data_line().startswith(f"text: train {shown}")
+        assert main.data_line().endswith(val)
+
+
+def lines_of(texts):
+    return "".join(json.dumps({"text": text}) + "\n" for text in texts).encode()
+
+
+def tarred(path, texts):
+    with tarfile.open(f"{path}.tgz", "w:gz") as tar:
+        for number, text in enumerate(texts):
+            content = json.dumps({"text": text}).encode()
+            member = tarfile.TarInfo(f"{number}.json")
+            member.size = len(content)
+            tar.addfile(member, io.BytesIO(content))
+
+
+WRITERS = {
+    "jsonl": lambda path, texts: Path(f"{path}.jsonl").write_bytes(lines_of(texts)),
+    "gz": lambda path, texts: Path(f"{path}.gz").write_bytes(gzip.compress(b"\n" + lines_of([*texts, ""]))),
+    "array": lambda path, texts: Path(f"{path}.json").write_bytes(json.dumps([{"text": t} for t in texts]).encode()),
+    "txt": lambda path, texts: Path(f"{path}.txt").write_text("\n<|endoftext|>\n".join(texts), encoding="utf-8"),
+    "tgz": tarred,
+}
+
+
+def test_the_line_names_damage_and_what_both_hold(tmp_path):
+    train = written(tmp_path / "a.jsonl", TEXTS)
+    with open(train, "a", encoding="utf-8") as file:
+        file.write("{broken\n")
+    main = stage(config(train=train, val=written(tmp_path / "b.jsonl", [*VAL, TEXTS[0]]), max_damaged=0.2))
+    line = main.data_line()
+    assert "text: train 5 documents, 1 damaged, 96 tokens in 1 file of 163 bytes, 5 sequences, " in line
+    assert line.endswith("; val 4 documents, 1 also in train, 70 tokens in 1 file of 117 bytes")
+    for val in (train, written(tmp_path / "c.jsonl", TEXTS)):
+        with pytest.raises(UserError, match=r"text\.val=.*c?\.jsonl.* text\.train=.*a\.jsonl.*not trained on"):
+            stage(config(train=train, val=val, max_damaged=0.2))
 
 
 # Mathematics
@@ -165,11 +237,12 @@ def test_shipped_recipes_build_and_have_the_published_budgets(tmp_path, name):
             overrides += [f"text.train={problems(tmp_path / 'm')}"]
         elif plain.text.task != "language":
             for split in ("train", "dev"):
-                gluemaking.write(tmp_path / f"{split}.tsv", plain.text.task, [("0", "a", "b"), ("1", "c", "d")] * 40)
+                gluemaking.write(tmp_path / f"{split}.tsv", plain.text.task, [("0", split, "b"), ("1", "c", "d")] * 40)
             overrides += [f"text.train={tmp_path}", "text.tokenizer=bytes"]
         else:
-            long = written(tmp_path / "a.jsonl", ["word " * 1000], plain.text.field)
-            overrides += [f"text.train={long}", f"text.val={long}", "text.tokenizer=bytes"]
+            for split in ("train", "val"):
+                long = written(tmp_path / f"{split}.jsonl", [f"{split} " * 1000], plain.text.field)
+                overrides += [f"text.{split}={long}", "text.tokenizer=bytes"]
     parts = assemble(load_recipe([f"recipe={name}", *overrides]), 1)
     stages = [s for s in (parts.warmup, parts.main) if s is not None]
     assert stages

@@ -11,9 +11,12 @@ is read by `transformers` too. Text never gives special ids: "<|endoftext|>" in 
 """
 
 import json
-from collections.abc import Iterable
+import os
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from vitwarm.errors import UserError
 
@@ -21,10 +24,14 @@ END = "<|endoftext|>"
 PRINTABLE = "".join(map(chr, range(32, 127)))
 VOCAB, MERGES, WHOLE, SETTINGS = "vocab.json", "merges.txt", "tokenizer.json", "tokenizer_config.json"
 UNREADABLE = "\ufffd"  # replaces bytes that are not valid text
+_ROLES = {"bos_token": ("<s>",), "eos_token": ("</s>",), "unk_token": ("<unk>",)}  # what may stand for END
+_LARGEST = 1 << 28  # bytes of a file
+# As many blanks as tiktoken's regular expression has no stack for; white space is that of Unicode.
+_BLANKS = re.compile(r"[\t-\r \x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000]{10000,}")
 
 
-class Tokenizer(Protocol):
-    """Interface of a tokenizer, as stages and exports use it.
+class Tokenizer(ABC):
+    """A tokenizer, as stages and exports use it.
 
     Attributes:
         vocab_size: ids are below it.
@@ -32,21 +39,28 @@ class Tokenizer(Protocol):
     """
 
     vocab_size: int
+    end: int | None
 
-    @property
-    def end(self) -> int | None: ...
-
+    @abstractmethod
     def encode(self, text: str) -> list[int]:
         """Encode text to ids, without special ones."""
-        ...
 
+    @abstractmethod
     def decode(self, ids: Iterable[int]) -> str:
         """Decode ids to text; bytes that are not valid text become U+FFFD."""
-        ...
 
-    def save(self, folder: Path) -> None:
-        """Write the files that `read_tokenizer` and `transformers.AutoTokenizer` read."""
-        ...
+    @abstractmethod
+    def files(self, max_length: int | None = None) -> dict[str, str]:
+        """Name -> text of the files that `read_tokenizer` and `transformers.AutoTokenizer` read.
+
+        Args:
+            max_length: tokens that the model takes at most, for `transformers`.
+        """
+
+    def save(self, folder: Path, max_length: int | None = None) -> None:
+        """Write the files into a folder."""
+        for name, text in self.files(max_length).items():
+            (folder / name).write_text(text, encoding="utf-8")
 
 
 def _alphabet() -> list[str]:
@@ -56,64 +70,109 @@ def _alphabet() -> list[str]:
     return [chr(b) if b in visible else chr(next(hidden)) for b in range(256)]
 
 
-def _write(path: Path, content: Any) -> None:
-    path.write_text(json.dumps(content, ensure_ascii=False) + "\n", encoding="utf-8")
+def _json(content: Any) -> str:
+    return json.dumps(content, ensure_ascii=False) + "\n"
 
 
-def _save_bpe(folder: Path, vocab: dict[str, int], merges: list[str]) -> None:
-    _write(folder / VOCAB, vocab)
-    (folder / MERGES).write_text("\n".join(["#version: 0.2", *merges]) + "\n", encoding="utf-8")
-    end = {name: END for name in ("bos_token", "eos_token", "unk_token") if END in vocab}
-    _write(folder / SETTINGS, {"tokenizer_class": "GPT2Tokenizer", "add_prefix_space": False, **end})
+def _settings(kind: str, max_length: int | None, **more: Any) -> dict[str, str]:
+    length = {} if max_length is None else {"model_max_length": max_length}
+    return {SETTINGS: _json({"tokenizer_class": kind, **more, **length})}
 
 
-class BPETokenizer:
+def _bpe_files(
+    vocab: dict[str, int], merges: list[str], roles: Mapping[str, str], max_length: int | None
+) -> dict[str, str]:
+    return {
+        VOCAB: _json(vocab),
+        MERGES: "\n".join(["#version: 0.2", *merges]) + "\n",
+        **_settings("GPT2Tokenizer", max_length, add_prefix_space=False, **roles),
+    }
+
+
+def _roles(vocab: dict[str, int], told: Mapping[str, Any] | None = None) -> dict[str, str]:
+    """Role, as `transformers` calls it -> special token: as told, else END, else the usual names."""
+    roles = {}
+    for role, usual in _ROLES.items():
+        name = (told or {}).get(role)
+        name = name.get("content") if isinstance(name, dict) else name
+        if found := next((n for n in (name, END, *usual) if isinstance(n, str) and n in vocab), None):
+            roles[role] = found
+    return roles
+
+
+class BPETokenizer(Tokenizer):
     """Byte-level BPE as GPT-2's: a regular expression splits the text, merges join bytes within the pieces.
+
+    Bytes that the vocabulary lacks are left out, as in `tokenizers`.
 
     Args:
         vocab: written token -> id, as in `vocab.json`.
         merges: pairs `"a b"` in the order of their rank, as in `merges.txt`.
+        roles: `eos_token` and the like -> special token; None: END, or the usual names.
 
     Raises:
         UserError: tiktoken is missing, or the vocabulary is not a byte-level BPE in the order of its merges.
     """
 
-    def __init__(self, vocab: dict[str, int], merges: list[str]):
+    def __init__(self, vocab: dict[str, int], merges: list[str], roles: Mapping[str, str] | None = None):
         try:
+            import regex  # which tiktoken needs as well
             import tiktoken
             from tiktoken_ext.openai_public import r50k_pat_str
         except ImportError as error:
             raise UserError("byte-level BPE needs tiktoken: pip install vitwarm[lm]") from error
         self.vocab, self.merges = vocab, merges
-        alphabet = _alphabet()
+        self.roles = _roles(vocab) if roles is None else roles
+        byte_of = {c: b for b, c in enumerate(_alphabet()) if c in vocab}
         joined = ["".join(pair.split(" ")) for pair in merges]
-        byte_of = {c: b for b, c in enumerate(alphabet)}
-        made = [*alphabet, *joined]
-        missing = [t for t in made if t not in vocab]
-        if missing:
-            raise UserError(f"the vocabulary lacks {missing[0]!r}, which its merges need; it is not a byte-level BPE")
+        missing = [t for pair in merges for t in (*pair.split(" "), pair.replace(" ", "")) if t not in vocab]
+        if missing or not byte_of:
+            lacks = f"lacks {missing[0]!r}, which its merges need" if missing else "has none of the 256 bytes"
+            raise UserError(f"the vocabulary {lacks}; it is not a byte-level BPE")
         order = [vocab[t] for t in joined]
         if order != sorted(set(order)):  # tiktoken takes the id for the rank of the merge
             raise UserError("the ids do not follow the order of the merges; such a vocabulary cannot be read")
+        made = [*byte_of, *joined]
         ranks = {bytes(byte_of[c] for c in token): vocab[token] for token in made}
         special = {token: vocab[token] for token in vocab.keys() - set(made)}
         self.vocab_size = max(vocab.values()) + 1
-        self.end = vocab.get(END)
+        self.end = vocab.get(self.roles.get("eos_token", ""))
         self._encoding = tiktoken.Encoding("bpe", pat_str=r50k_pat_str, mergeable_ranks=ranks, special_tokens=special)
         self._known = set(vocab.values())
+        self._bytes = bytes(byte_of.values())
+        self._pieces = regex.compile(r50k_pat_str)
 
     def encode(self, text: str) -> list[int]:
-        return self._encoding.encode_ordinary(text)
+        ids: list[int] = []
+        start = 0
+        for blanks in _BLANKS.finditer(text):
+            # The last one belongs to what follows.
+            end = blanks.end() - (blanks.end() < len(text))
+            ids += self._encode(text[start : blanks.start()])
+            ids += self._encode_piece(text[blanks.start() : end])
+            start = end
+        return ids + self._encode(text[start:]) if start else self._encode(text)
+
+    def _encode(self, text: str) -> list[int]:
+        if len(self._bytes) == 256 or not text.encode(errors="replace").translate(None, self._bytes):
+            return self._encoding.encode_ordinary(text)
+        return [i for piece in self._pieces.findall(text) for i in self._encode_piece(piece)]
+
+    def _encode_piece(self, piece: str) -> list[int]:
+        content = piece.encode(errors="replace")
+        if unknown := content.translate(None, self._bytes):
+            content = content.translate(None, unknown)
+        return self._encoding._encode_single_piece(content) if content else []
 
     def decode(self, ids: Iterable[int]) -> str:
         parts = (self._encoding.decode_single_token_bytes(i) if i in self._known else b"\xff" for i in map(int, ids))
         return b"".join(parts).decode("utf-8", errors="replace")
 
-    def save(self, folder: Path) -> None:
-        _save_bpe(folder, self.vocab, self.merges)
+    def files(self, max_length: int | None = None) -> dict[str, str]:
+        return _bpe_files(self.vocab, self.merges, self.roles, max_length)
 
 
-class ByteTokenizer:
+class ByteTokenizer(Tokenizer):
     """The bytes of UTF-8 as ids, and id 256 to end a text. Its files are those of a byte-level BPE without merges."""
 
     vocab_size = 257
@@ -131,11 +190,11 @@ class ByteTokenizer:
         """The vocabulary, as in `vocab.json`."""
         return {**{c: b for b, c in enumerate(_alphabet())}, END: cls.end}
 
-    def save(self, folder: Path) -> None:
-        _save_bpe(folder, self.vocab(), [])
+    def files(self, max_length: int | None = None) -> dict[str, str]:
+        return _bpe_files(self.vocab(), [], _roles(self.vocab()), max_length)
 
 
-class CharTokenizer:
+class CharTokenizer(Tokenizer):
     """One id a character, the special ones in front.
 
     The default has the size of arXiv 2601.21725's tokenizer for DeepMind Mathematics: 99.
@@ -171,7 +230,7 @@ class CharTokenizer:
     def decode(self, ids: Iterable[int]) -> str:
         return "".join(self.names[i] if i < self.vocab_size else UNREADABLE for i in map(int, ids))
 
-    def save(self, folder: Path) -> None:
+    def files(self, max_length: int | None = None) -> dict[str, str]:
         added = [
             {"id": i, "content": n, "special": True, "single_word": False, "lstrip": False, "rstrip": False,
              "normalized": False}
@@ -185,11 +244,10 @@ class CharTokenizer:
             "post_processor": None, "decoder": {"type": "Fuse"},
             "model": {"type": "WordLevel", "vocab": self.ids, "unk_token": unknown},
         }  # fmt: skip
-        _write(folder / WHOLE, whole)
         roles = {"<pad>": "pad_token", "<unk>": "unk_token", "<bos>": "bos_token", "<sep>": "sep_token",
                  "<end>": "eos_token"}  # fmt: skip
         named = {roles[n]: n for n in self.specials if n in roles}
-        _write(folder / SETTINGS, {"tokenizer_class": "PreTrainedTokenizerFast", **named})
+        return {WHOLE: _json(whole), **_settings("PreTrainedTokenizerFast", max_length, **named)}
 
 
 def read_tokenizer(source: str | Path) -> Tokenizer:
@@ -202,36 +260,79 @@ def read_tokenizer(source: str | Path) -> Tokenizer:
         return ByteTokenizer()
     if source == "chars":
         return CharTokenizer()
-    folder = Path(source).expanduser()
+    folder = Path(os.path.expanduser(source))
+    whole = folder / WHOLE
+    if folder.is_file():
+        folder, whole = folder.parent, folder.parent / WHOLE if folder.name in (VOCAB, MERGES) else folder
     try:
-        if (folder / MERGES).is_file():
-            vocab = json.loads((folder / VOCAB).read_text(encoding="utf-8"))
-            lines = (folder / MERGES).read_text(encoding="utf-8").split("\n")
-            return _bpe(vocab, [line for line in lines if line and not line.startswith("#version")])
-        if (folder / WHOLE).is_file():
-            return _from_whole(json.loads((folder / WHOLE).read_text(encoding="utf-8")))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        told = _read_json(folder / SETTINGS) if (folder / SETTINGS).is_file() else {}
+        if (folder / MERGES).is_file() and whole.name == WHOLE:
+            lines = [line.rstrip("\r") for line in _read(folder / MERGES).split("\n")]
+            merges = [line for i, line in enumerate(lines) if line and not (i == 0 and line.startswith("#version"))]
+            return _bpe(_read_json(folder / VOCAB), merges, told)
+        if whole.is_file():
+            return _from_whole(_read_json(whole), whole.name, told)
+    except UserError as error:
+        raise UserError(f"text.tokenizer={source}: {error}") from error
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(f"the tokenizer in {folder} cannot be read: {type(error).__name__} {error}") from error
-    raise UserError(f"no tokenizer at {source}: give bytes, chars, or a folder with {VOCAB} and {MERGES}, or {WHOLE}")
+    raise UserError(
+        f"no tokenizer at {source}: give bytes, chars, a {WHOLE}, or a folder with it or with {VOCAB} and {MERGES}"
+    )
 
 
-def _bpe(vocab: dict[str, int], merges: list[str]) -> Tokenizer:
-    return ByteTokenizer() if not merges and vocab == ByteTokenizer.vocab() else BPETokenizer(vocab, merges)
+def _read(path: Path) -> str:
+    if path.stat().st_size > _LARGEST:
+        raise UserError(f"{path.name} has more than {_LARGEST >> 20} MiB; it is not the file of a tokenizer")
+    return path.read_text(encoding="utf-8-sig")
 
 
-def _from_whole(whole: dict[str, Any]) -> Tokenizer:
+def _read_json(path: Path) -> dict[str, Any]:
+    tree = json.loads(_read(path))
+    if not isinstance(tree, dict):
+        raise TypeError(f"{path.name} holds no JSON object")
+    return tree
+
+
+def _check_ids(vocab: dict[str, Any]) -> None:
+    """Refuse ids that are no rows of a token table: every id makes the model larger."""
+    most, seen = 2 * len(vocab) + 1000, set()
+    for token, number in vocab.items():
+        if not isinstance(number, int) or isinstance(number, bool) or not 0 <= number < most:
+            raise UserError(f"the id of {token!r} is {number!r:.40}, not a whole number from 0 to {most - 1}")
+        if number in seen:
+            raise UserError(f"the id {number} of {token!r} is that of another token too")
+        seen.add(number)
+
+
+def _bpe(vocab: dict[str, int], merges: list[str], told: Mapping[str, Any]) -> Tokenizer:
+    _check_ids(vocab)
+    if wrong := next((pair for pair in merges if len(pair.split(" ")) != 2 or not all(pair.split(" "))), None):
+        raise UserError(f"the merge {wrong!r:.40} is not a pair of tokens")
+    if not merges and vocab == ByteTokenizer.vocab():
+        return ByteTokenizer()
+    return BPETokenizer(vocab, merges, _roles(vocab, told))
+
+
+def _from_whole(whole: dict[str, Any], name: str, told: Mapping[str, Any]) -> Tokenizer:
     model = whole["model"]
     kind = model.get("type")
     before = whole.get("pre_tokenizer") or {}
+    added = whole.get("added_tokens") or []
     if kind == "WordLevel" and before.get("type") == "Split":
-        specials = [t["content"] for t in whole["added_tokens"]]
+        _check_ids(model["vocab"])
+        specials = [t["content"] for t in added]
         names = sorted(model["vocab"], key=model["vocab"].get)
         characters = names[len(specials) :]
-        if names[: len(specials)] == specials and all(len(n) == 1 for n in characters):
+        numbered = sorted(model["vocab"].values()) == list(range(len(names)))
+        if numbered and names[: len(specials)] == specials and all(len(n) == 1 for n in characters):
             return CharTokenizer("".join(characters), specials)
     plain = before.get("type") == "ByteLevel" and before.get("use_regex", True) and not before.get("add_prefix_space")
-    if kind == "BPE" and plain and not whole.get("normalizer"):
+    usual = not any(model.get(key) for key in ("dropout", "ignore_merges", "continuing_subword_prefix",
+                                               "end_of_word_suffix", "byte_fallback"))  # fmt: skip
+    if kind == "BPE" and plain and usual and not whole.get("normalizer"):
+        if text := next((t["content"] for t in added if not t.get("special")), None):
+            raise UserError(f"{name}: {text!r} is an added token that text may give; only special ones can be read")
         merges = [m if isinstance(m, str) else " ".join(m) for m in model["merges"]]
-        added = {t["content"]: t["id"] for t in whole.get("added_tokens") or []}
-        return _bpe({**model["vocab"], **added}, merges)
-    raise UserError(f"{WHOLE} holds a {kind} tokenizer of another kind; only byte-level BPE and characters can be read")
+        return _bpe(model["vocab"] | {t["content"]: t["id"] for t in added}, merges, told)
+    raise UserError(f"{name} holds a {kind} tokenizer of another kind; only byte-level BPE and characters can be read")

@@ -214,4 +214,4 @@ def export_gpt2(
         for name, content in files.items():
             (aside / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
         if tokenizer:
-            tokenizer.save(aside)
+            tokenizer.save(aside, decoder.n_positions)

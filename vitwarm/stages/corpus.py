@@ -8,7 +8,7 @@ import numpy as np
 from vitwarm.amounts import Amount
 from vitwarm.config import Config
 from vitwarm.data.order import Epochs
-from vitwarm.data.text import Corpus, TextSource, open_corpus
+from vitwarm.data.text import Corpus, TextSource, open_corpus, overlap
 from vitwarm.data.text.packing import Sentences, Stretches, WholeDocuments
 from vitwarm.data.text.readers import TextSplit
 from vitwarm.data.tokenizers import Tokenizer, read_tokenizer
@@ -89,22 +89,26 @@ class CorpusStage(DecoderStage[B]):
             name: {
                 "documents": len(corpus),
                 "tokens": corpus.manifest.tokens,
+                "files": len(corpus.manifest.files),
+                "bytes": sum(file["bytes"] for file in corpus.manifest.files),
                 "damaged": corpus.manifest.damaged,
                 "sha256": corpus.sha256,
             }
             for name, corpus in corpora.items()
         }
+        for name, corpus in corpora.items():
+            if name != "train":
+                own = f"text.val={section.val}" if section.val else f"{name} of text.train={section.train}"
+                self.read[name]["in_train"] = overlap(corpora["train"], corpus, f"text.train={section.train}", own)
 
     def facts(self) -> dict[str, Any]:
         return {"data": self.read}
 
     def data_line(self) -> str:
-        train, epochs = self.read["train"], self.read["epochs"]
+        epochs = self.read["epochs"]
         repeated = f": each token is repeated up to {math.ceil(epochs) - 1} times" if epochs > 1 else ""
-        return (
-            f"text: {train['documents']:,} documents, {train['tokens']:,} tokens in {self.read['rows']:,} sequences, "
-            f"{epochs:.3g} epochs{repeated}"
-        )
+        train, *others = (_described(name, self.read[name]) for name in self.corpora)
+        return "; ".join([f"text: {train}, {self.read['rows']:,} sequences, {epochs:.3g} epochs{repeated}", *others])
 
     def train_rows(self, start: int, stop: int) -> np.ndarray:
         """(B,) numbers of the sequences at positions [start, stop) of the training."""
@@ -113,3 +117,11 @@ class CorpusStage(DecoderStage[B]):
     def events(self) -> list[dict[str, Any]]:
         events, self._events = self._events, []
         return events
+
+
+def _described(name: str, read: dict[str, Any]) -> str:
+    """What was read of one corpus, for people."""
+    notes = {"damaged": "damaged", "in_train": "also in train"}
+    more = "".join(f", {read[key]:,} {words}" for key, words in notes.items() if read.get(key))
+    files = f"{read['files']:,} file{'s' if read['files'] > 1 else ''} of {read['bytes']:,} bytes"
+    return f"{name} {read['documents']:,} documents{more}, {read['tokens']:,} tokens in {files}"

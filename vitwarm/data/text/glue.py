@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 _MSR, _DEV_IDS = "msr_paraphrase_train.txt", "dev_ids.tsv"  # MRPC as its authors publish it, and GLUE's split of it
 _BOM = b"\xef\xbb\xbf"  # in front of MRPC's header
+_LONGEST = 1 << 20  # bytes of a line; longer ones are damaged
 
 
 @dataclass(frozen=True)
@@ -118,13 +119,14 @@ def glue_rows(task: str, path: Path, split: str) -> Iterator[Row]:
     numbers = {label.encode(): i for i, label in enumerate(described.labels)}
     dev = _dev_ids(path.with_name(_DEV_IDS)) if path.name == _MSR else None
     with open(path, "rb") as file:
-        columns = [c.encode() for c in described.columns or ()] or file.readline().removeprefix(_BOM).split(b"\t")
+        lines = iter(lambda: file.readline(_LONGEST), b"")
+        columns = [c.encode() for c in described.columns or ()] or next(lines, b"").removeprefix(_BOM).split(b"\t")
         columns = [c.strip() for c in columns]
         wanted = [c.encode() for c in (described.label, *described.sentences)]
         if lacking := next((c.decode() for c in wanted if c not in columns), None):
             raise UserError(f"{path}: its first line has no column {lacking}; it is not a file of {described.folder}")
         label_at, *sentences_at = map(columns.index, wanted)
-        for number, line in enumerate(file, 1 if described.columns else 2):
+        for number, line in enumerate(lines, 1 if described.columns else 2):
             if not line.strip():
                 continue
             fields = line.rstrip(b"\r\n").split(b"\t")

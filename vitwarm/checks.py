@@ -12,6 +12,7 @@ from vitwarm.amounts import Amount
 from vitwarm.config import Config, MainStageConfig, OptimConfig
 from vitwarm.errors import UserError
 from vitwarm.procedural import Rule, list_rules, make_rule
+from vitwarm.reading import control_character
 from vitwarm.selection import Selection, parse_control
 
 _SECTIONS: dict[str, type] = get_type_hints(Config)
@@ -116,6 +117,8 @@ def check_tree(tree: dict, where: str = "", prefix: str = "") -> None:
     """
     for name, value in tree.items():
         full = f"{prefix}{name}"
+        if "." in str(name) and full in KEYS:
+            raise UserError(f"{where}{full}: in a file each section is a mapping; {full.replace('.', ': {')}: ...")
         if full in SECTIONS:
             if not isinstance(value, dict):
                 example = next(key for key in KEYS if key.startswith(full + "."))
@@ -128,6 +131,10 @@ def check_tree(tree: dict, where: str = "", prefix: str = "") -> None:
         _check_type(KEYS[full], value, where)
 
 
+# OmegaConf would read 2 as true and "1_0" as 10; a number without quotes is no text: 1.10 would become 1.1
+_PLAIN: dict[Any, tuple[type, ...]] = {bool: (bool,), int: (int,), float: (int, float), str: (str, int)}
+
+
 def _check_type(key: Key, value: Any, where: str) -> None:
     _check_plain(key, value, where)
     container = get_origin(key.type) if get_origin(key.type) in (list, dict) else None
@@ -135,9 +142,8 @@ def _check_type(key: Key, value: Any, where: str) -> None:
         (value is None and not key.optional)
         or (container is not None and value is not None and not isinstance(value, container))
         or (container is None and isinstance(value, (list, dict)))
-        or (container is list and any(isinstance(part, (list, dict, NoneType)) for part in value or ()))
-        or (key.type is bool and not isinstance(value, bool))  # OmegaConf would read 2 as true
-        or (key.is_text and isinstance(value, bool))  # YAML reads off, no, yes as booleans
+        or (container is list and any(type(part) not in _PLAIN[get_args(key.type)[0]] for part in value or ()))
+        or (container is None and value is not None and type(value) not in _PLAIN[str if key.is_text else key.type])
     )
     if wrong:
         raise wrong_type(key.name, value, where)
@@ -160,6 +166,10 @@ def _check_plain(key: Key, value: Any, where: str) -> None:
             _check_plain(key, part, where)
     elif isinstance(value, str) and "${" in value:
         raise UserError(f"{where}{key.name}: '${{...}}' is not evaluated in a recipe; write the value itself")
+    elif isinstance(value, float) and not math.isfinite(value) and get_origin(key.type) is dict:  # others have bounds
+        raise UserError(f"{where}{key.name}: {value} is not finite")
+    elif isinstance(value, str) and control_character(value, allowed="\n\t" if key.name == "description" else ""):
+        raise UserError(f"{where}{key.name}: {_show(value)} holds a control character, or bytes that are not UTF-8")
     elif value == "???" or not isinstance(value, (NoneType, bool, int, float, str)):  # ??? is OmegaConf's "missing"
         raise wrong_type(key.name, value, where)
 
@@ -177,6 +187,8 @@ def check(config: Config) -> None:
     """
     for key in KEYS.values():
         _check_bounds(key, value_of(config, key.name))
+    if "/" in config.name or config.name.startswith("."):
+        raise UserError(f"name: {config.name!r} becomes part of a folder's name; leave out / and a dot in front")
     for name in ("images.scale", "images.ratio"):
         low, high = value_of(config, name)
         if low > high:

@@ -3,19 +3,19 @@
 import contextlib
 import multiprocessing
 import os
-import signal
 import sys
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any
 
 from tqdm import tqdm
 
 from vitwarm.errors import UserError
+from vitwarm.signals import check_stop, ignore_stop_signals
 
 
 def default_workers(world: int) -> int:
@@ -31,16 +31,22 @@ def run_in_pool(function: Callable[[Any], Any], jobs: Sequence[Any], workers: in
 
     Raises:
         UserError: a worker was killed.
+        Interrupted: a signal asks to stop.
     """
     workers = min(workers, len(jobs))
     if workers <= 1:
-        yield from ((number, function(job)) for number, job in enumerate(jobs))
+        for number, job in enumerate(jobs):
+            check_stop()
+            yield number, function(job)
         return
     with _pool(workers) as pool:
         numbers = {pool.submit(function, job): number for number, job in enumerate(jobs)}
         try:
-            for future in as_completed(numbers):
-                yield numbers.pop(future), future.result()
+            while numbers:
+                done, _ = wait(numbers, timeout=0.5, return_when=FIRST_COMPLETED)
+                check_stop()
+                for future in done:
+                    yield numbers.pop(future), future.result()
         except BrokenProcessPool:
             raise _killed() from None
         finally:
@@ -52,14 +58,18 @@ def run_in_order(function: Callable[[Any], Any], jobs: Iterable[Any], workers: i
 
     Raises:
         UserError: a worker was killed.
+        Interrupted: a signal asks to stop.
     """
     if workers <= 1:
-        yield from map(function, jobs)
+        for job in jobs:
+            check_stop()
+            yield function(job)
         return
     with _pool(workers) as pool:
         pending: deque[Future[Any]] = deque()
         try:
             for job in jobs:
+                check_stop()
                 pending.append(pool.submit(function, job))
                 if len(pending) > 4 * workers:
                     yield pending.popleft().result()
@@ -84,7 +94,7 @@ def _killed() -> UserError:
 
 
 def _end_with_parent(parent: int) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all: the parent lets the shards in work be finished
+    ignore_stop_signals()  # they reach all: the parent lets the shards in work be finished
 
     # A pool's worker waits forever for a parent that was killed.
     def watch() -> None:

@@ -24,7 +24,7 @@ from omegaconf.errors import ValidationError
 from vitwarm.amounts import GRAMMAR
 from vitwarm.checks import KEYS, SECTIONS, check, check_tree, nearest, rule_of, wrong_type
 from vitwarm.config import Config
-from vitwarm.errors import UserError
+from vitwarm.errors import UserError, without_secrets
 from vitwarm.procedural import list_rules, rule_class
 from vitwarm.reading import dump_yaml, parse_yaml, read_text, read_yaml
 
@@ -108,8 +108,8 @@ def recipe_header(name: str) -> str:
 
 
 def freeze(config: Config) -> str:
-    """The resolved recipe as YAML: every key, with its hash in the first line."""
-    return f"# A resolved vitwarm recipe, hash {recipe_hash(config)}\n{dump_yaml(asdict(config))}"
+    """The resolved recipe as YAML: every key, with its hash in the first line; no secrets of addresses."""
+    return f"# A resolved vitwarm recipe, hash {recipe_hash(config)}\n{without_secrets(dump_yaml(asdict(config)))}"
 
 
 def read_frozen(path: str | Path) -> Config:
@@ -124,8 +124,7 @@ def read_frozen(path: str | Path) -> Config:
 
 def frozen_hash(path: str | Path) -> str:
     """The hash that a frozen recipe bears in its first line; "" if there is none."""
-    with open(path, encoding="utf-8") as lines:
-        return lines.readline().strip().rpartition(", hash ")[2]
+    return read_text(Path(path)).partition("\n")[0].strip().rpartition(", hash ")[2]
 
 
 def recipe_hash(config: Config) -> str:
@@ -139,7 +138,8 @@ def recipe_hash(config: Config) -> str:
     for name in NOT_IDENTITY:
         del tree[name]
     tree["warmup"]["rule"] = rule_of(config.warmup.rule).spec()
-    return hashlib.sha256(json.dumps(_without_later_keys(tree), sort_keys=True).encode()).hexdigest()[:12]
+    text = without_secrets(json.dumps(_without_later_keys(tree), sort_keys=True))
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
 def _without_later_keys(section: dict[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -198,7 +198,7 @@ def _shipped() -> list[Path]:
 def _find(name: str, beside: Path = Path()) -> _Place:
     """Resolve a recipe's name, or a path relative to the folder `beside`."""
     path = re.fullmatch(r"(.*\.ya?ml)(?::(.+))?", name)
-    return _Place(beside / path[1], path[2] or "") if path else _find_shipped(name)
+    return _Place(beside / Path(path[1]).expanduser(), path[2] or "") if path else _find_shipped(name)
 
 
 def _find_shipped(name: str) -> _Place:

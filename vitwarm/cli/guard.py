@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable
 from typing import TextIO
 
-from vitwarm.errors import Interrupted, UserError, disk_trouble
+from vitwarm.errors import Interrupted, UserError, disk_trouble, shown
 
 MISTAKE, RESUME = 2, 75  # 75 is EX_TEMPFAIL of sysexits.h: try the same command again
 
@@ -48,12 +48,34 @@ def say(text: str, file: TextIO | None = None) -> None:
 
 
 def _complain(text: str) -> None:
-    say(f"vitwarm: {text}", sys.stderr)
+    """One line on stderr; before the processes have met, each speaks for itself: the others may be well."""
+    rank = os.environ.get("RANK", "0")
+    if rank == "0" or not _has_group():
+        who = "vitwarm" if rank == "0" else f"vitwarm (process {rank})"
+        print(f"{who}: {' '.join(shown(text).splitlines())}", file=sys.stderr, flush=True)
+
+
+def open_standard_files() -> None:
+    """Open what the caller closed of stdin, stdout and stderr, or files of ours would take their places."""
+    for number, name, mode in ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w")):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest free number, which is this one
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(number, mode, encoding="utf-8", closefd=False))  # noqa: SIM115 (it stays open)
+
+
+def _has_group() -> bool:
+    if "torch.distributed" not in sys.modules:
+        return False
+    import torch.distributed as dist
+
+    return dist.is_available() and dist.is_initialized()
 
 
 def _leave_group() -> None:
-    if "torch.distributed" in sys.modules:
+    if _has_group():
         import torch.distributed as dist
 
-        if dist.is_available() and dist.is_initialized():
-            dist.destroy_process_group()
+        dist.destroy_process_group()

@@ -18,6 +18,7 @@ from vitwarm.data.order import ImageOrder, rank_slice
 from vitwarm.data.shards import DamagedSample, ShardSet
 from vitwarm.errors import UserError
 from vitwarm.keys import keyed_rng
+from vitwarm.signals import ignore_stop_signals
 
 _PATIENCE = 10  # seconds between two checks that the workers are alive
 _STALLED = 600  # seconds without a batch after which they count as stuck
@@ -277,8 +278,7 @@ def _end_workers() -> None:
 def _start_worker(worker: int) -> None:
     # Signals reach the whole process group. The main process answers them with a checkpoint, for which it needs its
     # workers alive; they end with it. (torch has set one thread a worker already.)
-    for name in ("SIGINT", "SIGTERM", "SIGUSR1"):
-        signal.signal(getattr(signal, name), signal.SIG_IGN)
+    ignore_stop_signals()
 
 
 def train_loader(

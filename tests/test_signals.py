@@ -4,7 +4,7 @@ import threading
 
 import pytest
 
-from vitwarm.training.signals import SIGNALS, stop_signals
+from vitwarm.signals import SIGNALS, stop_signals
 
 
 def test_signals_are_noted_and_the_handlers_put_back():

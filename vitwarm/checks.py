@@ -5,6 +5,7 @@ import math
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import MISSING, Field, dataclass, fields, is_dataclass
+from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
@@ -189,6 +190,11 @@ def check(config: Config) -> None:
         _check_bounds(key, value_of(config, key.name))
     if "/" in config.name or config.name.startswith("."):
         raise UserError(f"name: {config.name!r} becomes part of a folder's name; leave out / and a dot in front")
+    for name, path in _paths(config):
+        try:
+            Path(path).expanduser()
+        except RuntimeError as error:
+            raise UserError(f"{name}: {path}: {error}") from error
     for name in ("images.scale", "images.ratio"):
         low, high = value_of(config, name)
         if low > high:
@@ -221,6 +227,15 @@ def check(config: Config) -> None:
             raise UserError("warmup.budget is a share of the main stage, but there is none; write samples")
 
 
+def _paths(config: Config) -> Iterator[tuple[str, str]]:
+    """Texts that may begin with somebody's home folder, with their keys."""
+    for key in KEYS.values():
+        if isinstance(value := value_of(config, key.name), str):
+            yield key.name, value
+    for groups, source in config.transfer.sources.items():
+        yield f"transfer.sources.{groups}", str(source)
+
+
 def _check_model(config: Config) -> None:
     """Refuse keys that need a decoder without one, and keys of images with one."""
     decoder, warmup = config.model.decoder, config.warmup
@@ -232,10 +247,10 @@ def _check_model(config: Config) -> None:
         if warmup.objective == "next_token":
             raise UserError("warmup.objective=next_token needs a decoder; set model.decoder.size, such as 12_12_768")
         return
-    if not re.fullmatch(r"\d+_\d+_\d+", decoder.size):
+    if not re.fullmatch(r"[0-9]{1,3}_[0-9]{1,3}_[0-9]{1,5}", decoder.size):
         raise UserError(
-            f"model.decoder.size: {decoder.size!r} is not DEPTH_HEADS_WIDTH; in a recipe file put it in quotes, "
-            '"12_12_768", or YAML reads one number'
+            f"model.decoder.size: {decoder.size!r} is not DEPTH_HEADS_WIDTH, such as 12_12_768; in a recipe file put "
+            "it in quotes"
         )
     if name := next((name for name, section in asked.items() if not section.decoder), None):
         raise UserError(f"a decoder reads no images; leave out {name}.{asked[name].asks} or model.decoder.size")
@@ -323,6 +338,8 @@ def inside(number: float, within: str) -> bool:
     interval = re.fullmatch(r"([\[(])(.+), (.+)([\])])", within)
     assert interval is not None
     opening, low, high, closing = interval.groups()
+    if isinstance(number, int) and abs(number) >= 10**40:  # no float holds it
+        return False
     above = number >= float(low) if opening == "[" else number > float(low)
     below = number <= float(high) if closing == "]" else number < float(high)
     return above and below and math.isfinite(number)

@@ -39,7 +39,7 @@ from vitwarm.run_folder import (
 from vitwarm.signals import stop_signals
 from vitwarm.stages.ensemble import EnsembleStage, seed_log
 from vitwarm.training.checkpoint import Checkpoints, State
-from vitwarm.training.loop import Context, device_batch_size, train_stage
+from vitwarm.training.loop import Context, check_compile, device_batch_size, train_stage
 from vitwarm.training.processes import Processes, start_accelerator
 from vitwarm.training.protocol import Stage
 from vitwarm.training.sharding import check_launcher, check_shardable, fsdp_requested
@@ -186,6 +186,9 @@ def _carry_out(
             if main is not None:
                 record_data(member.folder, main.data_read(), main.fixed_files())
 
+    for stage in (joint.warmup, joint.main):
+        if stage is not None:
+            processes.all_do(lambda stage=stage: check_compile(stage.optim, processes.device))
     processes.check_stop(stop)
     processes.main_does(open_folders)
     resume = processes.main_does(lambda: newest_checkpoint(folder, together, warn))

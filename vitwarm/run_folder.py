@@ -28,11 +28,7 @@ _LAUNCHERS = (".out", ".err", ".log")  # endings of what a launcher writes befor
 
 def run_folder(config: Config) -> Path:
     """Where the run of a recipe lives: `run.dir`, or runs/RECIPE-seedSEED."""
-    folder = Path(config.run.dir or f"runs/{config.name}-seed{config.seed}")
-    try:
-        return folder.expanduser()
-    except RuntimeError as error:  # ~nobody
-        raise UserError(f"run.dir: {folder}: {error}") from error
+    return Path(config.run.dir or f"runs/{config.name}-seed{config.seed}").expanduser()
 
 
 def has_checkpoint(folder: Path) -> bool:

@@ -1,6 +1,7 @@
 """Exit codes: 2 and one line for a user's mistake, 75 for a run to resume, a traceback for a bug."""
 
 import os
+import re
 import signal
 import sys
 from collections.abc import Callable
@@ -28,9 +29,12 @@ def guarded(action: Callable[[], None]) -> int:
     except BrokenPipeError:  # as in `... | head`
         code = 128 + signal.SIGPIPE
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or closing it would complain again
-    except MemoryError as error:
+    except (MemoryError, RuntimeError) as error:
+        if not isinstance(error, MemoryError) and not re.search("can't allocate memory|out of memory", str(error)):
+            raise
         code = MISTAKE
-        _complain(f"error: out of memory: {error}; lower the batch, the sequence length or the size of the model")
+        reason = str(error).partition("\n")[0]
+        _complain(f"error: out of memory: {reason}; lower the batch, the sequence length or the size of the model")
     except OSError as error:
         trouble = disk_trouble(error)
         if trouble is None:

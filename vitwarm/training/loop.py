@@ -12,8 +12,9 @@ import torch
 from accelerate import Accelerator
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
+from torch._dynamo.exc import TorchDynamoException
 
-from vitwarm.config import RunConfig
+from vitwarm.config import OptimConfig, RunConfig
 from vitwarm.errors import Interrupted, UserError
 from vitwarm.keys import keyed_rng
 from vitwarm.training.batch import Batch, Sums, means
@@ -83,6 +84,23 @@ def device_batch_size(global_batch: int, world: int, largest: int | None) -> int
             f"run.device_batch {size} does not divide the {share} samples a process takes a step; use {fits}"
         )
     return size
+
+
+def check_compile(optim: OptimConfig, device: torch.device) -> None:
+    """Compile something small, if the stage is to be compiled: what is missing here would be missed at its first step.
+
+    Raises:
+        UserError: the compiler does not work.
+    """
+    if not optim.compile:
+        return
+    try:
+        torch.compile(torch.neg)(torch.zeros(2, device=device))
+    except TorchDynamoException as error:
+        reason = str(error).partition("\n")[0]
+        raise UserError(
+            f"compile=true needs a C++ compiler (g++), and on a GPU triton: {reason}; install it, or set compile=false"
+        ) from error
 
 
 def train_stage(stage: Stage[Any], context: Context, resume: tuple[State, Path] | None = None) -> nn.Module:

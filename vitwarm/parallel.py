@@ -3,6 +3,7 @@
 import contextlib
 import multiprocessing
 import os
+import re
 import sys
 import threading
 import time
@@ -22,6 +23,29 @@ def default_workers(world: int) -> int:
     """Default number of worker processes of a rank: its share of the CPUs, less one for the loop, at most 8."""
     cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(0, min(8, cpus // world - 1))
+
+
+# What the system and torch say when processes cannot be started, or cannot pass their results on.
+_SHORTAGE = re.compile(
+    r"shared memory|shm_open|\(shm\)|torch_shm_manager|No space left on device|Too many open files|ancdata|Bus error"
+    r"|Cannot allocate memory|Resource temporarily unavailable|Function not implemented"
+)
+
+
+def shortage(error: Exception, key: str) -> UserError | None:
+    """What to tell the user where worker processes lack shared memory, open files or processes; None for other errors.
+
+    Args:
+        error: that was raised, here or in a worker.
+        key: the option that says how many workers there are.
+    """
+    found = next((line for line in str(error).splitlines()[::-1] if _SHORTAGE.search(line)), None)
+    if found is None or not isinstance(error, OSError | RuntimeError):
+        return None
+    return UserError(
+        f"worker processes lack shared memory or open files ({found.strip()}); enlarge /dev/shm (docker run "
+        f"--shm-size=8g), raise ulimit -n, or set {key}=0"
+    )
 
 
 def run_in_pool(function: Callable[[Any], Any], jobs: Sequence[Any], workers: int) -> Iterator[tuple[int, Any]]:
@@ -84,7 +108,12 @@ def run_in_order(function: Callable[[Any], Any], jobs: Iterable[Any], workers: i
 def _pool(workers: int) -> ProcessPoolExecutor:
     # spawn: forking a process that has loaded torch, and so threads, is not safe.
     context = multiprocessing.get_context("spawn")
-    return ProcessPoolExecutor(workers, context, initializer=_end_with_parent, initargs=(os.getpid(),))
+    try:
+        return ProcessPoolExecutor(workers, context, initializer=_end_with_parent, initargs=(os.getpid(),))
+    except OSError as error:  # of its semaphores, which are files in /dev/shm
+        if short := shortage(error, "workers"):
+            raise short from error
+        raise
 
 
 def _killed() -> UserError:

@@ -283,13 +283,11 @@ class Training:
 
     def _check_finite(self, weights: bool = False) -> None:
         """Stop at a loss or gradient that was not finite, and with `weights` at weights that are not."""
-        first = float(self.bad_step)
-        if weights and math.isinf(first) and not self._weights_finite():
-            first = self.state.step + 1.0  # whose loss would not be
-        first = min(self.processes.gather(first))
-        if math.isinf(first):
-            return
-        raise UserError(self._not_finite(f"the loss or its gradient is not finite from step {int(first)} on"))
+        first = min(self.processes.gather(float(self.bad_step)))
+        if not math.isinf(first):
+            raise UserError(self._not_finite(f"the loss or its gradient is not finite from step {int(first)} on"))
+        if weights and not all(self.processes.gather(self._weights_finite())):
+            raise UserError(self._not_finite(f"the weights are not finite after step {self.state.step}"))
 
     def _not_finite(self, what: str) -> str:
         newest = self.context.checkpoints.all()

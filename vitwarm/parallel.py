@@ -4,19 +4,20 @@ import contextlib
 import multiprocessing
 import os
 import re
+import signal
 import sys
 import threading
-import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from multiprocessing.connection import Connection
 from typing import Any
 
 from tqdm import tqdm
 
 from vitwarm.errors import UserError
-from vitwarm.signals import check_stop, ignore_stop_signals
+from vitwarm.signals import SIGNALS, check_stop
 
 
 def default_workers(world: int) -> int:
@@ -54,7 +55,7 @@ def run_in_pool(function: Callable[[Any], Any], jobs: Sequence[Any], workers: in
     The first exception of a job is raised here, and what has not begun is dropped.
 
     Raises:
-        UserError: a worker was killed.
+        UserError: a worker was killed, or none can be started.
         Interrupted: a signal asks to stop.
     """
     workers = min(workers, len(jobs))
@@ -64,24 +65,19 @@ def run_in_pool(function: Callable[[Any], Any], jobs: Sequence[Any], workers: in
             yield number, function(job)
         return
     with _pool(workers) as pool:
-        numbers = {pool.submit(function, job): number for number, job in enumerate(jobs)}
-        try:
-            while numbers:
-                done, _ = wait(numbers, timeout=0.5, return_when=FIRST_COMPLETED)
-                check_stop()
-                for future in done:
-                    yield numbers.pop(future), future.result()
-        except BrokenProcessPool:
-            raise _killed() from None
-        finally:
-            pool.shutdown(wait=True, cancel_futures=True)
+        numbers = {_submit(pool, function, job): number for number, job in enumerate(jobs)}
+        while numbers:
+            done, _ = wait(numbers, timeout=0.5, return_when=FIRST_COMPLETED)
+            check_stop()
+            for future in done:
+                yield numbers.pop(future), future.result()
 
 
 def run_in_order(function: Callable[[Any], Any], jobs: Iterable[Any], workers: int) -> Iterator[Any]:
     """Yield results in the order of the jobs, few of them in memory at a time; one worker runs in this process.
 
     Raises:
-        UserError: a worker was killed.
+        UserError: a worker was killed, or none can be started.
         Interrupted: a signal asks to stop.
     """
     if workers <= 1:
@@ -91,44 +87,56 @@ def run_in_order(function: Callable[[Any], Any], jobs: Iterable[Any], workers: i
         return
     with _pool(workers) as pool:
         pending: deque[Future[Any]] = deque()
-        try:
-            for job in jobs:
-                check_stop()
-                pending.append(pool.submit(function, job))
-                if len(pending) > 4 * workers:
-                    yield pending.popleft().result()
-            while pending:
+        for job in jobs:
+            check_stop()
+            pending.append(_submit(pool, function, job))
+            if len(pending) > 4 * workers:
                 yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()
+
+
+@contextlib.contextmanager
+def _pool(workers: int) -> Iterator[ProcessPoolExecutor]:
+    # spawn: forking a process that has loaded torch, and so threads, is not safe.
+    context = multiprocessing.get_context("spawn")
+    worker_end, our_end = context.Pipe(duplex=False)
+    with worker_end, our_end:
+        initargs = (os.getpid(), worker_end)
+        pool = ProcessPoolExecutor(workers, context, initializer=_end_with_parent, initargs=initargs)
+        try:
+            yield pool
         except BrokenProcessPool:
-            raise _killed() from None
+            our_end.close()  # the other workers take no signals of the pool
+            raise UserError(
+                "a worker process was killed, perhaps for lack of memory; run the same command with fewer workers= to "
+                "resume"
+            ) from None
+        except OSError as error:  # of semaphores, which are files in /dev/shm, or of processes that do not start
+            if short := shortage(error, "workers"):
+                raise short from error
+            raise
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _pool(workers: int) -> ProcessPoolExecutor:
-    # spawn: forking a process that has loaded torch, and so threads, is not safe.
-    context = multiprocessing.get_context("spawn")
+def _submit(pool: ProcessPoolExecutor, function: Callable[[Any], Any], job: Any) -> Future[Any]:
+    """Hand in a job. A process that this starts has the signals blocked that may reach all processes of a run at once.
+
+    This process decides what becomes of the work then.
+    """
+    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     try:
-        return ProcessPoolExecutor(workers, context, initializer=_end_with_parent, initargs=(os.getpid(),))
-    except OSError as error:  # of its semaphores, which are files in /dev/shm
-        if short := shortage(error, "workers"):
-            raise short from error
-        raise
+        return pool.submit(function, job)
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
 
 
-def _killed() -> UserError:
-    return UserError(
-        "a worker process was killed, perhaps for lack of memory; run the same command with fewer workers= to resume"
-    )
-
-
-def _end_with_parent(parent: int) -> None:
-    ignore_stop_signals()  # they reach all: the parent lets the shards in work be finished
-
+def _end_with_parent(parent: int, line: Connection) -> None:
     # A pool's worker waits forever for a parent that was killed.
     def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(0.5)
+        while os.getppid() == parent and not line.poll(0.5):
+            pass
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()

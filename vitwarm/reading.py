@@ -86,6 +86,12 @@ def read_json(path: Path, most: int = MOST_BYTES, **keys: type | tuple[type, ...
     return parse_json(read_text(path, most), path, **keys)
 
 
+def read_json_lines(path: Path, most: int = MOST_BYTES) -> list[dict[str, Any]]:
+    """Read a file with one JSON object a line; see `read_text` and `parse_json`."""
+    lines = read_text(path, most).split("\n")
+    return [parse_json(line, f"{path}, line {number}") for number, line in enumerate(lines, 1) if line]
+
+
 def _check_size(tree: Any, where: object, most: int | None) -> None:
     """Refuse a tree that is too deep, or has too many nodes once its aliases are written out."""
     level: list[Any] = [tree]

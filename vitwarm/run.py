@@ -186,9 +186,11 @@ def _carry_out(
             if main is not None:
                 record_data(member.folder, main.data_read(), main.fixed_files())
 
-    for stage in (joint.warmup, joint.main):
-        if stage is not None:
-            processes.all_do(lambda stage=stage: check_compile(stage.optim, processes.device))
+    def check_compilers() -> None:
+        for stage in filter(None, (joint.warmup, joint.main)):
+            check_compile(stage.optim, processes.device)
+
+    processes.all_do(check_compilers)
     processes.check_stop(stop)
     processes.main_does(open_folders)
     resume = processes.main_does(lambda: newest_checkpoint(folder, together, warn))

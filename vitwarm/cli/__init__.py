@@ -14,7 +14,7 @@ import vitwarm
 from vitwarm.cli.guard import MISTAKE, guarded, open_standard_files, say
 from vitwarm.cli.words import listing, parse, purpose, usage
 from vitwarm.errors import UserError
-from vitwarm.signals import end_with_launcher, listen
+from vitwarm.signals import end_with_launcher, ignore_stop_signals, listen
 
 SUBCOMMANDS = (
     "train",
@@ -44,13 +44,18 @@ def main() -> NoReturn:
     if not words:
         say(overview(program), sys.stderr)
         sys.exit(MISTAKE)
-    sys.exit(guarded(lambda: _dispatch(program, words)))
+    _exit(guarded(lambda: _dispatch(program, words)))
 
 
 def tool(name: str) -> NoReturn:
     """A file of tools/ that stands for one subcommand."""
     open_standard_files()
-    sys.exit(guarded(lambda: call(name, sys.argv[1:], f"python {sys.argv[0]}")))
+    _exit(guarded(lambda: call(name, sys.argv[1:], f"python {sys.argv[0]}")))
+
+
+def _exit(code: int) -> NoReturn:
+    ignore_stop_signals()  # what was done is done: one that comes while Python ends must not change the exit code
+    sys.exit(code)
 
 
 def call(name: str, words: Sequence[str], program: str | None = None) -> None:

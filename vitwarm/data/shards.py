@@ -1,6 +1,7 @@
 """Tar shards as one random-access sequence of labelled images."""
 
 import glob
+import hashlib
 import os
 import zlib
 from collections import OrderedDict
@@ -94,6 +95,15 @@ class ShardSet:
     def __del__(self) -> None:
         for file in getattr(self, "_files", {}).values():
             os.close(file)
+
+    @property
+    def identity(self) -> str:
+        """Which images these are, in which order: how many, and a digest of their labels, sizes and tar headers."""
+        digest = hashlib.sha256()
+        for index in self._indices:
+            for array in (index.label, index.size, index.header_crc):
+                digest.update(np.ascontiguousarray(array, dtype="<i8").tobytes())
+        return f"{len(self):,} images, {digest.hexdigest()[:16]}"
 
     def key(self, sample: int) -> str:
         """`shard.tar:key`, to name a sample to a reader."""

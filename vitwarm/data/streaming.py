@@ -4,7 +4,9 @@ A stream guarantees less than shards on a disk. Its batches are a pure function 
 device batch, the tars) and not of (seed, step) alone, since each process reads tars of its own from front to end.
 """
 
+import hashlib
 import itertools
+import json
 import random
 import re
 from collections.abc import Iterator
@@ -22,7 +24,7 @@ from vitwarm.data.order import ImageOrder, rank_slice
 from vitwarm.data.shards import DamagedSample
 from vitwarm.data.tar_index import IMAGE_EXTENSIONS
 from vitwarm.data.web import file_name, one_line, open_url, shown
-from vitwarm.errors import UserError
+from vitwarm.errors import UserError, without_secrets
 from vitwarm.keys import keyed_rng
 
 _BUFFER = 512  # encoded images that a worker shuffles among, on top of the order of the tars
@@ -51,6 +53,12 @@ class Stream:
 
     def __len__(self) -> int:
         return self.samples
+
+    @property
+    def identity(self) -> str:
+        """Which images these are: how many, and a digest of their addresses and of what the manifest says of each."""
+        told = json.dumps([*map(without_secrets, self.urls), self.counts])
+        return f"{len(self):,} images, {hashlib.sha256(told.encode()).hexdigest()[:16]}"
 
 
 def open_stream(spec: str, samples: int | None, num_classes: int) -> Stream:

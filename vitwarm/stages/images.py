@@ -162,6 +162,10 @@ class ImagesStage(MainStage[ImageBatch]):
             return {}
         return {"subset": {"images": len(self.subset.names), "sha256": self.subset.sha256}}
 
+    def data_read(self) -> dict[str, str]:
+        sets = {"images.train": self.shards, "images.val": self.val_shards}
+        return {name: shards.identity for name, shards in sets.items() if shards is not None}
+
     def estimate_facts(self) -> dict[str, str]:
         return self.counts.facts
 

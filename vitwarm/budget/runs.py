@@ -100,7 +100,7 @@ def read_run(folder: Path) -> Run:
     if not (folder / "result.json").is_file():
         raise UserError(f"the run in {folder} is not finished (no result.json); run its recipe to the end first")
     config = read_frozen(folder / "recipe.yaml")
-    result = read_json(folder / "result.json", recipe_hash=str, seed=int, metrics=dict, stages=dict, processes=int)
+    result = read_json(folder / "result.json", metrics=dict, stages=dict)
     return Run(folder, config, recipe_hash(config), result)
 
 

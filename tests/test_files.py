@@ -6,10 +6,12 @@ import signal
 import subprocess
 import sys
 
+import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from vitwarm.errors import UserError
-from vitwarm.files import is_locked, locked, sha256_of, whole_file, whole_folder, write_bytes, write_text
+from vitwarm.files import copy_plain, is_locked, locked, sha256_of, whole_file, whole_folder, write_bytes, write_text
 
 
 def names(folder):
@@ -150,3 +152,52 @@ def test_a_file_system_without_locks_goes_on_without(tmp_path, monkeypatch):
 def test_an_error_is_told_though_nothing_can_be_cleared_away(tmp_path):
     with pytest.raises(FileNotFoundError):
         write_text(tmp_path / "nowhere" / "a", "text")
+
+
+@pytest.mark.parametrize("mask", [0o022, 0o027, 0o002])
+def test_files_have_the_permissions_of_any_new_file(tmp_path, mask):
+    """safetensors makes its files for their owner alone."""
+    before = os.umask(mask)
+    try:
+        for shared in (False, True):
+            with whole_file(tmp_path / "a", shared=shared) as aside:
+                save_file({"x": np.zeros(1)}, aside)
+            with whole_folder(tmp_path / f"folder{shared}", shared=shared) as aside:
+                save_file({"x": np.zeros(1)}, aside / "a")
+            for path in (tmp_path / "a", tmp_path / f"folder{shared}" / "a"):
+                assert path.stat().st_mode & 0o777 == 0o666 & ~mask
+        assert os.umask(mask) == mask
+    finally:
+        os.umask(before)
+
+
+def test_leftovers_of_dead_processes_are_swept(tmp_path):
+    machine = os.uname().nodename.replace(".", "_")
+    ended = subprocess.Popen(["true"])
+    ended.wait()
+    gone = [tmp_path / f".a.{machine}-{ended.pid}-0f.tmp", tmp_path / f".a.{machine}-{ended.pid}-1f.tmp"]
+    gone[0].mkdir()
+    gone[1].touch()
+    kept = [
+        f".a.{machine}-{os.getpid()}-0f.tmp",
+        f".a.elsewhere-{ended.pid}-0f.tmp",
+        f".b.{machine}-{ended.pid}-0f.tmp",
+    ]
+    for name in kept:
+        (tmp_path / name).touch()
+    with whole_folder(tmp_path / "a", shared=True):
+        pass
+    assert names(tmp_path) == sorted(["a", *kept])
+
+
+def test_only_plain_files_are_copied(tmp_path):
+    source = tmp_path / "from"
+    (source / "in").mkdir(parents=True)
+    (source / "in" / "a").write_text("a")
+    copy_plain(source, tmp_path / "to")
+    assert (tmp_path / "to" / "in" / "a").read_text() == "a"
+    for make in (lambda p: p.symlink_to(source / "in" / "a"), os.mkfifo):
+        make(source / "in" / "b")
+        with pytest.raises(UserError, match=r"in/b is a link or no plain file"):
+            copy_plain(source, tmp_path / "other")
+        (source / "in" / "b").unlink()

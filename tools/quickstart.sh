@@ -4,7 +4,7 @@
 set -euo pipefail
 . "$(dirname "$0")/env.sh" digits
 
-train() { accelerate launch --quiet --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no tools/train.py "$@"; }
+train() { python tools/train.py "$@"; }  # without a launcher: a configuration of accelerate may ask for other things
 
 case "${1:-}" in
 "")

@@ -5,6 +5,7 @@ import math
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import MISSING, Field, dataclass, fields, is_dataclass
+from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
@@ -12,6 +13,7 @@ from vitwarm.amounts import Amount
 from vitwarm.config import Config, MainStageConfig, OptimConfig
 from vitwarm.errors import UserError
 from vitwarm.procedural import Rule, list_rules, make_rule
+from vitwarm.reading import control_character
 from vitwarm.selection import Selection, parse_control
 
 _SECTIONS: dict[str, type] = get_type_hints(Config)
@@ -116,6 +118,8 @@ def check_tree(tree: dict, where: str = "", prefix: str = "") -> None:
     """
     for name, value in tree.items():
         full = f"{prefix}{name}"
+        if "." in str(name) and full in KEYS:
+            raise UserError(f"{where}{full}: in a file each section is a mapping; {full.replace('.', ': {')}: ...")
         if full in SECTIONS:
             if not isinstance(value, dict):
                 example = next(key for key in KEYS if key.startswith(full + "."))
@@ -128,6 +132,10 @@ def check_tree(tree: dict, where: str = "", prefix: str = "") -> None:
         _check_type(KEYS[full], value, where)
 
 
+# OmegaConf would read 2 as true and "1_0" as 10; a number without quotes is no text: 1.10 would become 1.1
+_PLAIN: dict[Any, tuple[type, ...]] = {bool: (bool,), int: (int,), float: (int, float), str: (str, int)}
+
+
 def _check_type(key: Key, value: Any, where: str) -> None:
     _check_plain(key, value, where)
     container = get_origin(key.type) if get_origin(key.type) in (list, dict) else None
@@ -135,9 +143,8 @@ def _check_type(key: Key, value: Any, where: str) -> None:
         (value is None and not key.optional)
         or (container is not None and value is not None and not isinstance(value, container))
         or (container is None and isinstance(value, (list, dict)))
-        or (container is list and any(isinstance(part, (list, dict, NoneType)) for part in value or ()))
-        or (key.type is bool and not isinstance(value, bool))  # OmegaConf would read 2 as true
-        or (key.is_text and isinstance(value, bool))  # YAML reads off, no, yes as booleans
+        or (container is list and any(type(part) not in _PLAIN[get_args(key.type)[0]] for part in value or ()))
+        or (container is None and value is not None and type(value) not in _PLAIN[str if key.is_text else key.type])
     )
     if wrong:
         raise wrong_type(key.name, value, where)
@@ -160,6 +167,10 @@ def _check_plain(key: Key, value: Any, where: str) -> None:
             _check_plain(key, part, where)
     elif isinstance(value, str) and "${" in value:
         raise UserError(f"{where}{key.name}: '${{...}}' is not evaluated in a recipe; write the value itself")
+    elif isinstance(value, float) and not math.isfinite(value) and get_origin(key.type) is dict:  # others have bounds
+        raise UserError(f"{where}{key.name}: {value} is not finite")
+    elif isinstance(value, str) and control_character(value, allowed="\n\t" if key.name == "description" else ""):
+        raise UserError(f"{where}{key.name}: {_show(value)} holds a control character, or bytes that are not UTF-8")
     elif value == "???" or not isinstance(value, (NoneType, bool, int, float, str)):  # ??? is OmegaConf's "missing"
         raise wrong_type(key.name, value, where)
 
@@ -177,6 +188,13 @@ def check(config: Config) -> None:
     """
     for key in KEYS.values():
         _check_bounds(key, value_of(config, key.name))
+    if "/" in config.name or config.name.startswith("."):
+        raise UserError(f"name: {config.name!r} becomes part of a folder's name; leave out / and a dot in front")
+    for name, path in _paths(config):
+        try:
+            Path(path).expanduser()
+        except RuntimeError as error:
+            raise UserError(f"{name}: {path}: {error}") from error
     for name in ("images.scale", "images.ratio"):
         low, high = value_of(config, name)
         if low > high:
@@ -209,6 +227,15 @@ def check(config: Config) -> None:
             raise UserError("warmup.budget is a share of the main stage, but there is none; write samples")
 
 
+def _paths(config: Config) -> Iterator[tuple[str, str]]:
+    """Texts that may begin with somebody's home folder, with their keys."""
+    for key in KEYS.values():
+        if isinstance(value := value_of(config, key.name), str):
+            yield key.name, value
+    for groups, source in config.transfer.sources.items():
+        yield f"transfer.sources.{groups}", str(source)
+
+
 def _check_model(config: Config) -> None:
     """Refuse keys that need a decoder without one, and keys of images with one."""
     decoder, warmup = config.model.decoder, config.warmup
@@ -220,10 +247,10 @@ def _check_model(config: Config) -> None:
         if warmup.objective == "next_token":
             raise UserError("warmup.objective=next_token needs a decoder; set model.decoder.size, such as 12_12_768")
         return
-    if not re.fullmatch(r"\d+_\d+_\d+", decoder.size):
+    if not re.fullmatch(r"[0-9]{1,3}_[0-9]{1,3}_[0-9]{1,5}", decoder.size):
         raise UserError(
-            f"model.decoder.size: {decoder.size!r} is not DEPTH_HEADS_WIDTH; in a recipe file put it in quotes, "
-            '"12_12_768", or YAML reads one number'
+            f"model.decoder.size: {decoder.size!r} is not DEPTH_HEADS_WIDTH, such as 12_12_768; in a recipe file put "
+            "it in quotes"
         )
     if name := next((name for name, section in asked.items() if not section.decoder), None):
         raise UserError(f"a decoder reads no images; leave out {name}.{asked[name].asks} or model.decoder.size")
@@ -311,6 +338,8 @@ def inside(number: float, within: str) -> bool:
     interval = re.fullmatch(r"([\[(])(.+), (.+)([\])])", within)
     assert interval is not None
     opening, low, high, closing = interval.groups()
+    if isinstance(number, int) and abs(number) >= 10**40:  # no float holds it
+        return False
     above = number >= float(low) if opening == "[" else number > float(low)
     below = number <= float(high) if closing == "]" else number < float(high)
     return above and below and math.isfinite(number)

@@ -33,7 +33,7 @@ class DecoderConfig:
     """A GPT-2 in place of the timm model; a run that sets its size trains a language model."""
 
     size: str | None = key(None, "DEPTH_HEADS_WIDTH such as 12_12_768; null: the timm model of model.name")
-    positions: int | None = key(None, "longest sequence, in tokens; null: the main stage's own length", "[1, inf)")
+    positions: int | None = key(None, "longest sequence, in tokens; null: the main stage's own length", "[1, 1048576]")
     dropout: float = key(0.0, "rate of all dropouts, in every stage", "[0, 1)")
     tied: bool = key(True, "the head shares its weights with the token embedding")
 
@@ -43,7 +43,7 @@ class ModelConfig:
     """The model whose trunk every stage shares: a timm model, or a decoder."""
 
     name: str = key("vit_tiny_patch16_224", "timm model name (a ViT, DeiT, DeiT-III, SigLIP, EVA-02, DINOv3 or BEiT)")
-    num_classes: int = key(1000, "number of classes of the image head", "[1, inf)")
+    num_classes: int = key(1000, "number of classes of the image head", "[1, 16777216]")
     args: dict[str, Any] = key({}, "further arguments of timm.create_model (img_size, patch_size, drop_path_rate, ...)")
     init: Init = key("default", "fresh attention weights, in every stage: timm's own, or one in closed form")
     grad_checkpointing: bool = key(False, "recompute block activations in the backward pass to save memory")
@@ -87,7 +87,9 @@ class WarmupConfig(OptimConfig):
         "outputs", "next_token: the rule's eligible tokens, or every token but PAD"
     )
     length: int | None = key(
-        None, "tokens (next_state: states) a sequence; null is a ViT's token grid, a decoder's positions", "[1, inf)"
+        None,
+        "tokens (next_state: states) a sequence; null is a ViT's token grid, a decoder's positions",
+        "[1, 1048576]",
     )
     mask_prob: float = key(0.5, "probability that an eligible token of the rule is masked", "(0, 1]")
     middle_runs: int = key(
@@ -187,7 +189,7 @@ class AlgorithmicConfig(MainStageConfig):
     asks, length_key, decoder, headline = "task", "budget", True, "accuracy"
 
     task: AlgorithmicTask | None = key(None, "what to compute; null for no algorithmic stage")
-    size: int | None = key(None, "pairs (haystack), digits, numbers (sorting); null is the papers'", "[1, inf)")
+    size: int | None = key(None, "pairs (haystack), digits, numbers (sorting); null is the papers'", "[1, 65536]")
     budget: str = key("10000 steps", "length of the stage: '10000 steps', '10M' samples, '20M tokens'")
     loss_on: Literal["published", "answers"] = key(
         "published", "loss mask: the papers' (not the first digit, but pads), or with the whole answer as well"
@@ -213,7 +215,7 @@ class TextConfig(MainStageConfig):
     field: str = key("text", "what holds the text: field of JSON objects, parquet column, extension of tar members")
     heading: str | None = key(None, "plain text: regular expression of the lines that begin a document")
     tokenizer: str = key("bytes", "folder with vocab.json and merges.txt, or tokenizer.json; or bytes, chars")
-    length: int = key(1024, "tokens a sequence; GLUE: the most that a sentence or pair may have", "[2, inf)")
+    length: int = key(1024, "tokens a sequence; GLUE: the most that a sentence or pair may have", "[2, 1048576]")
     budget: str = key("1 epochs", "length of the stage: '655M tokens', '10000 steps', '3 epochs', '1M' samples")
     val_rows: int | None = key(
         None, "sequences (mathematics, GLUE: of each split) of one evaluation, always the same; null: all", "[1, inf)"
@@ -237,7 +239,7 @@ class RunConfig:
 
     dir: str | None = key(None, "run folder; null is runs/RECIPE-seedSEED")
     device_batch: int | None = key(None, "most samples a device takes at once; null is its share", "[1, inf)")
-    workers: int | None = key(None, "loader processes a rank; null scales with the CPUs, at most 8", "[0, inf)")
+    workers: int | None = key(None, "loader processes a rank; null scales with the CPUs, at most 8", "[0, 256]")
     log_every: int = key(50, "steps between log lines", "[1, inf)")
     checkpoint_every: int = key(1000, "steps between checkpoints; the end of a stage is always saved", "[1, inf)")
     keep_last: int = key(2, "checkpoints to keep besides the best one", "[1, inf)")

@@ -2,6 +2,7 @@
 
 import errno
 import re
+import unicodedata
 
 
 class UserError(Exception):
@@ -31,3 +32,26 @@ def disk_trouble(error: Exception) -> str | None:
     if code not in _DISK_CODES:
         return None
     return f"cannot write{where}: {reason}; free space or fix the path, then run the same command again"
+
+
+# Parts of an address that let whoever reads it in: user and password, and the values of signed queries.
+_SECRET = re.compile(
+    r"(?<=://)[^/?#@\s]+(?=@)"
+    r"|(?<=[?&])((?:x-(?:amz|goog|ms|oss)-[\w-]+|awsaccesskeyid|googleaccessid|ossaccesskeyid|sig|signature|expires|policy"
+    r"|key-pair-id|hdnts|auth\w*|\w*token|\w*secret|\w*password|api_?key|credential)=)[^&\s'\"]*",
+    re.IGNORECASE,
+)
+
+
+def without_secrets(text: str) -> str:
+    """The text, with `...` for the secrets of the addresses in it."""
+    return _SECRET.sub(lambda found: f"{found[1] or ''}...", text)
+
+
+def shown(text: str) -> str:
+    """The text as a terminal may have it: no secrets, and control characters but line breaks written out."""
+    escaped = (
+        c.encode("unicode_escape").decode() if unicodedata.category(c) in ("Cc", "Cs", "Zl", "Zp") and c != "\n" else c
+        for c in without_secrets(text)
+    )
+    return "".join(escaped)

@@ -3,8 +3,10 @@
 import contextlib
 import errno
 import fcntl
+import glob
 import hashlib
 import os
+import re
 import secrets
 import shutil
 from collections.abc import Iterator
@@ -27,6 +29,27 @@ def flush(path: Path) -> None:
         os.close(descriptor)
 
 
+def own_file(path: str, flags: int) -> int:
+    """An `opener` of `open` that follows no link: a folder that someone prepared must not lead us to other files."""
+    return os.open(path, flags | os.O_NOFOLLOW, 0o666)
+
+
+def copy_plain(source: Path, target: Path) -> None:
+    """Copy a file, or a folder with all that is in it, that another may have made: files and folders, no links.
+
+    Raises:
+        UserError: something else is there.
+    """
+    if source.is_symlink() or not (source.is_dir() or source.is_file()):
+        raise UserError(f"{source} is a link or no plain file, and is not copied; put a copy in its place")
+    if source.is_file():
+        shutil.copyfile(source, target)
+        return
+    target.mkdir(exist_ok=True)
+    for path in source.iterdir():
+        copy_plain(path, target / path.name)
+
+
 @contextlib.contextmanager
 def whole_file(path: Path, *, shared: bool = False) -> Iterator[Path]:
     """Yield a path to write to; its file is flushed and renamed to `path` when the block ends, or removed on an error.
@@ -42,6 +65,7 @@ def whole_file(path: Path, *, shared: bool = False) -> Iterator[Path]:
     aside = _aside(path, shared)
     try:
         yield aside
+        _share(aside)
         flush(aside)
         os.replace(aside, path)
     except BaseException:
@@ -88,6 +112,8 @@ def whole_folder(folder: Path, *, shared: bool = False) -> Iterator[Path]:
         aside.mkdir(parents=True)
         yield aside
         for path in (*aside.iterdir(), aside):
+            if path.is_file():
+                _share(path)
             flush(path)
         (_keep_first if shared else _replace)(aside, folder)
     except BaseException:
@@ -95,8 +121,36 @@ def whole_folder(folder: Path, *, shared: bool = False) -> Iterator[Path]:
         raise
 
 
+def _share(path: Path) -> None:
+    """Give a file the permissions of any new file; safetensors makes its own for the owner alone."""
+    mask = os.umask(0o077)  # it cannot be asked for without setting it
+    os.umask(mask)
+    path.chmod(0o666 & ~mask)
+
+
 def _aside(path: Path, shared: bool) -> Path:
-    return path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp" if shared else f".{path.name}.tmp")
+    """Where to write what becomes `path`; what killed processes of this machine left there is removed."""
+    if not shared:
+        return path.with_name(f".{path.name}.tmp")
+    for left in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
+        owner = re.search(r"\.([^.]*)-(\d+)-\w+\.tmp$", left.name)
+        if owner and owner[1] == _machine() and not _is_alive(int(owner[2])):
+            shutil.rmtree(left, ignore_errors=True) if left.is_dir() else left.unlink(missing_ok=True)
+    return path.with_name(f".{path.name}.{_machine()}-{os.getpid()}-{secrets.token_hex(4)}.tmp")
+
+
+def _is_alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)  # sends nothing
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # of another user
+        return True
+    return True
+
+
+def _machine() -> str:
+    return os.uname().nodename.replace(".", "_")
 
 
 def _replace(aside: Path, folder: Path) -> None:
@@ -143,7 +197,7 @@ def locked(path: Path, refusal: str | None = None) -> Iterator[None]:
         UserError: another process holds the lock.
         OSError: the file cannot be made.
     """
-    with open(path, "w", encoding="utf-8") as handle:
+    with open(path, "a", encoding="utf-8", opener=own_file) as handle:
         if refusal is None:
             with contextlib.suppress(OSError):
                 fcntl.lockf(handle, fcntl.LOCK_EX)

@@ -3,12 +3,13 @@
 import contextlib
 import multiprocessing
 import os
+import re
 import signal
 import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing.connection import Connection
 from typing import Any
@@ -16,8 +17,7 @@ from typing import Any
 from tqdm import tqdm
 
 from vitwarm.errors import UserError
-
-_SENT_TO_ALL = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
+from vitwarm.signals import SIGNALS, check_stop
 
 
 def default_workers(world: int) -> int:
@@ -26,36 +26,69 @@ def default_workers(world: int) -> int:
     return max(0, min(8, cpus // world - 1))
 
 
+# What the system and torch say when processes cannot be started, or cannot pass their results on.
+_SHORTAGE = re.compile(
+    r"shared memory|shm_open|\(shm\)|torch_shm_manager|No space left on device|Too many open files|ancdata|Bus error"
+    r"|Cannot allocate memory|Resource temporarily unavailable|Function not implemented"
+)
+
+
+def shortage(error: Exception, key: str) -> UserError | None:
+    """What to tell the user where worker processes lack shared memory, open files or processes; None for other errors.
+
+    Args:
+        error: that was raised, here or in a worker.
+        key: the option that says how many workers there are.
+    """
+    found = next((line for line in str(error).splitlines()[::-1] if _SHORTAGE.search(line)), None)
+    if found is None or not isinstance(error, OSError | RuntimeError):
+        return None
+    return UserError(
+        f"worker processes lack shared memory or open files ({found.strip()}); enlarge /dev/shm (docker run "
+        f"--shm-size=8g), raise ulimit -n, or set {key}=0"
+    )
+
+
 def run_in_pool(function: Callable[[Any], Any], jobs: Sequence[Any], workers: int) -> Iterator[tuple[int, Any]]:
     """Yield (number of the job, result) as results arrive; one worker runs the jobs in this process, in order.
 
     The first exception of a job is raised here, and what has not begun is dropped.
 
     Raises:
-        UserError: a worker was killed.
+        UserError: a worker was killed, or none can be started.
+        Interrupted: a signal asks to stop.
     """
     workers = min(workers, len(jobs))
     if workers <= 1:
-        yield from ((number, function(job)) for number, job in enumerate(jobs))
+        for number, job in enumerate(jobs):
+            check_stop()
+            yield number, function(job)
         return
     with _pool(workers) as pool:
         numbers = {_submit(pool, function, job): number for number, job in enumerate(jobs)}
-        for future in as_completed(numbers):
-            yield numbers.pop(future), future.result()
+        while numbers:
+            done, _ = wait(numbers, timeout=0.5, return_when=FIRST_COMPLETED)
+            check_stop()
+            for future in done:
+                yield numbers.pop(future), future.result()
 
 
 def run_in_order(function: Callable[[Any], Any], jobs: Iterable[Any], workers: int) -> Iterator[Any]:
     """Yield results in the order of the jobs, few of them in memory at a time; one worker runs in this process.
 
     Raises:
-        UserError: a worker was killed.
+        UserError: a worker was killed, or none can be started.
+        Interrupted: a signal asks to stop.
     """
     if workers <= 1:
-        yield from map(function, jobs)
+        for job in jobs:
+            check_stop()
+            yield function(job)
         return
     with _pool(workers) as pool:
         pending: deque[Future[Any]] = deque()
         for job in jobs:
+            check_stop()
             pending.append(_submit(pool, function, job))
             if len(pending) > 4 * workers:
                 yield pending.popleft().result()
@@ -79,6 +112,10 @@ def _pool(workers: int) -> Iterator[ProcessPoolExecutor]:
                 "a worker process was killed, perhaps for lack of memory; run the same command with fewer workers= to "
                 "resume"
             ) from None
+        except OSError as error:  # of semaphores, which are files in /dev/shm, or of processes that do not start
+            if short := shortage(error, "workers"):
+                raise short from error
+            raise
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
 
@@ -88,7 +125,7 @@ def _submit(pool: ProcessPoolExecutor, function: Callable[[Any], Any], job: Any)
 
     This process decides what becomes of the work then.
     """
-    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, _SENT_TO_ALL)
+    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     try:
         return pool.submit(function, job)
     finally:

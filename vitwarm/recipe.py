@@ -13,20 +13,20 @@ neither. A list of parents whose later one comes first in this order is refused.
 import hashlib
 import json
 import re
-from dataclasses import MISSING, fields
+from dataclasses import MISSING, asdict, fields
 from itertools import pairwise, takewhile
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import yaml
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException, ValidationError
+from omegaconf.errors import ValidationError
 
 from vitwarm.amounts import GRAMMAR
 from vitwarm.checks import KEYS, SECTIONS, check, check_tree, nearest, rule_of, wrong_type
 from vitwarm.config import Config
-from vitwarm.errors import UserError
+from vitwarm.errors import UserError, without_secrets
 from vitwarm.procedural import list_rules, rule_class
+from vitwarm.reading import dump_yaml, parse_yaml, read_text, read_yaml
 
 # Two runs that differ only here are the same experiment.
 NOT_IDENTITY = ("name", "description", "resume_from", "run")
@@ -52,14 +52,13 @@ def load_recipe(arguments: list[str]) -> Config:
     """Read the recipe that a command line names, with its overrides, and check it.
 
     Args:
-        arguments: One `recipe=NAME`, `recipe=PATH.yaml` or `recipe=PATH.yaml:VARIANT`, and any number of `a.b=c`; of
-            two overrides of a key the last one counts.
+        arguments: One `recipe=NAME`, `recipe=PATH.yaml` or `recipe=PATH.yaml:VARIANT`, and any number of `a.b=c`.
 
     Returns:
         The resolved recipe. `name` is that of its file or variant; `warmup.rule` carries every parameter of the rule.
 
     Raises:
-        UserError: The recipe is not found, not readable, or has an impossible value.
+        UserError: The recipe is not found, not readable, or has an impossible value; a key has two values.
     """
     pairs = [_split(argument) for argument in arguments]
     named = [value for key, value in pairs if key == "recipe"]
@@ -91,11 +90,11 @@ def recipe_text(name: str) -> str:
     """
     place = _find_shipped(name)
     if not place.variant:
-        return place.path.read_text()
+        return read_text(place.path)
     tree = dict(_read(place.path)[1][name])
     base = [place.path.stem, *_parents(place, tree)]
     tree = {"base": base if len(base) > 1 else base[0], **tree}
-    return f"{_comment(place)}\n{OmegaConf.to_yaml(tree)}"
+    return f"{_comment(place)}\n{dump_yaml(tree)}"
 
 
 def recipe_header(name: str) -> str:
@@ -109,8 +108,8 @@ def recipe_header(name: str) -> str:
 
 
 def freeze(config: Config) -> str:
-    """The resolved recipe as YAML: every key, with its hash in the first line."""
-    return f"# A resolved vitwarm recipe, hash {recipe_hash(config)}\n{OmegaConf.to_yaml(OmegaConf.structured(config))}"
+    """The resolved recipe as YAML: every key, with its hash in the first line; no secrets of addresses."""
+    return f"# A resolved vitwarm recipe, hash {recipe_hash(config)}\n{without_secrets(dump_yaml(asdict(config)))}"
 
 
 def read_frozen(path: str | Path) -> Config:
@@ -125,8 +124,7 @@ def read_frozen(path: str | Path) -> Config:
 
 def frozen_hash(path: str | Path) -> str:
     """The hash that a frozen recipe bears in its first line; "" if there is none."""
-    with open(path, encoding="utf-8") as lines:
-        return lines.readline().strip().rpartition(", hash ")[2]
+    return read_text(Path(path)).partition("\n")[0].strip().rpartition(", hash ")[2]
 
 
 def recipe_hash(config: Config) -> str:
@@ -140,7 +138,8 @@ def recipe_hash(config: Config) -> str:
     for name in NOT_IDENTITY:
         del tree[name]
     tree["warmup"]["rule"] = rule_of(config.warmup.rule).spec()
-    return hashlib.sha256(json.dumps(_without_later_keys(tree), sort_keys=True).encode()).hexdigest()[:12]
+    text = without_secrets(json.dumps(_without_later_keys(tree), sort_keys=True))
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
 def _without_later_keys(section: dict[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -199,7 +198,7 @@ def _shipped() -> list[Path]:
 def _find(name: str, beside: Path = Path()) -> _Place:
     """Resolve a recipe's name, or a path relative to the folder `beside`."""
     path = re.fullmatch(r"(.*\.ya?ml)(?::(.+))?", name)
-    return _Place(beside / path[1], path[2] or "") if path else _find_shipped(name)
+    return _Place(beside / Path(path[1]).expanduser(), path[2] or "") if path else _find_shipped(name)
 
 
 def _find_shipped(name: str) -> _Place:
@@ -207,34 +206,16 @@ def _find_shipped(name: str) -> _Place:
         if path.stem == name:
             return _Place(path)
     for path in _shipped():
-        if f"{name}:" in path.read_text() and name in _read(path)[1]:  # parsing every file takes a third of a second
+        if f"{name}:" in read_text(path) and name in _read(path)[1]:  # parsing every file takes a third of a second
             return _Place(path, name)
     names = [known for known, _, _ in list_recipes()]
     raise UserError(f"no recipe named {name!r}{nearest(name, names)}; {_USAGE}")
 
 
-def read_yaml(path: Path) -> dict:
-    """A YAML file as plain nested values; interpolations stay text."""
-    try:
-        loaded = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
-    except yaml.MarkedYAMLError as error:
-        line = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
-        raise UserError(f"{path}{line}: not readable as YAML: {_one_line(error.problem or error.context)}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: not readable as YAML: {_one_line(error)}") from error
-    except OmegaConfBaseException as error:  # a malformed ${...}
-        raise UserError(f"{path}: {_one_line(error)}") from error
-    except FileNotFoundError as error:
-        raise UserError(f"no recipe file {path}; {_USAGE}") from error
-    except OSError as error:  # also what OmegaConf raises for a file that is one bare value
-        raise UserError(f"{path}: cannot be read as a recipe: {error.strerror or _one_line(error)}") from error
-    if not isinstance(loaded, dict):
-        raise UserError(f"{path}: a recipe is a mapping of keys to values, not a list")
-    return loaded
-
-
 def _read(path: Path) -> tuple[dict, dict[str, dict]]:
     """A file's recipe, and its variants by name, as written."""
+    if not path.exists():
+        raise UserError(f"no recipe file {path}; {_USAGE}")
     tree = read_yaml(path)
     variants = tree.pop("variants", {})
     if not isinstance(variants, dict):
@@ -247,7 +228,7 @@ def _read(path: Path) -> tuple[dict, dict[str, dict]]:
 
 def _comment(place: _Place) -> str:
     """The comment lines at the head of a file, or right above a variant in it."""
-    lines = place.path.read_text().splitlines()
+    lines = read_text(place.path).splitlines()
     if place.variant:
         at = next((at for at, line in enumerate(lines) if line.strip() == f"{place.variant}:"), 0)
         lines = [line.strip() for line in lines[:at]][::-1]
@@ -334,9 +315,12 @@ def _insert(tree: dict, key: str, text: str) -> None:
         tree = tree.setdefault(section, {})
         if not isinstance(tree, dict):
             raise UserError(f"{key}: {'.'.join(sections[: depth + 1])} was set to a value before")
-    if isinstance(tree.get(leaf), dict) and key in SECTIONS:
-        raise UserError(f"{key} is a section, not a value")
-    tree[leaf] = _value(key, text)
+    value = _value(key, text)
+    if repr(tree.setdefault(leaf, value)) != repr(value):
+        raise UserError(
+            f"{key} is given twice, once as {text!r}; give it once, and quote a value with braces: the shell makes "
+            f"several words of {key}=a{{b,c}}"
+        )
 
 
 def _value(key: str, text: str) -> Any:
@@ -346,12 +330,7 @@ def _value(key: str, text: str) -> Any:
         return None if declared.optional and text in ("null", "") else text
     if "${" in text:
         return text  # refused with its key by check_tree
-    try:
-        read: Any = OmegaConf.to_container(OmegaConf.from_dotlist([f"value={text}"]))
-        return read["value"]
-    except (yaml.YAMLError, OmegaConfBaseException) as error:
-        problem = getattr(error, "problem", None) or error
-        raise UserError(f"{key}: cannot read {text!r}: {_one_line(problem)}") from error
+    return parse_yaml(text, key)
 
 
 # Merging

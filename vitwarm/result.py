@@ -1,8 +1,6 @@
 """What stands in a run's result.json and in the provenance of its exports, and what a person is told at the end."""
 
 import importlib.metadata
-import json
-import math
 import platform
 from pathlib import Path
 from typing import Any
@@ -12,6 +10,7 @@ import torch
 from vitwarm.assembly import Experiment
 from vitwarm.config import Config
 from vitwarm.export.layout import CONFIG, EXPORT, WARMUP
+from vitwarm.reading import read_json
 from vitwarm.recipe import recipe_hash
 
 
@@ -86,11 +85,11 @@ def summary(result: dict[str, Any], folder: Path) -> str:
         )
     if share := result.get("warmup_share_of_samples"):
         lines.append(f"  the warm-up took {100 * share:.3g} % of the samples that the main stage took")
-    if "top1" in result["metrics"] and not math.isnan(result["metrics"]["top1"]):
+    if "top1" in result["metrics"]:
         metrics = result["metrics"]
         lines.append(f"top-1 accuracy {100 * metrics['top1']:.2f} % on {metrics['count']:.0f} images")
     export = folder.resolve() / EXPORT
-    described = json.loads((export / CONFIG).read_text()) if (export / CONFIG).is_file() else {}
+    described = read_json(export / CONFIG) if (export / CONFIG).is_file() else {}
     if "architectures" in described:
         architecture = described["architectures"][0]
         load = "import transformers", f'model = transformers.{architecture}.from_pretrained("{export}")'

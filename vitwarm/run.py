@@ -20,6 +20,7 @@ from vitwarm.errors import UserError
 from vitwarm.export import push_to_hub, write_model
 from vitwarm.export.layout import EXPORT, PROVENANCE, WARMUP
 from vitwarm.files import write_text
+from vitwarm.reading import read_json
 from vitwarm.recipe import recipe_hash
 from vitwarm.result import provenance, result_of
 from vitwarm.run_folder import (
@@ -30,17 +31,18 @@ from vitwarm.run_folder import (
     has_checkpoint,
     newest_checkpoint,
     open_folder,
-    record_fixed,
+    read_result,
+    record_data,
     run_folder,
     warn,
 )
+from vitwarm.signals import stop_signals
 from vitwarm.stages.ensemble import EnsembleStage, seed_log
 from vitwarm.training.checkpoint import Checkpoints, State
-from vitwarm.training.loop import Context, device_batch_size, train_stage
+from vitwarm.training.loop import Context, check_compile, device_batch_size, train_stage
 from vitwarm.training.processes import Processes, start_accelerator
 from vitwarm.training.protocol import Stage
-from vitwarm.training.sharding import check_shardable, fsdp_requested
-from vitwarm.training.signals import stop_signals
+from vitwarm.training.sharding import check_launcher, check_shardable, fsdp_requested
 from vitwarm.training.tracking import Tracker, check_trackers
 from vitwarm.transfer import TransferReport
 
@@ -156,6 +158,7 @@ def _carry_out(
         stop: signals that came so far.
         held: what is to be closed when the run ends.
     """
+    check_launcher()
     accelerator = _accelerator(together)
     processes = Processes(accelerator.process_index, accelerator.num_processes, accelerator.device)
     folder, folders = run_folder(together), [run_folder(config) for config in configs]
@@ -165,12 +168,14 @@ def _carry_out(
         for own, config in owners.items():
             check_folder(own, config)
 
+    processes.check_stop(stop)
     processes.main_does(check_folders)
     if (folder / RESULT).exists():
         if gone := [own for own in folders if not (own / RESULT).exists()]:
             raise UserError(f"{folder} holds a finished run, but {gone[0]} is gone; remove {folder} to start over")
         processes.main_does(lambda: _push(together, folder))
-        return [json.loads((own / RESULT).read_text(encoding="utf-8")) for own in folders]
+        found: list[dict[str, Any]] = processes.main_does(lambda: [read_result(own) for own in folders])
+        return found
     joint = processes.all_do(lambda: _build(configs, folders, folder, processes.world, has_checkpoint(folder)))
 
     def open_folders() -> None:
@@ -178,9 +183,15 @@ def _carry_out(
             open_folder(own, config, held, _steady_steps(joint.main))
         for member in joint.members:
             main = member.experiment.main
-            for name, text in (main.fixed_files() if main else {}).items():
-                record_fixed(member.folder, name, text)
+            if main is not None:
+                record_data(member.folder, main.data_read(), main.fixed_files())
 
+    def check_compilers() -> None:
+        for stage in filter(None, (joint.warmup, joint.main)):
+            check_compile(stage.optim, processes.device)
+
+    processes.all_do(check_compilers)
+    processes.check_stop(stop)
     processes.main_does(open_folders)
     resume = processes.main_does(lambda: newest_checkpoint(folder, together, warn))
     if resume is None and starts_from_given(together) and not joint.members[0].experiment.given:
@@ -192,8 +203,10 @@ def _carry_out(
     elif first and (line := first.data_line()):
         entry = {"event": "data", "stage": first.name, **first.facts().get("data", {})}
         processes.main_does(lambda: context.tracker.record(entry, line))
+    processes.check_stop(stop)
     starts = _first_weights(joint, context, resume)
     models = [member.experiment.model for member in joint.members]
+    processes.check_stop(stop)
     if joint.main is not None and first is not None:
         models = [first.exported(trained) for trained in joint.train(joint.main, context, resume)]
     outcomes = joint.outcomes(context.results)
@@ -203,6 +216,7 @@ def _carry_out(
     ]
 
     def finish() -> None:
+        context.tracker.check_folder()
         for member, model, start, result in zip(joint.members, models, starts, results, strict=True):
             config, main = member.experiment.config, member.experiment.main
             record = provenance(config, start, result["metrics"])
@@ -210,7 +224,7 @@ def _carry_out(
             write_model(model.cpu(), member.folder / EXPORT, config, tokenizer, record, classes)
             if member.folder != folder:
                 write_text(member.folder / LOG, seed_log(folder / LOG, config.seed))
-            write_text(member.folder / RESULT, json.dumps(result, indent=2) + "\n")
+            write_text(member.folder / RESULT, json.dumps(result, indent=2, allow_nan=False) + "\n")
         if folder not in folders:
             write_text(folder / RESULT, json.dumps({"seeds": [c.seed for c in configs]} | context.results) + "\n")
 
@@ -312,6 +326,7 @@ def _first_weights(joint: _Joint, context: Context, resume: tuple[State, Path] |
         starts = [(member.experiment.given_record(), member.experiment.given) for member in joint.members]
 
     def write() -> None:
+        context.tracker.check_folder()
         for member, (start, report) in zip(joint.members, starts, strict=True):
             if report is not None:
                 config, main = member.experiment.config, member.experiment.main
@@ -327,7 +342,7 @@ def _read_start(member: _Member) -> dict[str, Any]:
     file = member.folder / WARMUP / PROVENANCE
     if not file.is_file():
         return start_record(member.experiment.config, "fresh weights", None)
-    record = json.loads(file.read_text(encoding="utf-8"))
+    record = read_json(file, start=str, warmed_keys=list, fresh_keys=list)
     return {key: record[key] for key in ("start", "warmed_keys", "fresh_keys")}
 
 

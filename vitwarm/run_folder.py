@@ -1,31 +1,34 @@
 """A run's folder: whose it is, what may be in it, and how a run begins to write there."""
 
 import contextlib
+import json
+import os
 import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from vitwarm.amounts import Amount
 from vitwarm.checks import LENGTHS, differences, value_of
 from vitwarm.config import Config
 from vitwarm.data.subset import SUBSET
-from vitwarm.errors import UserError
-from vitwarm.export.layout import WARMUP
-from vitwarm.files import locked, whole_folder, write_text
+from vitwarm.errors import UserError, shown
+from vitwarm.export.layout import EXPORT, WARMUP
+from vitwarm.files import copy_plain, locked, whole_folder, write_text
+from vitwarm.reading import read_json, read_text
 from vitwarm.recipe import NOT_IDENTITY, freeze, frozen_hash, read_frozen, recipe_hash
 from vitwarm.training.checkpoint import Checkpoints, State, read_state, relabel
 
 RECIPE, LOG, RESULT, CHECKPOINTS, LOCK = "recipe.yaml", "log.jsonl", "result.json", "checkpoints", ".lock"
+DATA = "data.json"  # what the main stage reads
+_OURS = (RECIPE, LOG, RESULT, CHECKPOINTS, LOCK, DATA, SUBSET, WARMUP, EXPORT)
+_LAUNCHERS = (".out", ".err", ".log")  # endings of what a launcher writes before the run begins, as Slurm's --output
 
 
 def run_folder(config: Config) -> Path:
     """Where the run of a recipe lives: `run.dir`, or runs/RECIPE-seedSEED."""
-    folder = Path(config.run.dir or f"runs/{config.name}-seed{config.seed}")
-    try:
-        return folder.expanduser()
-    except RuntimeError as error:  # ~nobody
-        raise UserError(f"run.dir: {folder}: {error}") from error
+    return Path(config.run.dir or f"runs/{config.name}-seed{config.seed}").expanduser()
 
 
 def has_checkpoint(folder: Path) -> bool:
@@ -36,6 +39,8 @@ def has_checkpoint(folder: Path) -> bool:
 def check_folder(folder: Path, config: Config) -> None:
     """Refuse, before anything is written, a folder that holds another run, or a `resume_from` that does not fit."""
     frozen = folder / RECIPE
+    if link := next((name for name in _OURS if (folder / name).is_symlink()), None):
+        raise UserError(f"{folder / link} is a link; a run folder holds its files itself: remove the link")
     if frozen.exists():
         theirs, ours = recipe_hash(read_frozen(frozen)), recipe_hash(config)
         if theirs != ours:
@@ -43,10 +48,15 @@ def check_folder(folder: Path, config: Config) -> None:
                 f"{folder} holds a run of another recipe (hash {theirs}, now {ours}); "
                 "choose another run.dir, or remove that folder to start over"
             )
-    elif folder.exists() and (not folder.is_dir() or any(p.name[0] != "." for p in folder.iterdir())):
+    elif folder.exists() and (not folder.is_dir() or any(not _may_precede(p) for p in folder.iterdir())):
         raise UserError(f"{folder} exists and is not a run folder; choose another run.dir")
     if config.resume_from and not has_checkpoint(folder):
         _adoptable(config)
+
+
+def _may_precede(path: Path) -> bool:
+    """Whether something in a folder does not keep a run from beginning there."""
+    return path.name[0] == "." or (path.suffix in _LAUNCHERS and path.is_file())
 
 
 def open_folder(folder: Path, config: Config, held: contextlib.ExitStack, steady_steps: int) -> None:
@@ -84,30 +94,60 @@ def newest_checkpoint(folder: Path, config: Config, warn: Callable[[str], None])
     Raises:
         UserError: it belongs to another recipe.
     """
-    found = Checkpoints(folder / CHECKPOINTS, config.run.keep_last).newest(warn)
+    checkpoints = Checkpoints(folder / CHECKPOINTS, config.run.keep_last)
+    found = checkpoints.newest(warn)
+    checkpoints.set_aside(found[1] if found else None)
     if found and not _is_of(found[0], folder, config):
         raise UserError(f"{found[1]} belongs to another recipe; choose another run.dir")
     return found
 
 
-def record_fixed(folder: Path, name: str, text: str) -> None:
-    """Write a file that says what a run reads, which must not change until the run ends.
+def record_data(folder: Path, read: dict[str, str], files: dict[str, str]) -> None:
+    """Write what a run reads, which must not change until the run ends.
+
+    Args:
+        folder: of the run.
+        read: what was read -> its digest or size; see `MainStage.data_read`.
+        files: further files of the folder, name -> text.
 
     Raises:
-        UserError: it began with something else, because the data or a list of names have changed since.
+        UserError: the run began with something else, because the data or a list of names have changed since.
     """
-    file = folder / name
-    if file.exists() and file.read_text(encoding="utf-8") != text:
-        raise UserError(
-            f"the data are no longer those of {file}, with which this run began; restore them (shards, lists), or "
-            "choose another run.dir"
-        )
-    write_text(file, text)
+    if (folder / DATA).exists():
+        began = read_json(folder / DATA)
+        if changed := [name for name in [*began, *read] if began.get(name) != read.get(name)]:
+            before, now = (found.get(changed[0], "none") for found in (began, read))
+            raise UserError(
+                f"the data are no longer those of {folder / DATA}, with which this run began: {changed[0]} was "
+                f"{before}, now {now}; restore the data, or choose another run.dir"
+            )
+    for name, text in files.items():
+        file = folder / name
+        if file.exists() and read_text(file) != text:
+            raise UserError(
+                f"the data are no longer those of {file}, with which this run began; restore them (shards, lists), or "
+                "choose another run.dir"
+            )
+        write_text(file, text)
+    if read:
+        write_text(folder / DATA, json.dumps(read, indent=1) + "\n")
+
+
+def read_result(folder: Path) -> dict[str, Any]:
+    """What stands in a finished run's result.json.
+
+    Raises:
+        UserError: it is damaged.
+    """
+    try:
+        return read_json(folder / RESULT, recipe=str, recipe_hash=str, seed=int, start=str, metrics=dict, stages=dict)
+    except UserError as error:
+        raise UserError(f"{error}; remove the file, and the same command writes it again") from error
 
 
 def warn(text: str) -> None:
     """Show a warning on the terminal before the run's tracker is there."""
-    print(f"vitwarm: warning: {text}", file=sys.stderr, flush=True)
+    print(f"vitwarm: warning: {shown(text)}", file=sys.stderr, flush=True)
 
 
 def _is_of(state: State, folder: Path, config: Config) -> bool:
@@ -169,12 +209,10 @@ def _adopt(folder: Path, config: Config, steady_steps: int) -> None:
             f"resume_from: {path} is at step {state.step}, but this run is steady for {steady_steps} steps only; "
             "give an earlier checkpoint, or a shorter train.cooldown"
         )
-    if (owner / WARMUP).is_dir():
-        shutil.copytree(owner / WARMUP, folder / WARMUP, dirs_exist_ok=True)
-    for name in (LOG, SUBSET):
-        if (owner / name).is_file():
-            shutil.copyfile(owner / name, folder / name)
+    for name in (WARMUP, LOG, SUBSET, DATA):
+        if os.path.lexists(owner / name):
+            copy_plain(owner / name, folder / name)
     with whole_folder(folder / CHECKPOINTS / path.name) as aside:
-        shutil.copytree(path, aside, dirs_exist_ok=True)
+        copy_plain(path, aside)
         if state.recipe_hash != recipe_hash(config):
             relabel(aside, recipe_hash(config))

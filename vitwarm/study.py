@@ -19,6 +19,7 @@ from vitwarm.config import Config
 from vitwarm.cost import estimate
 from vitwarm.errors import UserError
 from vitwarm.files import write_text
+from vitwarm.reading import read_json, read_json_lines
 from vitwarm.recipe import recipe_hash
 
 CELLS, RATES = "cells", "rates.json"
@@ -42,7 +43,7 @@ class StudyFolder:
         self.plan, self.out, self.launch, self.runs = plan, out, launch, runs or out / CELLS
         self.folders = Folders(self.runs, out)
         file = out / RATES  # by the hash of an arm's full recipe: the rate of another recipe would be wrong
-        self.rates: dict[str, dict[str, float]] = json.loads(file.read_text()) if file.is_file() else {}
+        self.rates: dict[str, dict[str, float]] = read_json(file) if file.is_file() else {}
         if plan.unit == "device_seconds":
             self.measure_rates()
         else:
@@ -99,8 +100,8 @@ class StudyFolder:
                 last = (done.stderr.strip() or done.stdout.strip() or "no output").splitlines()
                 ours = [line for line in last if line.startswith("vitwarm:")]
                 raise UserError(f"the speed of {arm} cannot be measured: {(ours or last)[-1]}")
-            processes = json.loads((folder / "result.json").read_text())["processes"]
-            lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+            processes = read_json(folder / "result.json", processes=int)["processes"]
+            lines = read_json_lines(folder / "log.jsonl")
         steps = {e["stage"]: e["step_ms_p50"] for e in lines if e["event"] == "train"}  # the last line: it has run in
         return {name: processes * ms / 1000 for name, ms in steps.items()}
 

@@ -101,7 +101,7 @@ def test_a_damaged_checkpoint_is_passed_over(tmp_path, recipe, undisturbed):
     assert f"resuming from {older}" in command.out
 
 
-SIGNALS = [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT]
+SIGNALS = [signal.SIGTERM, signal.SIGHUP, signal.SIGINT]  # SIGUSR1: test_requeue
 
 
 @pytest.mark.parametrize("number", SIGNALS)

@@ -87,6 +87,12 @@ def test_the_best_is_kept_until_another_is_better(tmp_path):
     assert kept == [[1], [1, 2], [1, 3], [4], [4, 5]]
 
 
+def edit(path, **changes):
+    """Change state.json, but not its checksum."""
+    file = path / "state.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+
+
 def flip(path):
     data = bytearray(path.read_bytes())
     data[-3] ^= 1
@@ -99,6 +105,17 @@ DAMAGE = {
     "tensors gone": lambda p: (p / "model.safetensors").unlink(),
     "state cut": lambda p: (p / "state.json").write_text((p / "state.json").read_text()[:40]),
     "state of another shape": lambda p: (p / "state.json").write_text('{"format": 1, "files": {}, "colour": "red"}'),
+    "another step": lambda p: edit(p, step=1),
+    "another run step": lambda p: edit(p, run_step=1),
+    "other results": lambda p: edit(p, results={"warmup": {}}),
+    "a log of another length": lambda p: edit(p, log_bytes=1),
+    "a file left out": lambda p: edit(p, files={}),
+    "of another type, and of a version without checksum": lambda p: edit(p, format=1, sha256=None, step="2"),
+    "a key too much": lambda p: edit(p, colour="red"),
+    "nested deeply": lambda p: (p / "state.json").write_text(2000 * "["),
+    "the state of another step": lambda p: shutil.copy(p.parent / "step-00000001" / "state.json", p),
+    "the whole of another step": lambda p: shutil.copytree(p.parent / "step-00000001", p, dirs_exist_ok=True),
+    "state empty": lambda p: (p / "state.json").write_text(""),
     "state no mapping": lambda p: (p / "state.json").write_text("[]"),
     "points outside": lambda p: (p / "state.json").write_text(
         (p / "state.json").read_text().replace("model.safetensors", "../step-00000001/model.safetensors")
@@ -113,9 +130,11 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_used(tmp_path, dama
     found, path = checkpoints.newest(said.append)
     assert (found.step, path.name) == (1, "step-00000001")
     assert len(said) == 1
-    assert "step-00000002 is damaged" in said[0]
+    assert "step-00000002 is damaged" in said[0] and "\n" not in said[0]
     with pytest.raises(UserError, match="damaged"):
         read_state(tmp_path / "step-00000002")
+    checkpoints.set_aside(path)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["damaged-step-00000002", "step-00000001"]
 
 
 def test_one_without_its_state_is_passed_over(tmp_path):
@@ -127,9 +146,22 @@ def test_one_without_its_state_is_passed_over(tmp_path):
 def test_another_format_says_so(tmp_path):
     saved(tmp_path, [1])
     file = tmp_path / "step-00000001" / "state.json"
-    file.write_text(file.read_text().replace('"format": 1', '"format": 99'))
+    file.write_text(file.read_text().replace('"format": 2', '"format": 99'))
     with pytest.raises(UserError, match="another version"):
         read_state(file.parent)
+    with pytest.raises(UserError, match="another version"):  # not passed over: the run would begin anew
+        Checkpoints(tmp_path, 1).newest(pytest.fail)
+
+
+def test_a_checkpoint_of_version_0_1_is_read(tmp_path):
+    """Its state.json had no checksum of itself, and lacked what came later."""
+    saved(tmp_path, [1])
+    file = tmp_path / "step-00000001" / "state.json"
+    content = json.loads(file.read_text())
+    for name in ("sha256", "optimizer", "steady"):
+        del content[name]
+    file.write_text(json.dumps(content | {"format": 1}))
+    assert read_state(file.parent) == state(1)
 
 
 def test_a_damaged_newer_one_never_displaces_what_the_run_writes(tmp_path):

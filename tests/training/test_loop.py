@@ -12,7 +12,7 @@ from toy_stage import NEAR, ToyStage, optim_config, reference, toy_context
 
 from vitwarm.errors import Interrupted, UserError
 from vitwarm.training.checkpoint import optimizer_tensors, read_state, read_tensors
-from vitwarm.training.loop import device_batch_size, train_stage
+from vitwarm.training.loop import check_compile, device_batch_size, train_stage
 from vitwarm.training.meters import count_flops, forward_flops
 
 
@@ -263,3 +263,39 @@ def test_a_stage_is_told_what_was_measured_again_when_it_goes_on(tmp_path):
         again.scores = {0: 0.25, 1: 0.75} if step == 2 else {0: 0.75}
         train_stage(again, toy_context(tmp_path / str(step)), (read_state(path), path))
         assert [m["score"] for m in again.followed] == expected
+
+
+@pytest.mark.parametrize("ema", [None, 0.5])
+@pytest.mark.parametrize("last", [False, True])
+def test_weights_that_are_not_finite_reach_no_checkpoint(tmp_path, ema, last):
+    """The loss of the step that spoils them is still finite."""
+    stage = ToyStage(optim_config(lr=1e38, start_lr=1e38, min_lr=1e38, ema=ema), steps=3, eval_every=9)
+    stage.schedule_lengths = (0, 0)
+    context = toy_context(tmp_path, log_every=99, checkpoint_every=9 if last else 1)
+    stage.parameter_groups = lambda: [{"params": list(stage.model.parameters()), "weight_decay": 1e30}]
+    with pytest.raises(UserError, match=r"toy: (the weights are|the loss or its gradient is) not finite") as error:
+        train_stage(stage, context)
+    assert "\n" not in str(error.value) and str(error.value).endswith("last good checkpoint: none")
+    assert context.checkpoints.all() == []
+    assert "NaN" not in (tmp_path / "log.jsonl").read_text()
+
+
+def test_metrics_that_are_not_finite_reach_no_checkpoint(tmp_path):
+    stage = ToyStage(optim_config(), steps=6, eval_every=3)
+    stage.metrics = lambda totals: {"score": math.nan if stage.evaluations > 1 else 1.0}
+    context = toy_context(tmp_path)
+    with pytest.raises(UserError, match="toy: score of the evaluation at step 6 is not finite") as error:
+        train_stage(stage, context)
+    assert read_state(context.checkpoints.all()[-1]).metrics == {"score": 1.0}
+    assert str(error.value).endswith(f"last good checkpoint: {context.checkpoints.all()[-1]}")
+    assert "NaN" not in (tmp_path / "log.jsonl").read_text()
+
+
+def test_a_compiler_that_is_missing_is_said_before_anything_is_built(monkeypatch):
+    def fails(*_):
+        raise torch._dynamo.exc.TorchDynamoException("No working C++ compiler found\nand more")
+
+    monkeypatch.setattr(torch, "compile", lambda _: fails)
+    with pytest.raises(UserError, match=r"needs a C\+\+ compiler .*: No working C\+\+ compiler found; install it"):
+        check_compile(optim_config(compile=True), torch.device("cpu"))
+    check_compile(optim_config(), torch.device("cpu"))

@@ -1,6 +1,7 @@
 """log.jsonl, TensorBoard and Weights & Biases get what the run says, once."""
 
 import json
+import shutil
 import sys
 import types
 
@@ -36,6 +37,42 @@ def test_the_log_is_on_disk_at_once_and_cut_where_the_run_goes_on(tmp_path):
 def test_a_log_that_someone_removed_is_not_padded_with_zeros(tmp_path):
     Tracker(tmp_path, log_bytes=500).record(entry(1))
     assert read(tmp_path) == [1]
+
+
+@pytest.mark.parametrize("how", ["removed", "moved", "replaced"])
+def test_a_folder_that_is_gone_is_noticed_and_not_made_anew(tmp_path, how):
+    folder = tmp_path / "run"
+    folder.mkdir()
+    tracker = Tracker(folder)
+    tracker.record(entry(1))
+    folder.rename(tmp_path / "elsewhere")
+    if how == "removed":
+        shutil.rmtree(tmp_path / "elsewhere")
+    if how == "replaced":
+        folder.mkdir()
+        (folder / "log.jsonl").touch()
+    for write in (lambda: tracker.record(entry(2)), lambda: tracker.bytes, tracker.check_folder):
+        with pytest.raises(UserError, match=r"run was removed or moved while the run wrote to it"):
+            write()
+    assert folder.exists() == (how == "replaced")
+    if how == "moved":
+        assert read(tmp_path / "elsewhere") == [1]
+
+
+def test_a_log_that_is_a_link_is_not_followed(tmp_path):
+    (tmp_path / "mine.txt").write_text("mine")
+    (tmp_path / "log.jsonl").symlink_to(tmp_path / "mine.txt")
+    with pytest.raises(OSError, match="symbolic links"):
+        Tracker(tmp_path)
+    assert (tmp_path / "mine.txt").read_text() == "mine"
+
+
+def test_what_is_shown_has_no_secrets_and_no_control_characters(tmp_path, capsys):
+    tracker = Tracker(tmp_path)
+    tracker.warn("damaged sample a\x1b[2J.jpg of https://me:pw@host/a.tar?X-Amz-Signature=ab12&part=3")
+    assert capsys.readouterr().err.endswith(
+        "sample a\\x1b[2J.jpg of https://...@host/a.tar?X-Amz-Signature=...&part=3\n"
+    )
 
 
 def test_only_the_main_process_writes(tmp_path):

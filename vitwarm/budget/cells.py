@@ -1,6 +1,5 @@
 """The progress of each cell, read from its folder alone, so that every process gets the same answer."""
 
-import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +8,7 @@ from vitwarm.budget.grid import Cell, Grid
 from vitwarm.budget.runs import Run, read_run
 from vitwarm.errors import UserError
 from vitwarm.files import is_locked
+from vitwarm.reading import read_json
 from vitwarm.recipe import read_frozen, recipe_hash
 
 DONE, RUNNING, BEGUN, WAITING, CRASHED, FOREIGN = "done", "running", "begun", "waiting", "crashed", "not usable"
@@ -45,7 +45,7 @@ class Folders:
 
     def failures(self) -> dict[str, str]:
         """Hash of a cell -> last line of output of its last attempt."""
-        return json.loads(self.failures_file.read_text(encoding="utf-8")) if self.failures_file.is_file() else {}
+        return read_json(self.failures_file) if self.failures_file.is_file() else {}
 
     def statuses(self, grid: Grid) -> dict[str, Status]:
         """Hash -> state of every cell."""
@@ -58,8 +58,8 @@ class Folders:
         found = {}
         for file in sorted(self.runs.glob("*/result.json")):
             try:
-                found[json.loads(file.read_text(encoding="utf-8"))["recipe_hash"]] = file.parent
-            except (ValueError, KeyError, TypeError, OSError):
+                found[read_json(file, recipe_hash=str)["recipe_hash"]] = file.parent
+            except UserError:
                 continue  # reported by the cell whose folder it is
         return found
 

@@ -13,7 +13,8 @@ from vitwarm.budget.metrics import METRICS
 from vitwarm.checks import KEYS, nearest
 from vitwarm.config import Config
 from vitwarm.errors import UserError
-from vitwarm.recipe import load_recipe, read_yaml, recipes_folder
+from vitwarm.reading import read_yaml
+from vitwarm.recipe import load_recipe, recipes_folder
 
 SETTINGS = ("additive", "substitutive")
 UNITS = {"samples": "samples", "tokens": "tokens", "flops": "FLOPs", "device_seconds": "device-seconds"}

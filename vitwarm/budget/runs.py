@@ -1,13 +1,13 @@
 """Reads finished run folders."""
 
 import glob
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from vitwarm.config import Config
 from vitwarm.errors import UserError
+from vitwarm.reading import read_json, read_json_lines
 from vitwarm.recipe import read_frozen, recipe_hash
 
 WARMUP, EXPORT = "warmup", "export"  # a stage; folders of a run
@@ -50,8 +50,7 @@ class Run:
     def curve(self, stage: str, metric: str, event: str = "eval") -> list[tuple[int, float]]:
         """(samples of the stage, value) at each log line of that event which has the metric."""
         batch = (self.config.warmup if stage == "warmup" else self.config.train).global_batch
-        with open(self.folder / "log.jsonl", encoding="utf-8") as lines:
-            entries = [json.loads(line) for line in lines]
+        entries = read_json_lines(self.folder / "log.jsonl")
         return [
             (e["step"] * batch, e[metric])
             for e in entries
@@ -101,7 +100,8 @@ def read_run(folder: Path) -> Run:
     if not (folder / "result.json").is_file():
         raise UserError(f"the run in {folder} is not finished (no result.json); run its recipe to the end first")
     config = read_frozen(folder / "recipe.yaml")
-    return Run(folder, config, recipe_hash(config), json.loads((folder / "result.json").read_text(encoding="utf-8")))
+    result = read_json(folder / "result.json", metrics=dict, stages=dict)
+    return Run(folder, config, recipe_hash(config), result)
 
 
 def read_arm(pattern: str) -> list[Run]:

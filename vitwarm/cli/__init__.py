@@ -4,15 +4,17 @@ The modules import what they need once their options are checked, so that help, 
 """
 
 import sys
+import threading
 from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import Any, NoReturn
 
 import vitwarm
-from vitwarm.cli.guard import MISTAKE, guarded, say
+from vitwarm.cli.guard import MISTAKE, guarded, open_standard_files, say
 from vitwarm.cli.words import listing, parse, purpose, usage
 from vitwarm.errors import UserError
+from vitwarm.signals import end_with_launcher, ignore_stop_signals, listen
 
 SUBCOMMANDS = (
     "train",
@@ -31,20 +33,29 @@ SUBCOMMANDS = (
     "inspect",
 )
 
+_RESUMABLE = ("train", "ensemble", "budget")
+
 
 def main() -> NoReturn:
     """The console script, and `python -m vitwarm`: the first word names the subcommand."""
+    open_standard_files()
     called = Path(sys.argv[0]).name
     program, words = "python -m vitwarm" if called == "__main__.py" else "vitwarm", sys.argv[1:]
     if not words:
         say(overview(program), sys.stderr)
         sys.exit(MISTAKE)
-    sys.exit(guarded(lambda: _dispatch(program, words)))
+    _exit(guarded(lambda: _dispatch(program, words)))
 
 
 def tool(name: str) -> NoReturn:
     """A file of tools/ that stands for one subcommand."""
-    sys.exit(guarded(lambda: call(name, sys.argv[1:], f"python {sys.argv[0]}")))
+    open_standard_files()
+    _exit(guarded(lambda: call(name, sys.argv[1:], f"python {sys.argv[0]}")))
+
+
+def _exit(code: int) -> NoReturn:
+    ignore_stop_signals()  # what was done is done: one that comes while Python ends must not change the exit code
+    sys.exit(code)
 
 
 def call(name: str, words: Sequence[str], program: str | None = None) -> None:
@@ -59,6 +70,9 @@ def call(name: str, words: Sequence[str], program: str | None = None) -> None:
         UserError: a mistake in the words, or whatever the subcommand refuses.
         Interrupted: a signal; the same call resumes.
     """
+    if name in _RESUMABLE and threading.current_thread() is threading.main_thread():
+        listen()  # before the slow imports, and until the process ends
+        end_with_launcher()
     program, module = program or f"vitwarm {name}", _module(name)
     if {"-h", "--help"} & set(words):
         say(usage(module.Options, program))

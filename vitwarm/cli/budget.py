@@ -51,8 +51,8 @@ def run(options: Options) -> None:
     plan = read_plan(find_plan(options.plan), options.overrides)
     submit = {key: int(value) if value.isdecimal() else value for key, value in options.submit.items()}
     launch = Launch(options.executor, options.jobs, options.accelerate, submit)
+    from vitwarm.signals import stop_signals
     from vitwarm.study import StudyFolder  # imports torch: only once the plan is known to be good
-    from vitwarm.training.signals import stop_signals
 
     study = StudyFolder(plan, options.out or Path(f"runs/budget/{plan.name}"), launch, options.runs)
     if options.dry_run:

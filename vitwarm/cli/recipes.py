@@ -55,15 +55,14 @@ def _shown(name: str) -> str:
 
 
 def _copy(name: str, file: Path) -> None:
-    import yaml
-
     from vitwarm.files import write_text
+    from vitwarm.reading import parse_yaml
     from vitwarm.recipe import recipe_text
 
     text = recipe_text(name)
     if file.exists():
         raise UserError(f"{file} exists; choose another name, it is not overwritten")
-    tree = yaml.safe_load(text)
+    tree = parse_yaml(text, name)
     for recipe in (tree, *tree.get("variants", {}).values()):
         base = recipe.get("base") or []
         if file.stem in ([base] if isinstance(base, str) else base):  # the copy would be its own base

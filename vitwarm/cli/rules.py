@@ -1,11 +1,9 @@
 """A rule that a command line describes: rule=NAME and PARAMETER=VALUE words."""
 
-import json
 from typing import TYPE_CHECKING, Any
 
-import yaml
-
 from vitwarm.errors import UserError
+from vitwarm.reading import parse_yaml
 
 if TYPE_CHECKING:
     from vitwarm.procedural import Rule
@@ -38,13 +36,5 @@ def read_rule(name: str, parameters: dict[str, str]) -> "Rule":
 
 
 def _value(key: str, text: str) -> Any:
-    """A value in JSON (1e-3 is a number there) or else in YAML; `none` is null."""
-    if text in ("none", "None"):
-        return None
-    try:
-        return json.loads(text)
-    except ValueError:
-        try:
-            return yaml.safe_load(text)
-        except yaml.YAMLError as error:
-            raise UserError(f"{key}={text} is neither JSON nor YAML: {' '.join(str(error).split())}") from error
+    """A value in YAML, which JSON is part of; `none` is null."""
+    return None if text in ("none", "None") else parse_yaml(text, key)

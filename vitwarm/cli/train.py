@@ -31,7 +31,7 @@ def run(options: Options) -> None:
         say(recipe_list())
         return
     from vitwarm.recipe import load_recipe
-    from vitwarm.training.signals import stop_signals
+    from vitwarm.signals import stop_signals
 
     config = load_recipe(options.recipe_words)
     with stop_signals() as stop:

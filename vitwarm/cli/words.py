@@ -23,9 +23,11 @@ from types import NoneType
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 from vitwarm.errors import UserError
+from vitwarm.reading import control_character
 
 T = TypeVar("T")
 _WIDTH = 100  # columns of a help text
+_MOST_NUMBERS = 10_000  # that a span may stand for
 
 
 @dataclass(frozen=True)
@@ -216,11 +218,11 @@ def _converted(kind: Any, text: str) -> Any:
     if kind is bool:
         return {"true": True, "false": False}[text]
     if kind is int:
-        if not re.fullmatch(r"[+-]?[0-9]+", text):
+        if not re.fullmatch(r"[+-]?[0-9]{1,40}", text):
             raise ValueError
         return int(text)
     if kind is Path:
-        if not text:
+        if not text or control_character(text):
             raise ValueError
         return Path(text).expanduser()
     if get_origin(kind) is tuple:
@@ -234,8 +236,8 @@ def _converted(kind: Any, text: str) -> Any:
 
 def _span(text: str) -> Iterable[int]:
     """0-9 as the numbers from 0 to 9, 7 as 7 alone."""
-    found = re.fullmatch(r"([0-9]+)(?:-([0-9]+))?", text)
-    if found is None or int(found[2] or found[1]) < int(found[1]):
+    found = re.fullmatch(r"([0-9]{1,40})(?:-([0-9]{1,40}))?", text)
+    if found is None or not 0 <= int(found[2] or found[1]) - int(found[1]) < _MOST_NUMBERS:
         raise ValueError
     return range(int(found[1]), int(found[2] or found[1]) + 1)
 

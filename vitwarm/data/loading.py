@@ -18,6 +18,8 @@ from vitwarm.data.order import ImageOrder, rank_slice
 from vitwarm.data.shards import DamagedSample, ShardSet
 from vitwarm.errors import UserError
 from vitwarm.keys import keyed_rng
+from vitwarm.parallel import shortage
+from vitwarm.signals import ignore_stop_signals
 
 _PATIENCE = 10  # seconds between two checks that the workers are alive
 _STALLED = 600  # seconds without a batch after which they count as stuck
@@ -192,7 +194,12 @@ class Loader:
             generator=torch.Generator(),  # else each iteration would draw from the global one
         )
         handler = signal.getsignal(signal.SIGCHLD)
-        running = iter(loader)
+        try:
+            running = iter(loader)
+        except (OSError, RuntimeError) as error:
+            if short := shortage(error, "run.workers"):
+                raise short from error
+            raise
         if threading.current_thread() is threading.main_thread():
             # torch would answer the death of a worker with an exception in whatever the main thread is doing.
             signal.signal(signal.SIGCHLD, handler or signal.SIG_DFL)
@@ -225,6 +232,12 @@ class Loader:
             _kill(running)
 
 
+_DEATH = {
+    -signal.SIGKILL: ", most often for lack of memory",
+    -signal.SIGBUS: ": /dev/shm is full; enlarge it, in docker by --shm-size=8g",
+}
+
+
 class _WorkersFailed(Exception):
     def __init__(self, message: str, stuck: bool):
         super().__init__(message)
@@ -250,9 +263,11 @@ def _next(running: Iterator[Any]) -> Any:
             if dead := [worker for worker in workers if worker.sentinel in ends]:
                 dead[0].join()
                 code = dead[0].exitcode
-                memory = ", most often for lack of memory" if code == -signal.SIGKILL else ""
-                raise _WorkersFailed(f"a loader worker died (exit code {code}{memory})", stuck=False) from None
+                why = _DEATH.get(code or 0, "")
+                raise _WorkersFailed(f"a loader worker died (exit code {code}{why})", stuck=False) from None
             if not workers or not slow:
+                if workers and (short := shortage(error, "run.workers")):
+                    raise short from error
                 raise
             waited += _PATIENCE
             if waited >= _STALLED:
@@ -277,8 +292,7 @@ def _end_workers() -> None:
 def _start_worker(worker: int) -> None:
     # Signals reach the whole process group. The main process answers them with a checkpoint, for which it needs its
     # workers alive; they end with it. (torch has set one thread a worker already.)
-    for name in ("SIGINT", "SIGTERM", "SIGUSR1"):
-        signal.signal(getattr(signal, name), signal.SIG_IGN)
+    ignore_stop_signals()
 
 
 def train_loader(

@@ -1,5 +1,6 @@
 """Tar shards as one random-access sequence of labelled images."""
 
+import hashlib
 import os
 import zlib
 from collections import OrderedDict
@@ -134,6 +135,15 @@ class ShardSet:
     def marks(self) -> np.ndarray:
         """(n,) int64; images that differ in it are not equal."""
         return np.concatenate([index.size << 32 | index.tail_crc for index in self._indices])
+
+    @property
+    def identity(self) -> str:
+        """Which images these are, in which order: how many, and a digest of labels, sizes, tar headers, last bytes."""
+        digest = hashlib.sha256()
+        for index in self._indices:
+            for array in (index.label, index.size, index.header_crc, index.tail_crc):
+                digest.update(np.ascontiguousarray(array, dtype="<i8").tobytes())
+        return f"{len(self):,} images, {digest.hexdigest()[:16]}"
 
     def key(self, sample: int) -> str:
         """`shard.tar:key`, to name a sample to a reader."""

@@ -4,7 +4,9 @@ A stream guarantees less than shards on a disk. Its batches are a pure function 
 device batch, the tars) and not of (seed, step) alone, since each process reads tars of its own from front to end.
 """
 
+import hashlib
 import itertools
+import json
 import random
 import re
 from collections.abc import Iterator, Sequence
@@ -24,7 +26,7 @@ from vitwarm.data.patterns import expand_braces
 from vitwarm.data.shards import DamagedSample
 from vitwarm.data.tar_reader import DamagedTar, read_tar
 from vitwarm.data.web import file_name, one_line, open_url, shown
-from vitwarm.errors import UserError
+from vitwarm.errors import UserError, without_secrets
 from vitwarm.files import sha256_of
 from vitwarm.keys import keyed_rng
 
@@ -85,6 +87,12 @@ class Stream:
                     raise UserError(
                         f"images.val: {path} is {shard.name} of images.train; keep it out of one of the two"
                     )
+
+    @property
+    def identity(self) -> str:
+        """Which images these are: how many, and a digest of their addresses and of what the manifest says of each."""
+        told = json.dumps([*map(without_secrets, self.urls), self.counts])
+        return f"{len(self):,} images, {hashlib.sha256(told.encode()).hexdigest()[:16]}"
 
 
 def open_stream(spec: str, samples: int | None, num_classes: int) -> Stream:

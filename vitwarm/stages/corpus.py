@@ -104,6 +104,9 @@ class CorpusStage(DecoderStage[B]):
     def facts(self) -> dict[str, Any]:
         return {"data": self.read}
 
+    def data_read(self) -> dict[str, str]:
+        return {f"text.{name}": f"sha256 {corpus.sha256}" for name, corpus in self.corpora.items()}
+
     def data_line(self) -> str:
         epochs = self.read["epochs"]
         repeated = f": each token is repeated up to {math.ceil(epochs) - 1} times" if epochs > 1 else ""

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
 from vitwarm.errors import UserError
+from vitwarm.reading import read_json_lines
 from vitwarm.stages.batches import TokenBatch
 from vitwarm.stages.tokens import TokenStage
 from vitwarm.training.batch import Batch, Sums, Totals
@@ -229,7 +230,7 @@ def _with_positions(batch: Batch) -> Batch:
 
 def seed_log(log: Path, seed: int) -> str:
     """The evaluations of one seed as a log of its own, from that of an ensemble."""
-    entries = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
+    entries = read_json_lines(log)
     return "".join(
         json.dumps({name: e[name] for name in ("event", "stage", "step", "run_step")} | _of_seed(e, seed)) + "\n"
         for e in entries

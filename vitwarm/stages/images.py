@@ -165,6 +165,10 @@ class ImagesStage(MainStage[ImageBatch]):
     def data_line(self) -> str:
         return data_line(self.read)
 
+    def data_read(self) -> dict[str, str]:
+        sets = {"images.train": self.shards, "images.val": self.val_shards}
+        return {name: shards.identity for name, shards in sets.items() if shards is not None}
+
     def estimate_facts(self) -> dict[str, str]:
         return self.counts.facts
 

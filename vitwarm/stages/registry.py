@@ -76,6 +76,10 @@ class MainStage(Stage[B], Protocol[B]):
         """What an estimate says of the data: label -> text."""
         return {}
 
+    def data_read(self) -> dict[str, str]:
+        """What was read, which must stay as it is while the run lasts: name -> digest (or size); {} where computed."""
+        return {}
+
     def fixed_files(self) -> dict[str, str]:
         """Files of the run folder, name -> text, that must stay as they are while the run lasts."""
         return {}

@@ -4,17 +4,19 @@
         model.safetensors      the stage's model
         optimizer.safetensors  tensors of the optimiser, `PARAMETER/exp_avg` ...
         ema.safetensors        the moving average, when there is one
-        state.json             stage, step, recipe hash, totals, log position, sha256 of the files above
+        state.json             stage, step, recipe hash, totals, log position, sha256 of the files above and of itself
 
 Random states are absent on purpose: every random decision is a pure function of (seed, step, rank).
 """
 
+import hashlib
 import json
 import shutil
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from types import UnionType
+from typing import Any, get_args, get_origin
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -22,9 +24,10 @@ from torch import Tensor, nn
 
 from vitwarm.errors import UserError
 from vitwarm.files import sha256_of, whole_folder, write_text
+from vitwarm.reading import read_json
 from vitwarm.training.sharding import split_like
 
-FORMAT = 1
+FORMAT = 2  # 1, of version 0.1, had no checksum of state.json
 
 
 @dataclass
@@ -179,8 +182,7 @@ class Checkpoints:
             file = aside / f"{name}.safetensors"
             save_file({n: t.contiguous() for n, t in group.items()}, file)
             sums[file.name] = sha256_of(file)
-        content = {"format": FORMAT, **asdict(state), "files": sums}
-        (aside / "state.json").write_text(json.dumps(content), encoding="utf-8")
+        write_text(aside / "state.json", _sealed({"format": FORMAT, **asdict(state), "files": sums}))
 
     def _prune(self, state: State) -> None:
         now = self.path(state.run_step)
@@ -197,40 +199,82 @@ class Checkpoints:
         return sorted(p for p in self.folder.glob("step-*") if (p / "state.json").is_file())
 
     def newest(self, warn: Callable[[str], None]) -> tuple[State, Path] | None:
-        """The newest checkpoint whose checksums hold; damaged ones are named through `warn` and passed over."""
+        """The newest checkpoint whose checksums hold; damaged ones are named through `warn` and passed over.
+
+        Raises:
+            UserError: it was written by another version.
+        """
         for path in reversed(self.all()):
             try:
                 return read_state(path), path
-            except UserError as error:
+            except Damaged as error:
                 warn(f"{error}; using the one before it")
         return None
 
+    def set_aside(self, after: Path | None) -> None:
+        """Rename the damaged ones behind `after` (None: all) to `damaged-step-...`, so that no start meets them."""
+        for path in self.all():
+            if after is None or path > after:
+                aside = path.with_name(f"damaged-{path.name}")
+                shutil.rmtree(aside, ignore_errors=True)
+                path.rename(aside)
+
+
+class Damaged(UserError):
+    """A checkpoint whose checksums do not hold."""
+
+
+_KINDS = {f.name: get_args(f.type) if isinstance(f.type, UnionType) else (f.type,) for f in fields(State)}
+
 
 def read_state(path: Path) -> State:
-    """State of a checkpoint folder, after its files' checksums were compared.
+    """State of a checkpoint folder, after its checksums were compared.
 
     Raises:
-        UserError: not a checkpoint of this version, or damaged.
+        Damaged: something of it is not what was written.
+        UserError: it was written by another version.
     """
     try:
-        content = json.loads((path / "state.json").read_text(encoding="utf-8"))
-        if content.pop("format") != FORMAT:
-            raise UserError(f"checkpoint {path} was written by another version of vitwarm; use that version")
+        content = read_json(path / "state.json", format=int, files=dict, run_step=int)
+    except UserError as error:
+        raise Damaged(f"checkpoint {path} is damaged ({error})") from error
+    if not 1 <= content["format"] <= FORMAT:
+        raise UserError(f"checkpoint {path} was written by another version of vitwarm; use that version")
+    try:
+        if content["format"] > 1 and content.get("sha256") != _sum(content):
+            raise Damaged("state.json differs from its checksum")
+        if path.resolve().name != f"step-{content['run_step']:08d}":
+            raise Damaged(f"state.json is that of step {content['run_step']}")
+        for name in ("format", "sha256"):
+            content.pop(name, None)
         files = content.pop("files")
+        for name, value in content.items():
+            if type(value) not in [get_origin(kind) or kind for kind in _KINDS.get(name, ())]:
+                raise Damaged(f"state.json: {name} is {type(value).__name__}")
         state = State(**content)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"checkpoint {path} is damaged (state.json: {error})") from error
-    for name, expected in files.items():
-        if Path(name).name != name or not (path / name).is_file() or sha256_of(path / name) != expected:
-            raise UserError(f"checkpoint {path} is damaged ({name} differs from its checksum)")
+        for name, expected in files.items():
+            if Path(name).name != name or not (path / name).is_file() or sha256_of(path / name) != expected:
+                raise Damaged(f"{name} differs from its checksum")
+    except (Damaged, TypeError) as error:  # TypeError: a key is missing
+        raise Damaged(f"checkpoint {path} is damaged ({error})") from error
     return state
+
+
+def _sum(content: dict[str, Any]) -> str:
+    kept = {name: value for name, value in content.items() if name != "sha256"}
+    return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()
+
+
+def _sealed(content: dict[str, Any]) -> str:
+    """The text of state.json, with a checksum of itself."""
+    content = json.loads(json.dumps(content, allow_nan=False))
+    return json.dumps(content | {"sha256": _sum(content)})
 
 
 def relabel(path: Path, recipe_hash: str) -> None:
     """Give a copied checkpoint to the run of another recipe."""
-    file = path / "state.json"
-    state = json.loads(file.read_text(encoding="utf-8"))
-    write_text(file, json.dumps(state | {"recipe_hash": recipe_hash}))
+    content = read_json(path / "state.json") | {"recipe_hash": recipe_hash, "format": FORMAT}
+    write_text(path / "state.json", _sealed(content))
 
 
 def read_tensors(path: Path, name: str) -> dict[str, Tensor]:

@@ -12,8 +12,9 @@ import torch
 from accelerate import Accelerator
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
+from torch._dynamo.exc import TorchDynamoException
 
-from vitwarm.config import RunConfig
+from vitwarm.config import OptimConfig, RunConfig
 from vitwarm.errors import Interrupted, UserError
 from vitwarm.keys import keyed_rng
 from vitwarm.training.batch import Batch, Sums, means
@@ -44,7 +45,7 @@ class Context:
     Attributes:
         seed: root seed.
         recipe_hash: stored in every checkpoint.
-        stop: signals that came so far (`vitwarm.training.signals`); any ends the run after the step in progress.
+        stop: signals that came so far (`vitwarm.signals`); any ends the run after the step in progress.
         run_step: optimiser steps of the stages that are over.
         results: stage -> outcome, of the stages that are over.
         sharded: split each stage's weights over the processes (`vitwarm.training.sharding`).
@@ -83,6 +84,23 @@ def device_batch_size(global_batch: int, world: int, largest: int | None) -> int
             f"run.device_batch {size} does not divide the {share} samples a process takes a step; use {fits}"
         )
     return size
+
+
+def check_compile(optim: OptimConfig, device: torch.device) -> None:
+    """Compile something small, if the stage is to be compiled: what is missing here would be missed at its first step.
+
+    Raises:
+        UserError: the compiler does not work.
+    """
+    if not optim.compile:
+        return
+    try:
+        torch.compile(torch.neg)(torch.zeros(2, device=device))
+    except TorchDynamoException as error:
+        reason = str(error).partition("\n")[0]
+        raise UserError(
+            f"compile=true needs a C++ compiler (g++), and on a GPU triton: {reason}; install it, or set compile=false"
+        ) from error
 
 
 def train_stage(stage: Stage[Any], context: Context, resume: tuple[State, Path] | None = None) -> nn.Module:
@@ -204,7 +222,7 @@ class Training:
             self._log(grad_norm)
         if eval_due or save_due:
             self.meter.pause()
-            self._check_finite()
+            self._check_finite(weights=True)
             improved = self._evaluate() if eval_due else False
             if save_due or improved:
                 self._save()
@@ -263,15 +281,26 @@ class Training:
         now = torch.where(value.isfinite(), math.inf, float(self.state.step + 1))
         self.bad_step = torch.minimum(self.bad_step, now)
 
-    def _check_finite(self) -> None:
+    def _check_finite(self, weights: bool = False) -> None:
+        """Stop at a loss or gradient that was not finite, and with `weights` at weights that are not."""
         first = min(self.processes.gather(float(self.bad_step)))
-        if math.isinf(first):
-            return
-        stage, newest = self.stage, self.context.checkpoints.all()
-        raise UserError(
-            f"{stage.name}: the loss or its gradient is not finite from step {int(first)} on; lower the learning rate "
-            f"({stage.optim.lr:g}) or set clip_grad; last good checkpoint: {newest[-1] if newest else 'none'}"
+        if not math.isinf(first):
+            raise UserError(self._not_finite(f"the loss or its gradient is not finite from step {int(first)} on"))
+        if weights and not all(self.processes.gather(self._weights_finite())):
+            raise UserError(self._not_finite(f"the weights are not finite after step {self.state.step}"))
+
+    def _not_finite(self, what: str) -> str:
+        newest = self.context.checkpoints.all()
+        return (
+            f"{self.stage.name}: {what}; lower the learning rate ({self.stage.optim.lr:g}) or set clip_grad; last good "
+            f"checkpoint: {newest[-1] if newest else 'none'}"
         )
+
+    def _weights_finite(self) -> bool:
+        averaged = self.ema.module.parameters() if self.ema else ()
+        weights = [p.detach() for p in (*self.model.parameters(), *averaged)]
+        local = [getattr(p, "to_local", lambda p=p: p)() for p in weights]  # under FSDP each rank looks at its part
+        return bool(torch.stack([p.isfinite().all() for p in local]).all())
 
     def _log(self, grad_norm: Tensor) -> None:
         """One line of log.jsonl. Reading the sums is the only synchronisation of the device."""
@@ -334,7 +363,10 @@ class Training:
         model.train(was)
         names = sorted(sums)
         totals = dict(zip(names, self.processes.sum([float(sums[n]) for n in names]), strict=True))
-        state.metrics = stage.metrics(totals)
+        metrics = stage.metrics(totals)
+        if bad := [name for name, value in metrics.items() if not math.isfinite(value)]:
+            raise UserError(self._not_finite(f"{bad[0]} of the evaluation at step {state.step} is not finite"))
+        state.metrics = metrics
         stage.follow(state.metrics)
         value = state.metrics.get(stage.best) if stage.best else None
         improved = value is not None and (state.best is None or value > state.best["value"])

@@ -2,46 +2,66 @@
 
 import os
 from collections.abc import Callable
+from datetime import timedelta
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from accelerate import Accelerator
 from safetensors import SafetensorError
+from torch.distributed.constants import default_pg_timeout
 
-from vitwarm.errors import UserError, disk_trouble
+from vitwarm.errors import Interrupted, UserError, disk_trouble
 
+_PATIENCE = timedelta(seconds=50)
 DISK_ERRORS = (OSError, SafetensorError)
 
 
 def start_accelerator() -> Accelerator:
     """Join the processes that the launcher started: NCCL on GPUs, gloo on CPUs.
 
-    The recipe alone decides the precision, so autocast is ours and accelerate's stays off.
+    The recipe alone decides precision and compilation, so accelerate's stay off.
+
+    Raises:
+        UserError: some of the processes do not come.
     """
     # Started by torchrun where there is no GPU, accelerate would take each process for a run of its own.
     alone = int(os.environ.get("WORLD_SIZE", "1")) == 1
-    if not alone:
-        _join_restarted()
+    if not alone and not dist.is_initialized():
+        _join()
     return Accelerator(
         cpu=not alone and not torch.cuda.is_available(),
         mixed_precision="no",
+        dynamo_backend="no",
     )
 
 
-def _join_restarted() -> None:
-    """Meet under names of our own when torchrun has started the processes anew (`--max-restarts`).
+def _join() -> None:
+    """Meet the other processes of the run; one that was killed, or refused its recipe, does not come.
 
-    It keeps one store for all its attempts, where processes would find the addresses of those that died, and wait for
-    them forever.
+    Under torchrun's `--max-restarts` one store serves all attempts, so each has names of its own: else processes would
+    find the addresses of those that died, and wait for them forever.
     """
-    attempt, shared = (os.environ.get(f"TORCHELASTIC_{name}") for name in ("RESTART_COUNT", "USE_AGENT_STORE"))
-    if attempt in (None, "0") or shared != "True" or dist.is_initialized():
-        return
     rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
-    store = dist.TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), world, is_master=False)
-    backend = "nccl" if torch.cuda.is_available() else "gloo"
-    dist.init_process_group(backend, store=dist.PrefixStore(f"attempt {attempt}", store), rank=rank, world_size=world)
+    host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    agents = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    try:
+        store: dist.Store = dist.TCPStore(
+            host, port, world, rank == 0 and not agents, timeout=_PATIENCE, wait_for_workers=False, multi_tenant=True
+        )
+        store = dist.PrefixStore(f"attempt {attempt}", store)
+        names = [f"process {number}" for number in range(world)]
+        store.set(names[rank], "here")
+        store.wait(names, _PATIENCE)
+    except dist.DistError as error:
+        raise UserError(
+            f"not all {world} processes came to {host}:{port} within {_PATIENCE.seconds} s; see what the others say, "
+            "then start them together"
+        ) from error
+    store.set_timeout(default_pg_timeout)
+    gpu = torch.cuda.is_available() and os.environ.get("ACCELERATE_USE_CPU", "false").lower() not in ("1", "true")
+    dist.init_process_group("nccl" if gpu else "gloo", store=store, rank=rank, world_size=world)
 
 
 class Processes:
@@ -81,8 +101,17 @@ class Processes:
         dist.all_gather_object(out, value, group=self._group)
         return out
 
+    def check_stop(self, stop: list[int]) -> None:
+        """Stop on every process when a signal came on any.
+
+        Raises:
+            Interrupted: it did.
+        """
+        if any(self.gather(bool(stop))):
+            raise Interrupted("stopped by a signal")
+
     def main_does(self, action: Callable[[], Any]) -> Any:
-        """Run `action` on the main process; its result, or its UserError, reaches every process.
+        """Run `action` on the main process; its result, its UserError or that it was interrupted reaches every process.
 
         Without this, an error on one rank would leave the others waiting in their next collective. A disk that is
         full or closed to us is a UserError.
@@ -93,26 +122,26 @@ class Processes:
         if self.world > 1:
             dist.broadcast_object_list(message, src=0, group=self._group)
         if message[1] is not None:
-            raise UserError(message[1])
+            raise message[1]
         return message[0]
 
     def all_do(self, action: Callable[[], Any]) -> Any:
-        """Run `action` on every process; a UserError on any of them is raised on all. Returns this rank's result."""
+        """Run `action` on every process; what stops any of them is raised on all. Returns this rank's result."""
         result, trouble = _tried(action)
-        for message in self.gather(trouble):
-            if message is not None:
-                raise UserError(message)
+        for error in self.gather(trouble):
+            if error is not None:
+                raise error
         return result
 
 
-def _tried(action: Callable[[], Any]) -> tuple[Any, str | None]:
-    """The result, and what the user has to fix; a fault of ours passes through."""
+def _tried(action: Callable[[], Any]) -> tuple[Any, UserError | Interrupted | None]:
+    """The result, and what stops the run; a fault of ours passes through."""
     try:
         return action(), None
-    except UserError as error:
-        return None, str(error)
+    except (UserError, Interrupted) as error:
+        return None, type(error)(str(error))  # without its traceback, to travel
     except DISK_ERRORS as error:
         trouble = disk_trouble(error)
         if trouble is None:
             raise
-        return None, trouble
+        return None, UserError(trouble)

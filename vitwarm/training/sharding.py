@@ -32,12 +32,30 @@ def fsdp_requested() -> bool:
     if not _is_on("ACCELERATE_USE_FSDP"):
         return False
     if os.environ.get("FSDP_VERSION", "1") != "2":
-        raise UserError("only FSDP2 is supported; set fsdp_version: 2, as in recipes/accelerate/fsdp2.yaml")
+        raise UserError(
+            "the configuration of accelerate asks for FSDP1, but only FSDP2 is supported; launch with --multi_gpu, or "
+            "with --config_file recipes/accelerate/fsdp2.yaml, or without a launcher (vitwarm train ...)"
+        )
     if _is_on("FSDP_OFFLOAD_PARAMS"):
         raise UserError("fsdp_offload_params is not supported; set it to false")
     if _is_on("FSDP_ACTIVATION_CHECKPOINTING"):
         raise UserError("fsdp_activation_checkpointing is the recipe's: set model.grad_checkpointing=true")
     return True
+
+
+def check_launcher() -> None:
+    """Refuse what the launcher's configuration asks for and is not done here; it may be the user's default one.
+
+    Raises:
+        UserError: DeepSpeed, Megatron-LM, FSDP1 or an option of FSDP.
+    """
+    fsdp_requested()
+    for name, switch in (("DeepSpeed", "ACCELERATE_USE_DEEPSPEED"), ("Megatron-LM", "ACCELERATE_USE_MEGATRON_LM")):
+        if _is_on(switch):
+            raise UserError(
+                f"the configuration of accelerate asks for {name}, which is not supported; launch with --multi_gpu, or "
+                "with --config_file recipes/accelerate/fsdp2.yaml, or without a launcher (vitwarm train ...)"
+            )
 
 
 def check_shardable(config: Config) -> None:

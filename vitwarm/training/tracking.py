@@ -12,7 +12,8 @@ from typing import Any
 from tqdm import tqdm
 
 from vitwarm.config import RunConfig
-from vitwarm.errors import UserError
+from vitwarm.errors import UserError, shown
+from vitwarm.files import own_file
 
 
 class Tracker:
@@ -44,18 +45,38 @@ class Tracker:
         self._sinks: list[Callable[[dict[str, Any]], None]] = []
         if not active:
             return
-        self._file = open(folder / "log.jsonl", "ab")  # noqa: SIM115 (lives as long as the run)
+        self._path = folder / "log.jsonl"
+        self._file = open(self._path, "ab", opener=own_file)  # noqa: SIM115 (lives as long as the run)
         self._file.truncate(min(log_bytes, self._file.seek(0, os.SEEK_END)))  # truncate would also lengthen it
         if tensorboard:
             self._sinks.append(_tensorboard(folder, run_step))
         if wandb:
             self._sinks.append(_wandb(wandb, folder, config))
 
+    def check_folder(self) -> None:
+        """Refuse to write into a run folder that is no longer the one in which the run began.
+
+        Raises:
+            UserError: it was removed, moved or replaced.
+        """
+        if not self.active:
+            return
+        try:
+            same = os.path.samestat(os.stat(self._path), os.fstat(self._file.fileno()))
+        except FileNotFoundError:
+            same = False
+        if not same:
+            raise UserError(
+                f"{self._path.parent} was removed or moved while the run wrote to it, and nothing is made anew; put it "
+                "back and run the same command to resume, or run it alone to start over"
+            )
+
     @property
     def bytes(self) -> int:
-        """Length of the log in bytes, after it was flushed to disk."""
+        """Length of the log in bytes, after it was flushed to disk; see `check_folder`."""
         if not self.active:
             return 0
+        self.check_folder()
         self._file.flush()
         os.fsync(self._file.fileno())
         return self._file.seek(0, os.SEEK_END)
@@ -64,7 +85,8 @@ class Tracker:
         """Append one JSON object; `show` is its line for the terminal."""
         if not self.active:
             return
-        self._file.write(json.dumps(entry).encode() + b"\n")
+        self.check_folder()
+        self._file.write(json.dumps(entry, allow_nan=False).encode() + b"\n")
         self._file.flush()
         for sink in self._sinks:
             sink(entry)
@@ -74,12 +96,12 @@ class Tracker:
     def say(self, text: str) -> None:
         """Show a line on the terminal, above the progress bar."""
         if self.active:
-            tqdm.write(text, file=sys.stdout)
+            tqdm.write(shown(text), file=sys.stdout)
             sys.stdout.flush()
 
     def warn(self, text: str) -> None:
         if self.active:
-            tqdm.write(f"vitwarm: warning: {text}", file=sys.stderr)
+            tqdm.write(f"vitwarm: warning: {shown(text)}", file=sys.stderr)
 
     def start_stage(self, name: str, step: int, steps: int) -> None:
         """Show a progress bar of the stage, on a terminal only."""

@@ -29,6 +29,11 @@ _MODEL_ARGS_ELSEWHERE = {
 }
 
 
+# Further ones that are bounded, beside rates of dropout.
+_MODEL_ARGS_WITHIN = {"depth": "[1, 1000]", "in_chans": "[3, 3]"}
+_MOST_LEVELS = 16  # of lists and mappings within each other
+
+
 @dataclass(frozen=True)
 class Key:
     """One leaf of the key tree: its full name, its type and the dataclass field that declares it."""
@@ -148,8 +153,10 @@ def wrong_type(name: str, value: Any, where: str = "") -> UserError:
     return UserError(f"{where}{name}: expected {KEYS[name].describe()}, got {_show(value)}")
 
 
-def _check_plain(key: Key, value: Any, where: str) -> None:
-    """Refuse values that are not plain data, at any depth."""
+def _check_plain(key: Key, value: Any, where: str, depth: int = 0) -> None:
+    """Refuse values that are not plain data, at any depth, and those that are nested without end."""
+    if depth > _MOST_LEVELS:
+        raise UserError(f"{where}{key.name} has lists or mappings within each other, more than {_MOST_LEVELS} levels")
     if isinstance(value, dict):
         for name in value:
             if not isinstance(name, str):
@@ -157,7 +164,7 @@ def _check_plain(key: Key, value: Any, where: str) -> None:
         value = list(value) + list(value.values())
     if isinstance(value, list):
         for part in value:
-            _check_plain(key, part, where)
+            _check_plain(key, part, where, depth + 1)
     elif isinstance(value, str) and "${" in value:
         raise UserError(f"{where}{key.name}: '${{...}}' is not evaluated in a recipe; write the value itself")
     elif value == "???" or not isinstance(value, (NoneType, bool, int, float, str)):  # ??? is OmegaConf's "missing"
@@ -177,6 +184,7 @@ def check(config: Config) -> None:
     """
     for key in KEYS.values():
         _check_bounds(key, value_of(config, key.name))
+    _check_arguments(config.model.args, "model.args")
     for name in ("images.scale", "images.ratio"):
         low, high = value_of(config, name)
         if low > high:
@@ -186,6 +194,10 @@ def check(config: Config) -> None:
     for name, instead in _MODEL_ARGS_ELSEWHERE.items():
         if name in config.model.args:
             raise UserError(f"model.args.{name} is set by vitwarm; use {instead}")
+    for name, value in config.model.args.items():
+        within = "[0, 1)" if name.endswith(("drop_rate", "drop_path_rate")) else _MODEL_ARGS_WITHIN.get(name)
+        if within and (isinstance(value, bool) or not isinstance(value, (int, float)) or not inside(value, within)):
+            raise UserError(f"model.args.{name} must lie in {within}, not be {_show(value)}")
     if config.images.loss == "bce" and config.images.label_smoothing:
         raise UserError("images.label_smoothing smooths the targets of images.loss=ce; under bce set it to 0")
     if config.images.epochs_of == "full" and not config.images.subset:
@@ -207,6 +219,17 @@ def check(config: Config) -> None:
             raise UserError(f"nothing to train: {none}set {asked} or warmup.budget")
         if budget.unit == "%":
             raise UserError("warmup.budget is a share of the main stage, but there is none; write samples")
+
+
+def _check_arguments(value: Any, name: str) -> None:
+    """Refuse what no constructor means: numbers that are none, words for true and false as text."""
+    if isinstance(value, float) and not math.isfinite(value):
+        raise UserError(f"{name} is {value}, not a finite number")
+    if isinstance(value, str) and value.lower() in ("true", "false", "yes", "no", "on", "off"):
+        raise UserError(f"{name} is the text {value!r}, which counts as true whatever it says; write true or false")
+    parts = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, part in parts:
+        _check_arguments(part, f"{name}.{key}")
 
 
 def _check_model(config: Config) -> None:

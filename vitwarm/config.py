@@ -33,7 +33,7 @@ class DecoderConfig:
     """A GPT-2 in place of the timm model; a run that sets its size trains a language model."""
 
     size: str | None = key(None, "DEPTH_HEADS_WIDTH such as 12_12_768; null: the timm model of model.name")
-    positions: int | None = key(None, "longest sequence, in tokens; null: the main stage's own length", "[1, inf)")
+    positions: int | None = key(None, "longest sequence, in tokens; null: the main stage's own length", "[1, 1048576]")
     dropout: float = key(0.0, "rate of all dropouts, in every stage", "[0, 1)")
     tied: bool = key(True, "the head shares its weights with the token embedding")
 
@@ -87,11 +87,13 @@ class WarmupConfig(OptimConfig):
         "outputs", "next_token: the rule's eligible tokens, or every token but PAD"
     )
     length: int | None = key(
-        None, "tokens (next_state: states) a sequence; null is a ViT's token grid, a decoder's positions", "[1, inf)"
+        None,
+        "tokens (next_state: states) a sequence; null is a ViT's token grid, a decoder's positions",
+        "[1, 1048576]",
     )
     mask_prob: float = key(0.5, "probability that an eligible token of the rule is masked", "(0, 1]")
     middle_runs: int = key(
-        1, "times that the middle one of three blocks runs, one after another (compact core)", "[1, inf)"
+        1, "times that the middle one of three blocks runs, one after another (compact core)", "[1, 1000]"
     )
     val_rows: int = key(1024, "sequences of the validation stream in one evaluation", "[1, inf)")
     eval_every: int = key(1000, "steps between evaluations; the last step is always evaluated", "[1, inf)")
@@ -175,7 +177,7 @@ class ImagesConfig(MainStageConfig):
     mix_switch_prob: float = key(0.5, "probability of cutmix when both are on", "[0, 1]")
     loss: Literal["ce", "bce"] = key("ce", "cross-entropy; bce: one sigmoid a class, every class mixed in counts fully")
     label_smoothing: float = key(0.1, "label smoothing; 0 under bce", "[0, 1)")
-    eval_crop_pct: float = key(0.875, "share of the resized side that the centre crop of evaluation keeps", "(0, 1]")
+    eval_crop_pct: float = key(0.875, "share of the resized side that the centre crop of evaluation keeps", "[0.01, 1]")
     eval_every: int = key(1, "epochs between evaluations; the last step is always evaluated", "[1, inf)")
     max_damaged: float = key(0.001, "largest share of unreadable training images before the run stops", "[0, 1]")
 
@@ -213,7 +215,7 @@ class TextConfig(MainStageConfig):
     field: str = key("text", "what holds the text: field of JSON objects, parquet column, extension of tar members")
     heading: str | None = key(None, "plain text: regular expression of the lines that begin a document")
     tokenizer: str = key("bytes", "folder with vocab.json and merges.txt, or tokenizer.json; or bytes, chars")
-    length: int = key(1024, "tokens a sequence; GLUE: the most that a sentence or pair may have", "[2, inf)")
+    length: int = key(1024, "tokens a sequence; GLUE: the most that a sentence or pair may have", "[2, 1048576]")
     budget: str = key("1 epochs", "length of the stage: '655M tokens', '10000 steps', '3 epochs', '1M' samples")
     val_rows: int | None = key(
         None, "sequences (mathematics, GLUE: of each split) of one evaluation, always the same; null: all", "[1, inf)"

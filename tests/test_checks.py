@@ -54,6 +54,15 @@ def test_help_names_every_key_and_every_parameter_of_every_rule():
 @pytest.mark.parametrize(
     "override, says",
     [
+        ("model.args.in_chans=1", r"model\.args\.in_chans must lie in \[3, 3\]"),
+        ("model.args.drop_path_rate=2", r"model\.args\.drop_path_rate must lie in \[0, 1\)"),
+        ("model.args.drop_path_rate='0.1'", r"must lie in \[0, 1\), not be '0\.1'"),
+        ("model.args.depth=1000000", r"model\.args\.depth must lie in \[1, 1000\]"),
+        ("model.args.class_token='no'", r"model\.args\.class_token is the text 'no', which counts as true"),
+        ("model.args.init_values=.nan", r"model\.args\.init_values is nan"),
+        (f"model.args.{'a.' * 400}a=1", r"model\.args has lists or mappings within each other, more than 16"),
+        ("images.eval_crop_pct=1e-320", r"images\.eval_crop_pct must lie in"),
+        ("model.decoder.positions=1000000000", r"model\.decoder\.positions must lie in"),
         ("train.lrr=1", r"train\.lrr; did you mean train\.lr\?"),
         ("lr=1", r"unknown key lr; did you mean warmup\.lr or train\.lr\?"),
         ("trian.lr=1", r"unknown key trian; did you mean train\?|did you mean train\.lr"),

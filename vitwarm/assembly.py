@@ -2,18 +2,22 @@
 
 import contextlib
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
+import timm
 import torch
 from torch import Tensor, nn
 
 from vitwarm.checks import MAIN_STAGES, main_stage, rule_of, starts_from_given, warms_up
 from vitwarm.config import Config
 from vitwarm.errors import UserError
+from vitwarm.export.opening import preprocessing, preprocessing_beside
 from vitwarm.parallel import default_workers
 from vitwarm.selection import Selection
 from vitwarm.stages import RuleStage, make_warmup
+from vitwarm.stages.images import ImagesStage
 from vitwarm.stages.registry import MainStage, Setup, make_main
 from vitwarm.training.loop import device_batch_size
 from vitwarm.training.optimizers import check_optimizer
@@ -21,7 +25,15 @@ from vitwarm.training.param_groups import freeze
 from vitwarm.transfer import Part, TransferReport, canonical, merge, read_source
 from vitwarm.transfer.perturb import describe
 from vitwarm.transfer.warm_start import fitted
-from vitwarm.trunk import Decoder, build_model, configured_decoder, initialise
+from vitwarm.trunk import (
+    Decoder,
+    build_model,
+    configured_decoder,
+    initialise,
+    rehearse_images,
+    require_memory,
+    weight_bytes,
+)
 from vitwarm.trunk.initialisations import find_initialisation
 
 
@@ -35,6 +47,7 @@ class Experiment:
         model: timm model or decoder that the main stage starts from; holds the weights that were given already.
         warmup: None when the budget is nothing, or given weights take its place.
         given: what `init_from` or `transfer.sources` brought in; None without them.
+        warnings: what may be wrong with them, a line each.
     """
 
     config: Config
@@ -42,6 +55,7 @@ class Experiment:
     model: nn.Module
     warmup: RuleStage[Any] | None
     given: TransferReport | None
+    warnings: list[str] = field(default_factory=list)
 
     @property
     def stages(self) -> list[RuleStage[Any] | MainStage[Any]]:
@@ -115,6 +129,10 @@ def assemble(
     _check_init(config)
     check_optimizer("warmup", config.warmup)
     check_optimizer("train", config.train)
+    if config.model.decoder.size and not estimate:
+        with torch.device("meta"):  # of the vocabulary nothing is known before the data are
+            decoder = configured_decoder(config.model, 1, config.model.decoder.positions or 1, seed=config.seed)
+        require_memory(weight_bytes(decoder))
     main = make_main(name, config, Setup(workers, estimate, train_images)) if name else None
     with torch.device("meta") if estimate else contextlib.nullcontext():
         model = main.fresh_model() if main else _model_alone(config)
@@ -128,7 +146,10 @@ def assemble(
     for stage in experiment.stages:
         stage.check_device_batch(device_batch_size(stage.optim.global_batch, world, config.run.device_batch))
     if starts_from_given(config) and not resumes and not estimate:
-        experiment.given = experiment.transfer(_given_parts(config, model))
+        parts = _given_parts(config, model)
+        experiment.given = experiment.transfer(parts)
+        if isinstance(main, ImagesStage):
+            experiment.warnings = [text for part in parts if (text := _other_images(config, main.size, part.source))]
     return experiment
 
 
@@ -160,6 +181,7 @@ def _model_alone(config: Config) -> nn.Module:
     """The model of a warm-up without a main stage: one that can take all that the warm-up trains."""
     decoder, warmup = config.model.decoder, config.warmup
     if not decoder.size:
+        rehearse_images(config.model, None)
         return build_model(config.model, "images", seed=config.seed)
     positions = decoder.positions or warmup.length
     if warmup.objective == "next_token":
@@ -178,6 +200,20 @@ def _given_parts(config: Config, model: nn.Module) -> list[Part]:
         tensors = fitted(model, tensors, found, config.transfer.fit, groups, seed=config.seed)
         parts.append(Part(groups, tensors, found))
     return parts
+
+
+def _other_images(config: Config, size: int, source: str) -> str | None:
+    """A warning, if a source was trained on images that were prepared otherwise than the recipe's."""
+    if source.startswith("timm:"):
+        known = timm.get_pretrained_cfg(source.removeprefix("timm:"))
+        theirs = preprocessing(known.to_dict() if known else {})
+    else:
+        theirs = preprocessing_beside(Path(source))
+    ours = {name: size if name == "size" else getattr(config.images, name) for name in theirs}
+    if not (differing := [name for name in theirs if theirs[name] != ours[name]]):
+        return None
+    shown = [", ".join(f"{name} {one[name]}" for name in differing) for one in (theirs, ours)]
+    return f"{source} was trained on images with {shown[0]}; the recipe has {shown[1]}"
 
 
 def _tensors_of(config: Config, source: str) -> tuple[Mapping[str, Tensor], str]:

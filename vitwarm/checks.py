@@ -31,6 +31,11 @@ _MODEL_ARGS_ELSEWHERE = {
 }
 
 
+# Further ones that are bounded, beside rates of dropout.
+_MODEL_ARGS_WITHIN = {"depth": "[1, 1000]", "in_chans": "[3, 3]"}
+_MOST_LEVELS = 16  # of lists and mappings within each other
+
+
 @dataclass(frozen=True)
 class Key:
     """One leaf of the key tree: its full name, its type and the dataclass field that declares it."""
@@ -155,8 +160,10 @@ def wrong_type(name: str, value: Any, where: str = "") -> UserError:
     return UserError(f"{where}{name}: expected {KEYS[name].describe()}, got {_show(value)}")
 
 
-def _check_plain(key: Key, value: Any, where: str) -> None:
-    """Refuse values that are not plain data, at any depth."""
+def _check_plain(key: Key, value: Any, where: str, depth: int = 0) -> None:
+    """Refuse values that are not plain data, at any depth, and those that are nested without end."""
+    if depth > _MOST_LEVELS:
+        raise UserError(f"{where}{key.name} has lists or mappings within each other, more than {_MOST_LEVELS} levels")
     if isinstance(value, dict):
         for name in value:
             if not isinstance(name, str):
@@ -164,7 +171,7 @@ def _check_plain(key: Key, value: Any, where: str) -> None:
         value = list(value) + list(value.values())
     if isinstance(value, list):
         for part in value:
-            _check_plain(key, part, where)
+            _check_plain(key, part, where, depth + 1)
     elif isinstance(value, str) and "${" in value:
         raise UserError(f"{where}{key.name}: '${{...}}' is not evaluated in a recipe; write the value itself")
     elif isinstance(value, float) and not math.isfinite(value) and get_origin(key.type) is dict:  # others have bounds
@@ -195,6 +202,7 @@ def check(config: Config) -> None:
             Path(path).expanduser()
         except RuntimeError as error:
             raise UserError(f"{name}: {path}: {error}") from error
+    _check_arguments(config.model.args, "model.args")
     for name in ("images.scale", "images.ratio"):
         low, high = value_of(config, name)
         if low > high:
@@ -204,6 +212,10 @@ def check(config: Config) -> None:
     for name, instead in _MODEL_ARGS_ELSEWHERE.items():
         if name in config.model.args:
             raise UserError(f"model.args.{name} is set by vitwarm; use {instead}")
+    for name, value in config.model.args.items():
+        within = "[0, 1)" if name.endswith(("drop_rate", "drop_path_rate")) else _MODEL_ARGS_WITHIN.get(name)
+        if within and (isinstance(value, bool) or not isinstance(value, (int, float)) or not inside(value, within)):
+            raise UserError(f"model.args.{name} must lie in {within}, not be {_show(value)}")
     if config.images.loss == "bce" and config.images.label_smoothing:
         raise UserError("images.label_smoothing smooths the targets of images.loss=ce; under bce set it to 0")
     if config.images.epochs_of == "full" and not config.images.subset:
@@ -234,6 +246,15 @@ def _paths(config: Config) -> Iterator[tuple[str, str]]:
             yield key.name, value
     for groups, source in config.transfer.sources.items():
         yield f"transfer.sources.{groups}", str(source)
+
+
+def _check_arguments(value: Any, name: str) -> None:
+    """Refuse what no constructor means: words for true and false as text."""
+    if isinstance(value, str) and value.lower() in ("true", "false", "yes", "no", "on", "off"):
+        raise UserError(f"{name} is the text {value!r}, which counts as true whatever it says; write true or false")
+    parts = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, part in parts:
+        _check_arguments(part, f"{name}.{key}")
 
 
 def _check_model(config: Config) -> None:

@@ -93,7 +93,7 @@ class WarmupConfig(OptimConfig):
     )
     mask_prob: float = key(0.5, "probability that an eligible token of the rule is masked", "(0, 1]")
     middle_runs: int = key(
-        1, "times that the middle one of three blocks runs, one after another (compact core)", "[1, inf)"
+        1, "times that the middle one of three blocks runs, one after another (compact core)", "[1, 1000]"
     )
     val_rows: int = key(1024, "sequences of the validation stream in one evaluation", "[1, inf)")
     eval_every: int = key(1000, "steps between evaluations; the last step is always evaluated", "[1, inf)")
@@ -177,7 +177,7 @@ class ImagesConfig(MainStageConfig):
     mix_switch_prob: float = key(0.5, "probability of cutmix when both are on", "[0, 1]")
     loss: Literal["ce", "bce"] = key("ce", "cross-entropy; bce: one sigmoid a class, every class mixed in counts fully")
     label_smoothing: float = key(0.1, "label smoothing; 0 under bce", "[0, 1)")
-    eval_crop_pct: float = key(0.875, "share of the resized side that the centre crop of evaluation keeps", "(0, 1]")
+    eval_crop_pct: float = key(0.875, "share of the resized side that the centre crop of evaluation keeps", "[0.01, 1]")
     eval_every: int = key(1, "epochs between evaluations; the last step is always evaluated", "[1, inf)")
     max_damaged: float = key(0.001, "largest share of unreadable training images before the run stops", "[0, 1]")
 

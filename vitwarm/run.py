@@ -331,6 +331,9 @@ def _first_weights(joint: _Joint, context: Context, resume: tuple[State, Path] |
             if report is not None:
                 config, main = member.experiment.config, member.experiment.main
                 context.tracker.record({"event": "transfer", **report.to_dict()}, str(report))
+                for text in member.experiment.warnings:
+                    context.tracker.record({"event": "warning", "text": text})
+                    context.tracker.warn(text)
                 record, tokenizer = provenance(config, start, {}), main.tokenizer if main else None
                 write_model(member.experiment.model, member.folder / WARMUP, config, tokenizer, record)
 

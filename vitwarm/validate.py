@@ -16,6 +16,7 @@ from vitwarm.data.mixing import Normalise
 from vitwarm.data.opening import open_shards
 from vitwarm.data.shards import ShardSet, check_labels
 from vitwarm.errors import UserError
+from vitwarm.export.weights import require_finite
 from vitwarm.parallel import default_workers
 from vitwarm.stages.images import evaluate_images
 from vitwarm.training.processes import Processes, start_accelerator
@@ -37,10 +38,11 @@ def validate_export(export: str, shards: str, batch: int = 256, workers: int | N
     processes = Processes(accelerator.process_index, accelerator.num_processes, accelerator.device)
     folder = Path(export).expanduser()
     try:
-        architecture = json.loads((folder / "config.json").read_text())["architecture"]
+        architecture = json.loads((folder / "config.json").read_text(encoding="utf-8"))["architecture"]
         model: Any = timm.create_model(f"local-dir:{folder}", pretrained=True).to(processes.device).eval()
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise UserError(f"{export} holds no timm model ({str(error).splitlines()[0]}); give RUN/export") from error
+    require_finite(model.state_dict(), export)
     data = timm.data.resolve_model_data_config(model)
     transform = EvalTransform(data["input_size"][-1], data["crop_pct"], data["interpolation"])
     dataset = processes.all_do(lambda: ImageDataset(_labelled(shards, model, export), transform))

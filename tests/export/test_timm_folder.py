@@ -12,6 +12,7 @@ from timm.data import resolve_model_data_config
 from vitwarm.config import Config, ImagesConfig, ModelConfig
 from vitwarm.errors import UserError
 from vitwarm.export import export_model, push_to_hub
+from vitwarm.export.opening import open_model
 from vitwarm.export.timm_folder import model_card
 from vitwarm.trunk import ImageModel, build_model
 
@@ -88,6 +89,36 @@ def test_an_mlp_of_relative_positions_is_exported_with_the_dropout_that_timm_giv
     theirs, images = load(tmp_path / "export"), torch.randn(2, 3, 32, 32)
     assert torch.equal(theirs(images), ImageModel(model).eval()(images))
     assert theirs.blocks[0].attn.rel_pos.mlp.drop1.p == model.blocks[0].attn.rel_pos.mlp.drop1.p == 0.125
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "size"),
+    [
+        ("test_vit", {"img_size": 32, "dynamic_img_size": True}, 64),
+        ("test_vit", {}, 64),  # of 160 pixels
+        ("test_vit", {"img_size": 32, "dynamic_img_size": True, "dynamic_img_pad": True}, 70),
+        ("vit_small_patch16_dinov3", {**SMALL, "patch_size": 16}, 64),
+        ("eva02_tiny_patch14_224", SMALL | {"img_size": 28, "patch_size": 7, "dynamic_img_size": True}, 56),
+    ],
+)
+def test_an_export_is_of_the_size_that_was_trained(tmp_path, name, arguments, size):
+    """The model keeps its own size, which its positions have; images are prepared in the size of the recipe."""
+    config, model = made(name=name, arguments=arguments)
+    config.images.size = size
+    export_model(model, tmp_path / "export", config, FACTS)
+    theirs, images = load(tmp_path / "export"), torch.randn(2, 3, size, size)
+    assert tuple(resolve_model_data_config(theirs)["input_size"]) == (3, size, size)
+    assert theirs.patch_embed.img_size == model.patch_embed.img_size and torch.equal(theirs(images), model(images))
+    again = open_model(str(tmp_path / "export"))
+    assert (again.config.images.size, again.model.patch_embed.img_size) == (size, model.patch_embed.img_size)
+
+
+def test_transformers_reads_an_export(tmp_path):
+    transformers = pytest.importorskip("transformers")
+    _, model = exported(tmp_path / "export")
+    theirs = transformers.AutoModelForImageClassification.from_pretrained(tmp_path / "export").eval()
+    images = torch.randn(2, 3, 32, 32)
+    assert torch.equal(theirs(pixel_values=images).logits, model(images)) and theirs.config.num_labels == 5
 
 
 def test_other_image_size_and_classes(tmp_path):

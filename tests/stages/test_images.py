@@ -14,6 +14,7 @@ from torch import nn
 from vitwarm.assembly import assemble
 from vitwarm.data.subset import balanced
 from vitwarm.errors import UserError
+from vitwarm.export import export_model
 from vitwarm.recipe import list_recipes, load_recipe
 from vitwarm.run import run
 from vitwarm.stages.images import ImagesStage
@@ -41,6 +42,25 @@ def stage_of(config) -> ImagesStage:
     stage = ImagesStage(config, Setup())
     stage.bind(stage.fresh_model())
     return stage
+
+
+def test_a_source_of_images_prepared_otherwise_is_said(tmp_path):
+    own = ["model.args={img_size: 16, patch_size: 4}", "images.mean=[0.5,0.5,0.5]", "images.eval_crop_pct=0.9"]
+    source = assemble(recipe(tmp_path, *own), 1)
+    facts = {"recipe_hash": "0" * 12, "start": "a test", "warmed_keys": []}
+    for name, metrics in (("trained", {"top1": 0.5}), ("warmed", {})):
+        export_model(source.model, tmp_path / name, source.config, facts | {"metrics": metrics})
+    found = assemble(recipe(tmp_path, f"init_from={tmp_path / 'trained'}"), 1).warnings
+    assert (
+        len(found) == 1
+        and found[0].startswith(str(tmp_path / "trained"))
+        and found[0].endswith(
+            "was trained on images with mean [0.5, 0.5, 0.5], eval_crop_pct 0.9, size 16; "
+            "the recipe has mean [0.305, 0.305, 0.305], eval_crop_pct 1.0, size 8"
+        )
+    )
+    assert assemble(recipe(tmp_path, f"init_from={tmp_path / 'trained'}", *own), 1).warnings == []
+    assert assemble(recipe(tmp_path, f"init_from={tmp_path / 'warmed'}"), 1).warnings == []  # it saw no images
 
 
 def layers_above(name: str, depth: int) -> int:

@@ -6,14 +6,17 @@ import pytest
 import timm
 import torch
 from safetensors.torch import load_file, save_file
+from timm.utils import ModelEmaV3
 
 import vitwarm
+from vitwarm.analysis.inspection import inspect_trunk
 from vitwarm.config import Config, ModelConfig
 from vitwarm.errors import UserError
 from vitwarm.export import export_model
-from vitwarm.transfer import canonical, group_of, read_source, require_fit, select, transfer
+from vitwarm.procedural import make_rule
+from vitwarm.transfer import canonical, compose, group_of, read_source, require_fit, select, transfer
 from vitwarm.transfer.warm_start import require_same_blocks
-from vitwarm.trunk import Trunk
+from vitwarm.trunk import Trunk, build_decoder, family_of, initialise
 
 NAME = "deit_tiny_patch16_224"
 SMALL = {"img_size": 32, "patch_size": 8, "embed_dim": 48, "depth": 3, "num_heads": 3}
@@ -273,6 +276,91 @@ def test_sources_of_every_kind_give_the_same_trunk(tmp_path):
         vitwarm.warm_start(target, path)
         check_trunk_only(target, before, source)
     assert "head.weight" not in read_source(tmp_path / "warm")[0]
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [torch.nn.DataParallel, torch.compile, ModelEmaV3, torch.optim.swa_utils.AveragedModel,
+     lambda m: torch.nn.DataParallel(torch.compile(m))],
+)  # fmt: skip
+def test_a_model_within_another_is_looked_through(tmp_path, wrap):
+    source, target = model(0), wrap(model(1))
+    inner = family_of(target).model
+    before = state(inner)
+    vitwarm.warm_start(target, trunk_file(tmp_path / "t.safetensors", source))
+    check_trunk_only(inner, before, source)
+
+
+def test_a_model_within_a_module_of_ones_own_is_named(tmp_path):
+    class Mine(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.backbone, self.classifier = model(1), torch.nn.Linear(5, 2)
+
+    with pytest.raises(UserError, match=r"Mine holds a model with a trunk in \.backbone; give that one"):
+        vitwarm.warm_start(Mine(), trunk_file(tmp_path / "t.safetensors", model(0)))
+
+
+def test_a_model_without_values_is_refused_and_nothing_is_reported(tmp_path):
+    file = trunk_file(tmp_path / "t.safetensors", model(0))
+    with torch.device("meta"):
+        whole = timm.create_model(NAME, num_classes=5, **SMALL)
+    partly = model(1)
+    partly.blocks[1].to("meta")
+    before = state(partly)
+    for target, name in ((whole, "cls_token"), (partly, "blocks.1.norm1.weight")):
+        for act in (
+            lambda m: vitwarm.warm_start(m, file),
+            lambda m: vitwarm.warm_start(m),
+            lambda m: compose(m, {"attention": file, "mlp": file}),
+            lambda m: initialise(m, "mimetic", seed=0),
+            lambda m: inspect_trunk(m, make_rule("dyck"), length=8),
+        ):
+            with pytest.raises(UserError, match=f"{name} of the model is on the device meta"):
+                act(target)
+    assert all(torch.equal(t, before[n]) for n, t in partly.state_dict().items() if not t.is_meta)
+
+
+def test_values_that_would_be_others_in_the_model_are_refused():
+    source, target = model(0), model(1)
+    large, whole = state(source), {n: t.int() for n, t in state(source).items()}
+    large["blocks.1.attn.qkv.weight"][2, 3] = 1e6
+    for own, given, reason in (
+        (model(1).half(), large, "blocks.1.attn.qkv.weight has values that torch.float16 cannot hold"),
+        (target, whole, "is torch.int32, the model's torch.float32"),
+    ):
+        before = state(own)
+        with pytest.raises(UserError, match=reason):
+            transfer(own, given, source="it")
+        assert all(torch.equal(t, before[n]) for n, t in own.state_dict().items())
+    part = {n: t for n, t in state(source).items() if n != "blocks.1.attn.qkv.weight"}
+    assert "in other blocks alone" in transfer(target, part, source="it").refused["blocks.1.attn.qkv.weight"]
+    with pytest.raises(UserError, match="blocks.0.attn.qkv.weight has values that are not finite"):
+        diverged = model(0)
+        diverged.blocks[0].attn.qkv.weight.data.fill_(float("nan"))
+        inspect_trunk(diverged, make_rule("dyck"), length=8)
+
+
+@pytest.mark.parametrize(
+    ("tokens", "rows", "padded"),
+    [
+        (50257, 50304, True),
+        (50257, 50258, False),
+        (257, 320, True),
+        (100, 128, False),  # too many for padding
+        (64, 128, False),
+        (320, 257, False),
+    ],
+)
+def test_rows_that_pad_a_vocabulary_are_left_out(tokens, rows, padded):
+    source, target = (build_decoder("1_1_4", n, 8, str(n), seed=0, tied=False) for n in (rows, tokens))
+    report = transfer(target, source.state_dict(), source="it", groups=["embedding", "head"])
+    if not padded:
+        assert {"token_embed.weight", "head.weight"} <= report.refused.keys() and not report.notes
+        return
+    assert torch.equal(target.token_embed.weight, source.token_embed.weight[:tokens])
+    assert torch.equal(target.head.weight, source.head.weight[:tokens])
+    assert f"last {rows - tokens} of {rows} tokens were taken for padding" in str(report) and report.to_dict()["notes"]
 
 
 def test_a_home_folder_is_found(tmp_path, monkeypatch):

@@ -56,6 +56,12 @@ def test_malformed_sizes_are_refused(text):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("text", ["1001_1_1", "1_1_1000000000", "1_1_" + "9" * 5000])
+def test_sizes_beyond_all_memory_are_refused(text):
+    with pytest.raises(UserError, match="no more than 1000 blocks, and numbers below a billion"):
+        DecoderSize.parse(text)
+
+
 def test_heads_must_divide_the_width():
     with pytest.raises(UserError, match="3 heads do not divide width 16; take 18"):
         Decoder("2_3_16", VOCAB, LENGTH)

@@ -87,15 +87,3 @@ def test_tensor_names_are_timms_behind_one_prefix():
 def test_grid_is_rows_then_columns():
     assert family_of(tiny("token")).grid == (2, 2)
     assert family_of(timm.create_model("test_vit", img_size=(32, 64))).grid == (2, 4)
-
-
-@pytest.mark.parametrize("label", FAMILIES)
-def test_tokens_of_an_image_are_those_of_the_first_block(label):
-    model, seen = tiny(label).eval(), []
-    model.blocks[0].register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].shape[1]))
-    model(images(model))
-    family = family_of(model)
-    assert family.tokens() == seen.pop() and family.input_size == tuple(model.patch_embed.img_size)
-    if family.any_size:
-        model(torch.randn(1, 3, 64, 64))
-        assert family.tokens(64) == seen.pop() > family.tokens()

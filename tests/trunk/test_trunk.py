@@ -15,6 +15,12 @@ from vitwarm.trunk import Family, Trunk, build_model, family, family_of, merge_c
 MASKED = sorted(set(FAMILIES) - {"dynamic size"})
 
 
+def tokens_of(model):
+    """Tokens of an image of the model's own size, prefix tokens included."""
+    rows, columns = family_of(model).grid
+    return rows * columns + model.num_prefix_tokens
+
+
 def tokens(trunk, length=9, batch=2):
     return torch.randn(batch, length, trunk.width, generator=torch.Generator().manual_seed(3))
 
@@ -142,7 +148,7 @@ def test_symbols_meet_no_bias_of_the_image_grid(label):
     """timm's own blocks with every bias at zero; the model keeps its biases, and the trunk has no tensor of them."""
     model = tiny(label).eval()
     trunk = Trunk(model).eval()
-    x = tokens(trunk, length=family_of(model).tokens())
+    x = tokens(trunk, length=tokens_of(model))
     found = trunk(x)
     biases = [n for n in model.state_dict() if "rel_pos" in n or "relative_position" in n]
     assert biases and not set(biases) & set(trunk.state_dict())
@@ -169,7 +175,7 @@ def test_groups_hold_every_tensor_once(label):
     assert sorted([*groups["trunk"], *groups["embedding"], *groups["head"]]) == sorted(names)
     parts = [n for g in ("attention", "mlp", "norm") for n in groups[g]]
     assert len(parts) == len(set(parts)) and set(parts) <= groups["trunk"]
-    model.eval().forward_head(model.norm(torch.randn(2, family_of(model).tokens(), model.embed_dim))).sum().backward()
+    model.eval().forward_head(model.norm(torch.randn(2, tokens_of(model), model.embed_dim))).sum().backward()
     behind = canonical(model.state_dict())
     behind = {behind[n] for n, p in model.named_parameters() if p.grad is not None}
     assert behind - groups["trunk"] <= groups["head"] and behind & groups["head"]
@@ -225,12 +231,6 @@ def test_fresh_weights_depend_on_seed_and_key_alone():
     torch.manual_seed(99)
     assert torch.equal(weights("images", 0), first)
     assert not torch.equal(weights("images", 1), first) and not torch.equal(weights("warmup", 0), first)
-
-
-def test_image_size_is_square_or_refused():
-    assert family_of(tiny("token")).image_size == 32
-    with pytest.raises(UserError, match="square"):
-        _ = family_of(timm.create_model("test_vit", img_size=(32, 64))).image_size
 
 
 @pytest.mark.parametrize("label", ["DeiT-III", "BEiT"])

@@ -167,8 +167,7 @@ class Bare:
         if config.train.compile:
             for block in self.model.blocks:
                 block.compile()
-        side = family_of(self.model).image_size
-        self.images = torch.randn(config.train.global_batch, 3, side, side, device=device)
+        self.images = torch.randn(config.train.global_batch, 3, *family_of(self.model).input_size, device=device)
         self.labels = torch.randint(config.model.num_classes, (config.train.global_batch,), device=device)
         self.bf16, self.device = config.train.precision == "bf16", device
 

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from vitwarm.errors import UserError
+from vitwarm.export.weights import require_finite
 from vitwarm.procedural import Rule, RuleStream
-from vitwarm.trunk import Decoder, Family, SymbolStem, Trunk, family_of
+from vitwarm.trunk import Decoder, Family, SymbolStem, Trunk, family_of, require_values
 
 MATRICES = ("query", "key", "value", "projection", "MLP in", "MLP out")
 
@@ -63,7 +64,8 @@ def inspect_trunk(
     Raises:
         UserError: a rule that does not fit the model, or blocks without the usual attention and MLP.
     """
-    family = family_of(model)
+    family = family_of(model := require_values(model))
+    require_finite(family.model.state_dict(), "the model")
     parts = [_matrices(family, block) for block in family.model.blocks]
     decoder = model if isinstance(model, Decoder) else None
     length = length or (math.prod(family.grid) if decoder is None else decoder.n_positions)

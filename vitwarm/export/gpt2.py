@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
 from vitwarm.data.tokenizers import Tokenizer
 from vitwarm.errors import UserError
 from vitwarm.export.layout import CONFIG, PROVENANCE, WEIGHTS
+from vitwarm.export.weights import find_weights, read_weights
 from vitwarm.files import whole_folder
 from vitwarm.trunk import Classifier, Decoder, DecoderSize, trunk_facts
 from vitwarm.trunk.decoder import LAYER_NORM_EPS
@@ -97,7 +97,7 @@ def read_gpt2(folder: str | Path, *, dropout: float = 0.0, grad_checkpointing: b
     """A decoder with the weights of a GPT-2 folder of `transformers`, in fp32.
 
     Args:
-        folder: holds `config.json` and `model.safetensors`.
+        folder: holds `config.json` and `model.safetensors`, or an index of several such files.
         dropout, grad_checkpointing: see `Decoder`; settings of training, so not read from the folder.
 
     Raises:
@@ -105,12 +105,9 @@ def read_gpt2(folder: str | Path, *, dropout: float = 0.0, grad_checkpointing: b
     """
     folder = Path(folder).expanduser()
     config = _read_config(folder / CONFIG)
-    if not (folder / WEIGHTS).is_file():
+    if (file := find_weights(folder)) is None:
         raise UserError(f"no {WEIGHTS} in {folder}; nothing else is read (save it in transformers with its defaults)")
-    try:
-        tensors = from_gpt2(load_file(folder / WEIGHTS))
-    except (SafetensorError, OSError) as error:
-        raise UserError(f"{folder / WEIGHTS} cannot be read ({error}); it is damaged or no safetensors file") from error
+    tensors = from_gpt2(read_weights(file))
     if "score.weight" in tensors:
         raise UserError(f"{folder} holds a classifier, which writes no text; give the folder of a language model")
     facts = gpt2_facts(config)
@@ -130,7 +127,7 @@ def read_gpt2(folder: str | Path, *, dropout: float = 0.0, grad_checkpointing: b
     expected = {n: t.shape for n, t in decoder.state_dict().items()}
     wrong = [n for n in sorted({*expected, *tensors}) if n not in tensors or expected.get(n) != tensors[n].shape]
     if wrong:
-        raise UserError(f"{folder / WEIGHTS} does not fit its {CONFIG}: {len(wrong)} tensors differ, first {wrong[0]}")
+        raise UserError(f"{file} does not fit its {CONFIG}: {len(wrong)} tensors differ, first {wrong[0]}")
     decoder.load_state_dict({n: t.float() for n, t in tensors.items()}, assign=True)
     return decoder
 
@@ -141,7 +138,7 @@ def _read_config(path: Path) -> dict[str, Any]:
         kind = config.get("model_type")
     except OSError as error:
         raise UserError(f"no readable {path.name} in {path.parent}; give a folder of transformers' GPT-2") from error
-    except (ValueError, AttributeError) as error:
+    except (ValueError, AttributeError, RecursionError) as error:
         raise UserError(f"{path} is not the JSON of a configuration") from error
     if kind != "gpt2":
         raise UserError(f"{path} describes a model of type {kind!r}; only gpt2 can be read")

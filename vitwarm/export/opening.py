@@ -2,12 +2,11 @@
 
 import contextlib
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import nn
 
 from vitwarm.config import Config, ImagesConfig, ModelConfig
@@ -15,6 +14,7 @@ from vitwarm.data.tokenizers import Tokenizer, read_tokenizer
 from vitwarm.errors import UserError
 from vitwarm.export.gpt2 import read_gpt2
 from vitwarm.export.layout import CONFIG, EXPORT, PROVENANCE, WARMUP, WEIGHTS
+from vitwarm.export.weights import find_weights, read_weights
 from vitwarm.trunk import build_decoder, build_model
 
 _COMPOSED = "composed"
@@ -57,7 +57,7 @@ def open_model(place: str, *, fresh: bool = False, seed: int = 0) -> Opened:
         described = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
         if "architecture" in described:
             return _open_timm(folder, described, fresh, seed)
-    except (OSError, ValueError, TypeError, AttributeError, RuntimeError, SafetensorError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
         raise UserError(f"{folder} holds no model that can be read ({str(error).splitlines()[0]})") from error
     decoder = read_gpt2(folder)
     if fresh:
@@ -72,21 +72,49 @@ def open_model(place: str, *, fresh: bool = False, seed: int = 0) -> Opened:
 def _recorded_seed(folder: Path, otherwise: int) -> int:
     try:
         seed = json.loads((folder / PROVENANCE).read_text(encoding="utf-8"))["seed"]
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return otherwise
     return seed if isinstance(seed, int) else otherwise
 
 
-def _open_timm(folder: Path, described: dict[str, Any], fresh: bool, seed: int) -> Opened:
-    own = described.get("pretrained_cfg", {})
+def preprocessing(description: Mapping[str, Any]) -> dict[str, Any]:
+    """What timm's description of weights says of their images, under the names of `ImagesConfig`.
+
+    Args:
+        description: `pretrained_cfg` of a model or of its config.json.
+    """
     names = {"mean": "mean", "std": "std", "interpolation": "interpolation", "crop_pct": "eval_crop_pct"}
-    images: dict[str, Any] = {
-        ours: list(v) if isinstance(v := own[n], (list, tuple)) else v for n, ours in names.items() if n in own
+    images = {
+        ours: list(v) if isinstance(v := description[n], (list, tuple)) else v
+        for n, ours in names.items()
+        if n in description
     }
+    if (size := description.get("input_size")) and size[-1] == size[-2]:
+        images["size"] = size[-1]
+    return images
+
+
+def preprocessing_beside(weights: Path) -> dict[str, Any]:
+    """`preprocessing` of the folder that a file of weights is in; empty if they saw no images, or nobody knows."""
+    try:
+        described = json.loads(weights.with_name(CONFIG).read_text(encoding="utf-8"))
+        found = preprocessing(described["pretrained_cfg"])
+        with contextlib.suppress(OSError):
+            if not json.loads(weights.with_name(PROVENANCE).read_text(encoding="utf-8"))["metrics"]:
+                return {}  # a warm-up alone
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError):
+        return {}
+    return found
+
+
+def _open_timm(folder: Path, described: dict[str, Any], fresh: bool, seed: int) -> Opened:
+    images = preprocessing(described.get("pretrained_cfg", {}))
     model = ModelConfig(described["architecture"], described["num_classes"], dict(described.get("model_args") or {}))
     config = Config(name=_COMPOSED, seed=seed, model=model, images=ImagesConfig(**images))
     vit = build_model(model, _COMPOSED, seed=seed)
     if not fresh:
-        vit.load_state_dict(load_file(folder / WEIGHTS))
+        if (file := find_weights(folder)) is None:
+            raise UserError(f"no {WEIGHTS} in {folder}, which has a {CONFIG}; nothing else is read")
+        vit.load_state_dict(read_weights(file))
         config.seed = _recorded_seed(folder, seed)
     return Opened(vit, config)

@@ -45,8 +45,10 @@ def export_model(
     arguments = {k: v for k, v in config.model.args.items() if not is_drop_rate(k)}
     with whole_folder(folder) as aside:
         save_for_hf(model, str(aside), model_args=arguments, safe_serialization=True)
-        description = json.loads((aside / CONFIG).read_text())
-        description["pretrained_cfg"] = _pretrained_cfg(model, config, description["pretrained_cfg"])
+        description = json.loads((aside / CONFIG).read_text(encoding="utf-8"))
+        size = trained_size(model, config)
+        description["pretrained_cfg"] = _pretrained_cfg(model, config, size, description["pretrained_cfg"])
+        description["model_args"] = _model_args(model, size, description.get("model_args", {}))
         if classes is not None:
             description["label_names"] = classes
         _write(aside / CONFIG, json.dumps(description, indent=2) + "\n")
@@ -54,14 +56,32 @@ def export_model(
         _write(aside / "README.md", model_card(config, provenance))
 
 
-def _pretrained_cfg(model: nn.Module, config: Config, timms: dict[str, Any]) -> dict[str, Any]:
+def trained_size(model: nn.Module, config: Config) -> tuple[int, int]:
+    """(height, width) of the images of a recipe: `images.size` where the model takes any, else the model's own."""
+    family = family_of(model)
+    return (config.images.size,) * 2 if config.images.size and family.any_size else family.input_size
+
+
+def _model_args(model: nn.Module, size: tuple[int, int], recorded: dict[str, Any]) -> dict[str, Any]:
+    """What the model is built from.
+
+    timm sizes a model by its `input_size` unless its arguments say otherwise: a model that was trained on images of
+    another size than its own keeps its own. Newer versions of timm record `num_classes` here as well, which stands
+    beside these arguments already: transformers' wrapper passes both on and is given it twice.
+    """
+    own = family_of(model).input_size
+    arguments = {name: value for name, value in recorded.items() if name != "num_classes"}
+    return arguments if size == own else {"img_size": list(own)} | arguments
+
+
+def _pretrained_cfg(model: nn.Module, config: Config, size: tuple[int, int], timms: dict[str, Any]) -> dict[str, Any]:
     """What timm reads as the weights' own description: preprocessing of the recipe, our tag and licence."""
     return {k: timms[k] for k in _OF_THE_ARCHITECTURE if k in timms} | {
         "tag": TAG,
         "num_classes": model.num_classes,
         "license": LICENSE,
         "paper_ids": f"arXiv:{PAPER}",
-        "input_size": [3, *family_of(model).input_size],
+        "input_size": [3, *size],
         "mean": list(config.images.mean),
         "std": list(config.images.std),
         "interpolation": config.images.interpolation,

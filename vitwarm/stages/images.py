@@ -25,7 +25,7 @@ from vitwarm.stages.registry import MainStage, Setup, main_stage
 from vitwarm.training.batch import Sums, Totals
 from vitwarm.training.param_groups import with_rates
 from vitwarm.training.schedule import check_lengths
-from vitwarm.trunk import ImageModel, build_model, family_of
+from vitwarm.trunk import ImageModel, build_model, family_of, rehearse_images, require_memory
 
 
 def image_lengths(config: Config, full: int, used: int) -> tuple[int, int, tuple[int, int]]:
@@ -112,10 +112,16 @@ class ImagesStage(MainStage[ImageBatch]):
         self.config, self.optim, self.seed, self.workers = config.images, config.train, config.seed, setup.workers
         self.model_config, self.num_classes = config.model, config.model.num_classes
         images = config.images
+        found = rehearse_images(config.model, images.size)
+        if found.height != found.width:
+            shape = f"{found.height}x{found.width}"
+            raise UserError(f"the model takes {shape} images; set model.args.img_size to a square size")
+        self.size, self.tokens_per_sample = found.height, found.tokens
         if setup.estimate:
             self.counts = count_images(config, setup.train_images)
             full, used, self.val_samples = self.counts.full, self.counts.used, self.counts.val
         else:
+            require_memory(found.memory)
             self.shards = open_training(config)
             self.val_shards = open_validation(config, self.shards)
             self.subset = None
@@ -176,14 +182,9 @@ class ImagesStage(MainStage[ImageBatch]):
         return {SUBSET: self.subset.text} if self.subset else {}
 
     def bind(self, model: nn.Module) -> None:
-        images, family = self.config, family_of(model)
-        self.vit: Any = family.model
+        images = self.config
+        self.vit: Any = family_of(model).model
         self.model = ImageModel(model, self.model_config.grad_checkpointing)
-        takes = family.image_size
-        self.size = images.size or takes
-        if self.size != takes and not family.any_size:
-            raise UserError(f"images.size={self.size}, but the model takes {takes} pixels; set model.args.img_size too")
-        self.tokens_per_sample = family.tokens(self.size)
         (smallest, largest), (narrowest, widest), (red, green, blue) = images.scale, images.ratio, images.mean
         self.transform = TrainTransform(
             self.size,

@@ -9,12 +9,12 @@ from typing import Any
 from torch import Tensor, nn
 
 from vitwarm.errors import UserError
-from vitwarm.files import sha256_of
+from vitwarm.export.weights import sha256_of_weights
 from vitwarm.selection import Selection
 from vitwarm.transfer.groups import block_of, canonical, select
 from vitwarm.transfer.perturb import perturb
 from vitwarm.transfer.warm_start import TransferReport, read_source, require_fit, require_same_blocks, transfer
-from vitwarm.trunk import trunk_facts
+from vitwarm.trunk import require_values, trunk_facts
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ def merge(
     Raises:
         UserError: a part that does not fit or gives nothing, or parts that overlap.
     """
-    facts: dict[str, Any] = trunk_facts(model)
+    facts: dict[str, Any] = trunk_facts(model := require_values(model))
     depth, heads, controls = facts["depth"], facts["heads"], controls or {}
     if len(parts) > 1:
         _refuse_overlap(parts, depth)
@@ -134,7 +134,7 @@ def record_of(sources: Mapping[str, str | Path], report: TransferReport, **more:
         taken = set(select(tensors, groups, _depth(report)))
         origins[groups] = {
             "file": file,
-            "sha256": sha256_of(Path(file)),
+            "sha256": sha256_of_weights(Path(file)),
             "tensors": [own for own, name in canonical(report.copied).items() if name in taken],
         }
     return {

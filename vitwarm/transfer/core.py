@@ -5,10 +5,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
 from vitwarm.errors import UserError
 from vitwarm.export.layout import PROVENANCE, WEIGHTS
+from vitwarm.export.weights import read_weights
 from vitwarm.files import sha256_of, whole_folder
 from vitwarm.transfer.groups import block_of, canonical, group_of
 
@@ -32,7 +33,7 @@ def pack_core(export: str | Path, folder: str | Path = CORE) -> dict[str, Any]:
     source = Path(export)
     if not (source / WEIGHTS).is_file() or not (source / PROVENANCE).is_file():
         raise UserError(f"{export} is no export with {WEIGHTS} and {PROVENANCE}; give RUN/export")
-    tensors = load_file(source / WEIGHTS)
+    tensors = read_weights(source / WEIGHTS)
     names = canonical(tensors)
     trunk = {
         names[n]: t.half().contiguous() for n, t in tensors.items() if group_of(names[n]) not in ("embedding", "head")

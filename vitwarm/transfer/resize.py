@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from vitwarm.errors import UserError
 from vitwarm.keys import keyed_rng
 from vitwarm.transfer.groups import block_of, canonical, group_of, input_letters, input_rows
-from vitwarm.trunk import trunk_facts
+from vitwarm.trunk import require_values, trunk_facts
 
 NOISE = 0.1
 
@@ -48,7 +48,8 @@ def resize(
     Raises:
         UserError: a source that is too small to select from, or no core that can be expanded to the model.
     """
-    own = {c: model.state_dict()[n].shape for n, c in canonical(model.state_dict()).items()}
+    state = require_values(model).state_dict()
+    own = {c: state[n].shape for n, c in canonical(state).items()}
     wanted = {n: shape for n, shape in own.items() if group_of(n) not in ("embedding", "head")}
     if fit == "select":
         return {n: _select(n, tensors[n], shape) for n, shape in wanted.items() if _has(tensors, n)}

@@ -9,20 +9,23 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from vitwarm.errors import UserError
 from vitwarm.export.gpt2 import from_gpt2, gpt2_facts, is_gpt2
 from vitwarm.export.layout import CONFIG, EXPORT, PROVENANCE, WARMUP, WEIGHTS
+from vitwarm.export.weights import find_weights, read_weights
 from vitwarm.selection import GROUPS, Selection
 from vitwarm.transfer.core import CORE
 from vitwarm.transfer.groups import block_of, canonical, group_of, head_mask, select
 from vitwarm.transfer.resize import Fit, resize
-from vitwarm.trunk import trunk_facts
+from vitwarm.trunk import require_values, trunk_facts
 
-TOKENS, POSITIONS = "token_embed.weight", "pos_embed.weight"  # of a decoder; an image model's positions are `pos_embed`
+TOKENS, POSITIONS, HEAD = (
+    "token_embed.weight",
+    "pos_embed.weight",
+    "head.weight",
+)  # of a decoder; an image model's positions are `pos_embed`
 PACKAGED = "vitwarm:core"  # the compact core inside the package, as a source
 
 
@@ -35,12 +38,14 @@ class TransferReport:
         copied: tensors that now hold the source's values.
         fresh: tensors of the target that keep their own values: of no chosen group, or not in the source.
         refused: tensor of a chosen group -> why it could not be copied.
+        notes: what was copied in part, in words.
     """
 
     source: str
     copied: list[str] = field(default_factory=list)
     fresh: list[str] = field(default_factory=list)
     refused: dict[str, str] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
 
     def __str__(self) -> str:
         """One line a group, such as `attention: 48 copied`."""
@@ -55,10 +60,12 @@ class TransferReport:
             if parts:
                 lines.append(f"  {group}: {', '.join(parts)}")
         lines += [f"  refused {name}: {why}" for name, why in list(self.refused.items())[:5]]
+        lines += [f"  {note}" for note in self.notes]
         return "\n".join(lines)
 
     def to_dict(self) -> dict[str, Any]:
-        return {"source": self.source, "copied": self.copied, "fresh": self.fresh, "refused": self.refused}
+        facts = {"source": self.source, "copied": self.copied, "fresh": self.fresh, "refused": self.refused}
+        return facts | ({"notes": self.notes} if self.notes else {})
 
 
 def read_source(source: str | Path) -> tuple[dict[str, Tensor], str]:
@@ -71,26 +78,48 @@ def read_source(source: str | Path) -> tuple[dict[str, Tensor], str]:
         UserError: nothing readable there.
     """
     path = CORE if source == PACKAGED else Path(source).expanduser()
-    candidates = [path] if path.is_file() else [path / WARMUP / WEIGHTS, path / WEIGHTS, path / EXPORT / WEIGHTS]
-    found = next((c for c in candidates if c.is_file()), None)
+    folders = (path / WARMUP, path, path / EXPORT)
+    found = path if path.is_file() else next((file for f in folders if (file := find_weights(f))), None)
     if found is None:
         raise UserError(
             f"no weights at {source}: expected the folder of a run, of an export or of a checkpoint, with {WEIGHTS}, "
             "or a .safetensors file"
         )
-    if found.suffix != ".safetensors":
-        raise UserError(f"{found} is not a .safetensors file; convert it first (nothing else is read, for safety)")
-    try:
-        tensors = load_file(found)
-    except (SafetensorError, OSError) as error:
-        raise UserError(f"{found} cannot be read ({error}); it is damaged or not a safetensors file") from error
-    for wrapper in ("trunk.", "vit."):  # checkpoints hold the stage's model; its stem and head are not the trunk's
-        if any(n.startswith(wrapper) for n in tensors):
-            tensors = {n.removeprefix(wrapper): t for n, t in tensors.items() if n.startswith(wrapper)}
+    tensors = read_weights(found)
     if is_gpt2(tensors):
         tensors = from_gpt2(tensors)
     names = canonical(tensors)
     return {names[n]: t for n, t in tensors.items()}, str(found)
+
+
+def _in_block(name: str) -> str | None:
+    """A block's tensor without the number of its block; None outside the blocks."""
+    return None if block_of(name) is None else name.split(".", 2)[2]
+
+
+def _without_padding(
+    tensors: Mapping[str, Tensor], own: Mapping[str, Tensor], report: TransferReport
+) -> Mapping[str, Tensor]:
+    """The source with as many tokens as the model, where it has a few more to make their number a round one.
+
+    Vocabularies are padded to a multiple of 64 or the like (50257 tokens as 50304 rows), since matrices of such sizes
+    are faster. What is padding is taken for one: fewer rows than the multiple, and than a quarter of the tokens.
+    """
+    size, rows = len(own.get(TOKENS, ())), len(tensors.get(TOKENS, ()))
+    multiple = rows & -rows  # of the largest power of two
+    if multiple < 8 or not 0 < rows - size < min(multiple, size / 4):
+        return tensors
+    padded = [name for name in (TOKENS, HEAD) if len(tensors.get(name, ())) == rows and name in own]
+    report.notes.append(f"the source's last {rows - size} of {rows} tokens were taken for padding and left out")
+    return {**tensors, **{name: tensors[name][:size] for name in padded}}
+
+
+def _require_usable(name: str, tensor: Tensor, own: Tensor, source: str) -> None:
+    """Refuse a tensor whose values would be others in the model, though its shape is right."""
+    if tensor.is_floating_point() != own.is_floating_point():
+        raise UserError(f"{source}: {name} is {tensor.dtype}, the model's {own.dtype}; convert it first")
+    if not torch.isfinite(tensor.to(own.dtype)).all():
+        raise UserError(f"{source}: {name} has values that {own.dtype} cannot hold; give the model as float32")
 
 
 @torch.no_grad()
@@ -100,7 +129,8 @@ def transfer(
     """Copy the groups' tensors into a timm model and report; nothing is changed when one of them is refused.
 
     Tensors of the model that the source lacks (say, a layer scale) stay fresh; a block that it lacks is refused, and so
-    is a tensor that the model has no place for. Of a decoder's positions the model takes the first, as many as it has;
+    is a tensor that it has in some blocks alone, one that the model has no place for, and one whose values the model's
+    type of numbers cannot hold. Of a decoder's positions the model takes the first, as many as it has;
     a source with fewer is refused.
 
     Args:
@@ -110,16 +140,18 @@ def transfer(
         groups: words of `vitwarm.selection`; under `heads=` a tensor is copied in part.
 
     Raises:
-        UserError: unknown group, no such block or head, unsupported family.
+        UserError: unknown group, no such block or head, unsupported family, a model without values (`meta`).
     """
-    own, chosen = model.state_dict(), Selection.parse(groups)
+    own, chosen = require_values(model).state_dict(), Selection.parse(groups)
     facts: dict[str, Any] = trunk_facts(model)
     names = {c: n for n, c in canonical(own).items()}  # canonical -> the model's own name
     if len(tensors.get(POSITIONS, ())) > len(own.get(POSITIONS, ())) > 0:
         tensors = {**tensors, POSITIONS: tensors[POSITIONS][: len(own[POSITIONS])]}
-    wanted = set(select([*tensors, *names], chosen, facts["depth"]))
     report = TransferReport(source)
+    tensors = _without_padding(tensors, own, report)
+    wanted = set(select([*tensors, *names], chosen, facts["depth"]))
     blocks = {block_of(n) for n in tensors if n in wanted} - {None}
+    inside = {_in_block(n) for n in tensors if block_of(n) is not None}
     fits = {}  # the model's name -> canonical
     for name in sorted(wanted | set(names), key=_natural):
         if name in wanted and name in tensors:
@@ -129,9 +161,12 @@ def transfer(
                 shapes = tuple(tensors[name].shape), tuple(own[names[name]].shape)
                 report.refused[names[name]] = "source {}, target {}".format(*shapes)
             else:
+                _require_usable(name, tensors[name], own[names[name]], source)
                 fits[names[name]] = name
         elif name in wanted and blocks and block_of(name) not in {None, *blocks}:
             report.refused[names[name]] = f"the source has {len(blocks)} blocks, none with this number"
+        elif name in wanted and _in_block(name) in inside:
+            report.refused[names[name]] = "the source has it in other blocks alone, so a part of it is missing"
         else:
             report.fresh.append(names[name])
     if report.refused:
@@ -163,8 +198,10 @@ def warm_start(
         print(vitwarm.warm_start(model))  # the core of the package, expanded: any ViT from Tiny on
 
     Args:
-        model: any supported timm model; under `fit="exact"` of the source's width and depth.
-        source: folder of a run, an export or a checkpoint, or a .safetensors file; None is the package's compact core.
+        model: any supported timm model, also within DDP, `torch.compile` or a moving average; under `fit="exact"` of
+            the source's width and depth.
+        source: folder of a run, an export or a checkpoint, or a .safetensors file (one of several: the folder, or its
+            index); None is the package's compact core.
         groups: what to copy: `trunk`, or a part of it (`attention`, `mlp`, `norm`, `layers=last:4`), `embedding`,
             `head`; see `vitwarm.selection`.
         fit: `exact`; `select` a part of a larger source; `expand` a core (see `vitwarm.transfer.resize`). The
@@ -235,7 +272,7 @@ def _facts_beside(weights: Path) -> dict[str, Any]:
     if not weights.is_file():  # timm:NAME
         return {}
     for name, facts in ((PROVENANCE, lambda record: record["trunk"]), (CONFIG, gpt2_facts)):
-        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError, RecursionError):
             described: dict[str, Any] = facts(json.loads(weights.with_name(name).read_text(encoding="utf-8")))
             return described
     return {}

@@ -11,6 +11,7 @@
 Shapes: B sequences, N tokens, D channels, V symbols.
 """
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -30,6 +31,7 @@ from vitwarm.trunk.token_loss import MAX_LOGITS, HeadChunk, TokenLoss, token_los
 
 LAYER_NORM_EPS = 1e-5
 INIT_STD = 0.02
+MOST_BLOCKS = 1000
 
 
 @dataclass(frozen=True)
@@ -47,9 +49,11 @@ class DecoderSize:
         Raises:
             UserError: not three whole numbers, or a width that the heads do not divide.
         """
-        parts = str(text).split("_")
-        if len(parts) != 3 or not all(p.isascii() and p.isdigit() and int(p) > 0 for p in parts):
-            raise UserError(f"decoder size {text!r} is not DEPTH_HEADS_WIDTH, such as 12_12_768 or 2_4_16")
+        if not re.fullmatch(r"([1-9][0-9]*_){2}[1-9][0-9]*", str(text)):
+            raise UserError(f"decoder size {text[:60]!r} is not DEPTH_HEADS_WIDTH, such as 12_12_768 or 2_4_16")
+        parts = text.split("_")
+        if max(map(len, parts)) > 9 or int(parts[0]) > MOST_BLOCKS:
+            raise UserError(f"decoder size {text[:60]}: no more than {MOST_BLOCKS} blocks, and numbers below a billion")
         size = cls(*map(int, parts))
         if size.width % size.heads:
             fits = -(-size.width // size.heads) * size.heads

@@ -33,6 +33,7 @@ from timm.models.beit import Beit
 from timm.models.eva import Eva
 from timm.models.vision_transformer_relpos import VisionTransformerRelPos
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from vitwarm.errors import UserError
 from vitwarm.trunk.blocks import additive_mask, mask_arguments
@@ -150,30 +151,9 @@ class Family:
         return height, width
 
     @property
-    def image_size(self) -> int:
-        """Side in pixels of the square images that the model takes.
-
-        Raises:
-            UserError: the model takes images that are not square.
-        """
-        height, width = self.input_size
-        if height != width:
-            raise UserError(f"the model takes {height}x{width} images; set model.args.img_size to a square size")
-        return height
-
-    @property
     def any_size(self) -> bool:
         """Whether the model takes images of other sizes as well."""
         return bool(getattr(self.model, "dynamic_img_size", False))
-
-    def tokens(self, size: int | None = None) -> int:
-        """Tokens of an image in the trunk, prefix tokens included; pooling by attention adds none.
-
-        Args:
-            size: side in pixels of a square image; None is the model's own size. Other sizes need `any_size`.
-        """
-        rows, columns = self.model.patch_embed.dynamic_feat_size((size, size)) if size and self.any_size else self.grid
-        return int(rows * columns + self.model.num_prefix_tokens)
 
     def embed(self, images: Tensor) -> tuple[Tensor, BlockArguments]:
         """(B, 3, H, W) normalised images to the (B, N, D) tokens of the first block, and arguments of the blocks."""
@@ -321,19 +301,50 @@ def family_of(model: nn.Module) -> Family:
     """The adapter of a model. Classes that nobody registered are taken for plain ViTs.
 
     Args:
-        model: timm model, or our decoder.
+        model: timm model, or our decoder; also within data parallelism, `torch.compile` or a moving average.
 
     Raises:
         UserError: the model's blocks cannot serve as a trunk; the message says why.
     """
-    found = next((_ADAPTERS[c] for c in type(model).__mro__ if c in _ADAPTERS), Family)(model)
+    model = _unwrapped(model)
+    found = _adapter(model)
     if reason := found.refusal:
+        if inner := next((name for name, child in model.named_children() if _adapter(child).refusal is None), None):
+            raise UserError(f"{type(model).__name__} holds a model with a trunk in .{inner}; give that one")
         known: list[type[Family]] = [Family, *_ADAPTERS.values()]
         *names, last = dict.fromkeys(name for f in known for name in f.examples)
         raise UserError(
             f"{type(model).__name__} cannot be warmed up: {reason}; use a {', '.join(names)} or {last} of timm"
         )
     return found
+
+
+def _adapter(model: nn.Module) -> Family:
+    return next((_ADAPTERS[c] for c in type(model).__mro__ if c in _ADAPTERS), Family)(model)
+
+
+def _unwrapped(model: nn.Module) -> nn.Module:
+    """The model within wrappers that compute the same: DDP, DataParallel, compiled modules, averages of weights."""
+    while True:
+        inner = next((model._modules[n] for n in ("module", "_orig_mod") if n in model._modules), None)
+        if inner is None:
+            return model
+        model = inner
+
+
+def require_values(model: nn.Module) -> nn.Module:
+    """The model without its wrappers; for what reads or writes weights.
+
+    Raises:
+        UserError: as `family_of`; weights without values (on the device `meta`), or split over processes.
+    """
+    model = family_of(model).model
+    for name, tensor in model.state_dict().items():
+        if tensor.is_meta:
+            raise UserError(f"{name} of the model is on the device meta and has no values; build it on a real device")
+        if isinstance(tensor, DTensor):
+            raise UserError(f"{name} of the model is split over processes; do this before the model is sharded")
+    return model
 
 
 # Names without a model

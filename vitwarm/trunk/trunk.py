@@ -33,9 +33,9 @@ class Trunk(nn.Module):
     def __init__(self, model: nn.Module, grad_checkpointing: bool = False, middle_runs: int = 1):
         super().__init__()
         family = family_of(model)
-        self.norm_pre = getattr(model, "norm_pre", nn.Identity())
+        self.norm_pre = getattr(family.model, "norm_pre", nn.Identity())
         self.blocks = family.blocks()
-        self.norm = getattr(model, family.final_norm)
+        self.norm = getattr(family.model, family.final_norm)
         self.mask_arguments = family.mask_arguments  # of the class: the model's other parts are not held
         self.width = int(family.model.embed_dim)
         self.grad_checkpointing = grad_checkpointing

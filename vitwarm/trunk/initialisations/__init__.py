@@ -27,7 +27,7 @@ from torch import nn
 
 from vitwarm.errors import UserError
 from vitwarm.keys import keyed_rng
-from vitwarm.trunk.families import Attention, Family, family_of
+from vitwarm.trunk.families import Attention, Family, family_of, require_values
 from vitwarm.trunk.initialisations.registry import Initialisation, registered
 
 __all__ = ["find_initialisation", "initialise", "list_initialisations"]
@@ -76,7 +76,7 @@ def initialise(model: nn.Module, name: str, *, seed: int) -> nn.Module:
     """
     if (found := find_initialisation(name)) is None:
         return model
-    family = family_of(model)
+    family = family_of(require_values(model))
     try:
         layers = [_attention(family, block) for block in family.model.blocks]
         streams = [keyed_rng(seed, "init", found.stream, number) for number in range(len(layers))]

@@ -12,48 +12,49 @@ import pytest
 import yaml
 from harness import write_recipe
 
+from vitwarm.cli import call
+from vitwarm.errors import UserError
+
 ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture
-def study(tmp_path):
-    """A plan of a full and a half run of each of two arms; returns what starts `vitwarm budget` on it."""
+def words(tmp_path, monkeypatch):
+    """Words of `vitwarm budget` for a plan of a full and a half run of each of two arms."""
     recipe = write_recipe(tmp_path, images={"epochs": 0.18}, train={"lr_warmup": "10%"})
     arms = {"default": {"recipe": str(recipe), "set": {"warmup.budget": "0"}}, "warmed": {"recipe": str(recipe)}}
     plan = {"arms": arms, "budgets": ["50%", "100%"], "seeds": [0]}
     (tmp_path / "small.yaml").write_text(yaml.safe_dump(plan))
 
-    def start(*more: str, **variables: str) -> subprocess.Popen:
-        words = [f"plan={tmp_path / 'small.yaml'}", f"out={tmp_path / 'out'}", *more]
-        environment = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", "PYTHONUNBUFFERED": "1"}
-        environment |= variables
-        command = [sys.executable, "-m", "vitwarm", "budget", *words]
-        return subprocess.Popen(
-            command, cwd=ROOT, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
-        )
-
-    return start
+    monkeypatch.chdir(ROOT)
+    for name, value in {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", "PYTHONUNBUFFERED": "1"}.items():
+        monkeypatch.setenv(name, value)
+    return [f"plan={tmp_path / 'small.yaml'}", f"out={tmp_path / 'out'}"]
 
 
-def finish(process: subprocess.Popen) -> str:
-    said, _ = process.communicate(timeout=240)
-    return said
+@pytest.fixture
+def study(words, capsys):
+    """Carries the study out within this process, which spares its start; the cells are processes of their own."""
+
+    def study(*more: str) -> str:
+        call("budget", [*words, *more])
+        return capsys.readouterr().out
+
+    return study
 
 
-def test_a_study_runs_stops_goes_on_and_reports(study, tmp_path):
-    process = study("jobs=2")
+def test_a_study_runs_stops_goes_on_and_reports(study, words, tmp_path):
+    command = [sys.executable, "-m", "vitwarm", "budget", *words, "jobs=2"]
+    process = subprocess.Popen(command, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     cells = tmp_path / "out/cells"
     deadline = time.monotonic() + 120
     while not list(cells.glob("*/checkpoints/step-*")) and time.monotonic() < deadline:
         time.sleep(0.05)
     process.send_signal(signal.SIGTERM)
-    said = finish(process)
+    said, _ = process.communicate(timeout=240)
     assert process.returncode == 75, said
 
-    process = study("jobs=2")
-    said = finish(process)
-    assert process.returncode == 0, said
-    assert "4 done (#)" in said
+    assert "4 done (#)" in study("jobs=2")
     results = {f.parent.name: json.loads(f.read_text()) for f in cells.glob("*/result.json")}
     assert len(results) == 4
     warmups = {name: r["stages"].get("warmup", {}).get("steps") for name, r in results.items()}
@@ -62,15 +63,11 @@ def test_a_study_runs_stops_goes_on_and_reports(study, tmp_path):
     page = (tmp_path / "out/report.html").read_text()
     assert "1 seed: too few to decide anything" in page
 
-    process = study()  # nothing is left to do
-    said = finish(process)
-    assert process.returncode == 0 and "start " not in said
+    assert "start " not in study()  # nothing is left to do
 
 
 def test_a_cell_that_crashes_is_marked_and_the_others_go_on(study, tmp_path):
-    process = study("budgets=100%", "jobs=2", "train.lr=1e30", "train.start_lr=1e30")
-    said = finish(process)
-    assert process.returncode == 0, said
+    said = study("budgets=100%", "jobs=2", "train.lr=1e30", "train.start_lr=1e30")
     assert "2 crashed (x)" in said
     failures = json.loads((tmp_path / "out/failures.json").read_text())
     assert all("not finite" in why for why in failures.values())
@@ -78,14 +75,12 @@ def test_a_cell_that_crashes_is_marked_and_the_others_go_on(study, tmp_path):
 
 
 def test_the_cost_is_printed_before_anything_runs(study, tmp_path):
-    process = study("--dry-run")
-    said = finish(process)
-    assert process.returncode == 0, said
+    said = study("--dry-run")
     assert "4 waiting (.)" in said and "device-hours at the measured rate" in said
     assert not (tmp_path / "out/cells").exists()
     rates = json.loads((tmp_path / "out/rates.json").read_text())
     assert sorted(map(sorted, rates.values())) == [["images"], ["images", "warmup"]]
-    said = finish(study("--dry-run"))  # is known by now
+    said = study("--dry-run")  # is known by now
     assert "measuring" not in said and "at the measured rate" in said
 
 
@@ -107,21 +102,20 @@ exec "$@" > "$(fill "$out")" 2> "$(fill "$err")"
 SACCT = "#!/bin/bash\necho 'JobID|State|NodeList'\n"
 
 
-def test_cells_are_submitted_to_slurm(study, tmp_path):
+def test_cells_are_submitted_to_slurm(study, tmp_path, monkeypatch):
     """With stand-ins for Slurm's commands: a job that is carried out at once, on this machine."""
     (tmp_path / "bin").mkdir()
     for name, script in (("sbatch", SBATCH), ("srun", SRUN), ("sacct", SACCT)):
         (tmp_path / "bin" / name).write_text(script)
         (tmp_path / "bin" / name).chmod(0o755)
     slurm = ["executor=slurm", "submit.slurm_partition=gpu", "submit.timeout_min=30", "submit.gpus_per_node=8"]
-    process = study("budgets=100%", *slurm, PATH=f"{tmp_path / 'bin'}:{os.environ['PATH']}")
-    said = finish(process)
-    assert process.returncode == 0, said
-    assert "2 done (#)" in said
+    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:{os.environ['PATH']}")
+    assert "2 done (#)" in study("budgets=100%", *slurm)
     asked = (tmp_path / "bin/asked").read_text()
     assert all(flag in asked for flag in ("--partition=gpu", "--time=30", "--gpus-per-node=8"))
 
 
 def test_a_bad_plan_ends_with_one_line(study):
-    process = study("seeds=[]")
-    assert (finish(process).count("\n"), process.returncode) == (1, 2)
+    with pytest.raises(UserError) as refused:
+        study("seeds=[]")
+    assert "\n" not in str(refused.value)

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# bash tools/test.sh [pytest arguments]: the test suite, in the active virtual environment or in .venv
+# bash tools/test.sh [pytest arguments]: the test suite, in the active virtual environment or in .venv, in two processes
+# (-n 0: in one)
 # bash tools/test.sh --lowest [pytest arguments]: the fast tests, in .venv-lowest with the lower bounds of pyproject.toml
 set -euo pipefail
 if [ "${1:-}" = --lowest ]; then
@@ -9,4 +10,4 @@ if [ "${1:-}" = --lowest ]; then
 else
     . "$(dirname "$0")/env.sh" test
 fi
-python -m pytest -m "not long" "$@"
+OMP_NUM_THREADS=1 python -m pytest -m "not long" -n 2 --dist loadfile "$@"

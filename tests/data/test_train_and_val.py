@@ -1,4 +1,4 @@
-"""What a run reads: said before its first step, compared between train and val, and what an independent reader finds."""
+"""What a run reads: said before its first step, compared between the splits, and what an independent reader finds."""
 
 import io
 import json

@@ -22,7 +22,7 @@ from safetensors.numpy import save_file
 
 from vitwarm.data.cache import cache_dir
 from vitwarm.data.depth import is_deep
-from vitwarm.data.grouping import LABEL, extends, parse_label, split_name
+from vitwarm.data.grouping import LABEL, MOST_BYTES, extends, parse_label, split_name
 from vitwarm.data.tar_reader import BLOCK, DamagedTar, Member, read_tar
 from vitwarm.errors import UserError
 from vitwarm.files import whole_file
@@ -190,6 +190,8 @@ def _build(tar: Path, file: int, tar_size: int) -> TarIndex:
                 others.append(member.name)
             continue
         key, kind = named
+        if member.size > MOST_BYTES:
+            raise UserError(f"{tar}: {member.name!r} has {member.size:,} bytes, more than an image has")
         if member.link is not None:
             links.append((member.name, key, kind, member.link))
         elif kind == LABEL:

@@ -230,6 +230,17 @@ def test_a_source_that_was_mended_is_gone_on_with(tmp_path, how):
     assert files_of(tmp_path / "out") == files_of(tmp_path / "at once")
 
 
+@pytest.mark.parametrize("format", ["GIF", "TIFF", "PNG", "WEBP"])
+def test_of_several_frames_the_first_is_used_and_said(format):
+    frames, stream = [Image.fromarray(pixels(i, 32)) for i in range(3)], io.BytesIO()
+    frames[0].save(
+        stream, format, save_all=True, append_images=frames[1:], **({"lossless": True} if format == "WEBP" else {})
+    )
+    stored, _, notes = checked(stream.getvalue(), MAX_PIXELS)
+    assert f"first of several frames of {format}" in notes
+    assert np.array_equal(decode(stored), Image.open(stream).convert("RGB"))
+
+
 GREY = np.arange(16, dtype=np.uint16).reshape(4, 4) * 4096
 
 

@@ -200,9 +200,9 @@ def _carry_out(
     first = joint.members[0].experiment.main
     if resume:
         context.tracker.say(f"resuming from {resume[1]} ({resume[0].stage} step {resume[0].step})")
-    elif first and (line := first.data_line()):
+    if first and (line := first.data_line()):
         entry = {"event": "data", "stage": first.name, **first.facts().get("data", {})}
-        processes.main_does(lambda: context.tracker.record(entry, line))
+        processes.main_does(lambda: context.tracker.say(line) if resume else context.tracker.record(entry, line))
     processes.check_stop(stop)
     starts = _first_weights(joint, context, resume)
     models = [member.experiment.model for member in joint.members]

@@ -211,6 +211,72 @@ def test_a_finished_shard_that_rots_is_noticed_and_made_again(tmp_path, monkeypa
     assert len(contents(tmp_path / "out", "train")) == 18
 
 
+@pytest.mark.parametrize("how", ["replaced", "replaced by one of its size", "removed", "more than that"])
+def test_a_source_that_was_mended_is_gone_on_with(tmp_path, how):
+    good = tree(tmp_path / "in")["ant/2.jpg"]
+    path, options = tmp_path / "in/ant/2.jpg", Options(images_per_shard=4)
+    path.write_bytes(bytes(len(good)) if how == "replaced by one of its size" else good[:200])
+    with pytest.raises(UserError, match="1 of 18 images are damaged.*ant_2"):
+        quiet(tmp_path / "in", tmp_path / "out", options=options)
+    path.write_bytes(good)
+    if how == "removed":
+        path.unlink()
+    if how == "more than that":
+        (tmp_path / "in/cat/99.jpg").write_bytes(jpeg(99))
+        (tmp_path / "in/bee/0.jpg").unlink()
+        (tmp_path / "in/bee/1.jpg").unlink()
+    quiet(tmp_path / "in", tmp_path / "out", options=options)
+    quiet(tmp_path / "in", tmp_path / "at once", options=options)
+    assert files_of(tmp_path / "out") == files_of(tmp_path / "at once")
+
+
+@pytest.mark.parametrize("format", ["GIF", "TIFF", "PNG", "WEBP"])
+def test_of_several_frames_the_first_is_used_and_said(format):
+    frames, stream = [Image.fromarray(pixels(i, 32)) for i in range(3)], io.BytesIO()
+    frames[0].save(
+        stream, format, save_all=True, append_images=frames[1:], **({"lossless": True} if format == "WEBP" else {})
+    )
+    stored, _, notes = checked(stream.getvalue(), MAX_PIXELS)
+    assert f"first of several frames of {format}" in notes
+    assert np.array_equal(decode(stored), Image.open(stream).convert("RGB"))
+
+
+GREY = np.arange(16, dtype=np.uint16).reshape(4, 4) * 4096
+
+
+@pytest.mark.parametrize("format", ["TIFF", "PNG", "PPM"])
+def test_16_bit_grey_is_scaled_once(tmp_path, format):
+    tree(tmp_path / "in", 1)
+    (tmp_path / f"in/ant/x.{'pgm' if format == 'PPM' else format}").write_bytes(encode(GREY, format))
+    quiet(tmp_path / "in", tmp_path / "out")
+    stored = contents(tmp_path / "out", "train")["ant_x"][1]
+    for read in (decode, lambda data: Image.open(io.BytesIO(data)).convert("RGB")):  # ours, and that of plain timm
+        assert np.array_equal(np.asarray(read(stored)), np.repeat(GREY[..., None] // 256, 3, axis=2))
+    assert np.array_equal(decode(encode(GREY, format)), read(stored)), "as it is read from other tars"
+
+
+@pytest.mark.parametrize("pixels", [GREY.astype(np.float32), GREY.astype(np.int32)])
+def test_pixels_of_unknown_range_are_refused(pixels):
+    for read in (decode, lambda data: checked(data, MAX_PIXELS)):
+        with pytest.raises(DamagedSample, match="pixels have no known range; convert the image"):
+            read(encode(pixels, "TIFF"))
+
+
+def test_a_jpeg_that_lost_bytes_is_counted(tmp_path):
+    pytest.importorskip("simplejpeg")
+    tree(tmp_path / "in", 3)
+    smooth = np.asarray(Image.fromarray(pixels(1, 8)).resize((200, 160), Image.Resampling.BICUBIC))
+    for number, (start, stop) in enumerate([(0.5, 0.75), (0.7, 0.9), (0.3, 0.6)]):
+        data = bytearray(encode(smooth, "JPEG", quality=95))
+        first, last = int(start * len(data)), int(stop * len(data))
+        data[first:last] = bytes(last - first)
+        assert decode(bytes(data)).size == (200, 160)
+        (tmp_path / f"in/ant/z{number}.jpg").write_bytes(data)
+    assert quiet(tmp_path / "in", tmp_path / "out").splits["train"].notes == {
+        "JPEG with lost bytes, as its decoder warns": 3
+    }
+
+
 def test_what_another_plan_began_is_not_mixed_in(tmp_path, monkeypatch):
     partial = stopped(tmp_path, monkeypatch)
     for options in (Options(images_per_shard=5), Options(images_per_shard=4, seed=1)):

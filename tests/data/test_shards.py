@@ -6,9 +6,10 @@ import time
 import numpy as np
 import pytest
 import webdataset
-from tarmaking import random_image, samples, write_tar
+from tarmaking import encode, random_image, samples, write_tar
 
 from vitwarm.data.cache import cache_dir
+from vitwarm.data.decoding import decode
 from vitwarm.data.shards import DamagedSample, ShardSet, check_labels, expand
 from vitwarm.errors import UserError
 
@@ -102,6 +103,92 @@ def test_other_labels_at_the_same_places_are_noticed(tmp_path):
     time.sleep(0.02)  # clocks of file systems are coarse
     write_tar(path, [(name, b"7" if name.endswith("cls") else data) for name, data in samples(4)])
     assert ShardSet([path]).labels.tolist() == [7, 7, 7, 7]
+
+
+def test_other_labels_under_the_same_time_are_noticed(tmp_path):
+    """Size and time of the file are the same, as `touch -r` and rsync make them: the time of the inode tells."""
+    path = write_tar(tmp_path / "t.tar", samples(4))
+    assert ShardSet([path]).labels.tolist() == [0, 1, 2, 3]
+    before = path.stat()
+    write_tar(path, [(name, b"7" if name.endswith("cls") else data) for name, data in samples(4)])
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert ShardSet([path]).labels.tolist() == [7, 7, 7, 7]
+
+
+@pytest.mark.parametrize("when", [1, 1_000_000_000, 4_000_000_000])
+def test_a_tar_is_indexed_once_whatever_its_clock_says(tmp_path, when):
+    path = write_tar(tmp_path / "t.tar", samples(4))
+    os.utime(path, (when, when))
+    index = tmp_path / "t.tar.index.safetensors"
+    ShardSet([path])
+    written = index.stat().st_ino
+    ShardSet([path])
+    assert index.stat().st_ino == written
+
+
+def test_an_index_with_a_wrong_bit_is_made_again(tmp_path, caplog):
+    path = write_tar(tmp_path / "t.tar", samples(4))
+    truth, index = by_us(ShardSet([path])), tmp_path / "t.tar.index.safetensors"
+    whole, rng = index.read_bytes(), np.random.default_rng(0)
+    label = whole.index(np.array([0, 1, 2, 3]).tobytes())
+    for place in [label, label + 9, *rng.integers(len(whole), size=60).tolist()]:
+        broken = bytearray(whole)
+        broken[place] ^= 1 << rng.integers(8)
+        index.write_bytes(broken)
+        os.utime(index, ns=(0, path.stat().st_mtime_ns))
+        assert by_us(ShardSet([path])) == truth
+    assert "does not match t.tar: indexing it again" in caplog.text
+
+
+def test_links_in_a_tar_are_what_they_point_to(tmp_path):
+    path = tmp_path / "t.tar"
+
+    def links(*rows):
+        write_tar(path, samples(3) + [("d/u.png", random_image(9)), ("d/u.cls", b"2")])
+        with tarfile.open(path, "a") as archive:
+            for name, target, kind in rows:
+                info = tarfile.TarInfo(name)
+                info.type, info.linkname = kind, target
+                archive.addfile(info)
+        return ShardSet([path])
+
+    hard, soft = tarfile.LNKTYPE, tarfile.SYMTYPE
+    found = links(
+        ("d/y.png", "s001.png", hard), ("d/y.cls", "s002.cls", hard), ("d/z.png", "../s002.png", soft),
+        ("d/z.cls", "u.cls", soft), ("folder.link", "..", soft),
+    )  # fmt: skip
+    assert by_us(found)[4:] == [("t.tar:d/y", random_image(1), 2), ("t.tar:d/z", random_image(2), 2)]
+    with pytest.raises(UserError, match="'x.png' is a link to '/data/x.png', which is not in it"):
+        links(("x.png", "/data/x.png", soft), ("x.cls", "s000.cls", hard))
+
+
+KEYS = {
+    "macOS": [(f"{folder}{name}", data) for folder in ("._", "d/._", "__MACOSX/d/") for name, data in samples(2)],
+    "fields": [("s000.seg.png", b"x"), ("s000.coarse.cls", b"no number"), ("s001.depth.map.png", b"x")],
+    "others": [("s000.json", b"{}"), ("README", b""), (".hidden.png", b"x"), ("d/.cls", b"x")],
+}
+
+
+@pytest.mark.parametrize("kind", KEYS)
+def test_what_belongs_to_no_sample_is_passed_over(tmp_path, kind):
+    for members in (KEYS[kind] + samples(2), samples(2) + KEYS[kind]):
+        assert by_us(ShardSet([write_tar(tmp_path / "t.tar", members)])) == [
+            (f"t.tar:s{i:03d}", random_image(i), i) for i in range(2)
+        ]
+
+
+def test_a_key_may_have_dots_and_an_image_any_format(tmp_path):
+    members = [m for i in range(3) for m in ((f"photo.{i}.png", random_image(i)), (f"photo.{i}.cls", b"1"))]
+    assert [key for key, _, _ in by_us(ShardSet([write_tar(tmp_path / "t.tar", members)]))] == [
+        f"t.tar:photo.{i}" for i in range(3)
+    ]
+    formats = {"gif": "GIF", "TIFF": "TIFF", "jfif": "JPEG", "jpe": "JPEG", "webp": "WEBP"}
+    pixels = np.full((8, 8, 3), 99, dtype=np.uint8)
+    members = [m for e, f in formats.items() for m in ((f"{e}.{e}", encode(pixels, f)), (f"{e}.cls", b"1"))]
+    for image in (decode(data) for _, data, _ in by_us(ShardSet([write_tar(tmp_path / "t.tar", members)]))):
+        assert np.abs(np.asarray(image).astype(int) - 99).max() < 12
+    with pytest.raises(UserError, match="2 samples have no label .*'a.left', 'a.right'"):
+        ShardSet([write_tar(tmp_path / "t.tar", [("a.left.png", b"x"), ("a.right.png", b"x"), *samples(1)])])
 
 
 def test_an_unwritable_folder_gets_its_index_in_the_cache(tmp_path, monkeypatch):
@@ -307,6 +394,13 @@ def test_expand(tars, tmp_path, monkeypatch):
         assert expand(spec) == tars
     assert expand(f"{tmp_path}/train-{{002,000}}.tar") == [tars[2], tars[0]]
     assert expand([tars[2], f"{tmp_path}/train-*0.tar"]) == [tars[2], tars[0]]
+    for name, glob in (("a [v1]", "*.tar"), ("b {c,d} ::", "{x}.tar")):
+        (tmp_path / name).mkdir()
+        lone = write_tar(tmp_path / name / "{x}.tar", samples(1))
+        for spec in (lone.parent, str(lone), f"{lone.parent}/{glob}"):
+            assert expand(spec) == [lone]
+    monkeypatch.setenv("SOME", str(tmp_path))
+    assert expand("$SOME/train-000.tar::$SOME/train-00{1,2}.tar") == tars
     monkeypatch.setenv("HOME", str(tmp_path))
     assert expand("~/train-000.tar") == [tars[0]]
 
@@ -314,6 +408,7 @@ def test_expand(tars, tmp_path, monkeypatch):
 def test_expand_refuses_what_names_nothing_or_something_twice(tars, tmp_path):
     (tmp_path / "nothing").mkdir()
     for spec, message in [
+        (f"{tmp_path}/{{0..99999999}}.tar", "stand for more than"),
         ("", "no shards given"),
         ([], "no shards given"),
         (tmp_path / "nothing", r"no \*.tar in this folder"),

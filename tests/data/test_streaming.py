@@ -19,6 +19,7 @@ from tarmaking import encode, samples, write_tar
 
 from vitwarm.data.images import TrainTransform
 from vitwarm.data.order import ImageOrder
+from vitwarm.data.shards import ShardSet
 from vitwarm.data.streaming import open_stream, stream_loader
 from vitwarm.data.web import open_url
 from vitwarm.errors import UserError
@@ -245,6 +246,40 @@ def test_tars_that_are_not_what_they_should_be(served):
     refused("t.tar: has 4 samples, its manifest says 6", lambda: load(f"{url}/t.tar", 0, 6))
     (folder / "t.tar").write_bytes(data + b"x")
     refused("t.tar: cannot be streamed .data after its end-of-archive mark", lambda: load(f"{url}/t.tar", 0, 6))
+
+
+def test_a_stream_groups_as_a_tar_on_a_disk_does(served):
+    url, folder, _ = served
+    apple = [(f"{place}{name}", b"apple") for name, _ in samples(2) for place in ("._", "d/._", "__MACOSX/d/")]
+    fields = [("d/s000.seg.png", b"x"), ("d/s001.coarse.cls", b"x"), ("d/s001.json", b"{}")]
+    dotted = [(f"d/photo.{name}", data) for name, data in samples(3, first=4)]
+    plain = [(f"d/{name}", data) for name, data in samples(2)]
+    for members in ([*apple, *plain, *fields[1:], *dotted], [plain[1], fields[0], plain[0], *plain[2:], *dotted]):
+        path = write_tar(folder / "t.tar", members)
+        shards = ShardSet([path])
+        found = rows(load(f"{url}/t.tar", 0, 1, batch=len(shards), samples=len(shards)))
+        assert sorted(label for _, _, label in found) == sorted(shards.labels.tolist()) and len(found) == 5
+    with tarfile.open(path, "a") as archive:
+        info = tarfile.TarInfo("z.png")
+        info.type, info.linkname = tarfile.LNKTYPE, "d/s000.png"
+        archive.addfile(info)
+    refused("t.tar:z: has a link for a part", lambda: load(f"{url}/t.tar", 0, 3, batch=2, samples=6))
+
+
+def test_validation_tars_are_not_among_those_of_a_stream(tars, served, tmp_path):
+    val = tmp_path / "copy.tar"
+    val.write_bytes((served[1] / "train-3.tar").read_bytes())
+    keys = ["recipe=digits_default", f"images.train={tars[0]}", "train.global_batch=4"]
+    refused(
+        "copy.tar is train-3.tar of images.train",
+        lambda: ImagesStage(load_recipe([*keys, f"images.val={val}"]), Setup()),
+    )
+    other = write_tar(tmp_path / "other.tar", samples(2, first=900))
+    stage = ImagesStage(load_recipe([*keys, f"images.val={other}"]), Setup())
+    size = sum(path.stat().st_size for path in served[1].glob("train-*.tar"))
+    assert stage.data_line().startswith(
+        f"images: train 32 images in 5 tars, {size / 1e3:.1f} kB; val 2 images of 2 classes"
+    )
 
 
 def test_a_damaged_image_is_black_named_and_weighs_nothing(served):

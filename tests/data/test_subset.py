@@ -1,10 +1,15 @@
 """Parts of a training set: exact counts, balance, nesting, lists of names in every form that people have them."""
 
+import io
+import tarfile
+
 import numpy as np
 import pytest
+from sourcemaking import quiet
 from tarmaking import random_image, samples, write_tar
 
-from vitwarm.data.shards import ShardSet
+from vitwarm.data.making import Options
+from vitwarm.data.shards import ShardSet, expand
 from vitwarm.data.subset import balanced, select_subset, subset_size
 from vitwarm.errors import UserError
 
@@ -92,6 +97,40 @@ def test_names_as_simclr_writes_them(tmp_path):
             select_subset(shards, str(names), 0)
     with pytest.raises(UserError, match="is missing"):
         select_subset(shards, str(tmp_path / "none.txt"), 0)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "\ufefffilename,label\nant/5.jpg,0\nbee/x.1.jpg,1\n",
+        '"ant/5.jpg";0\n"bee/x.1.jpg";1\n',
+        "ant/5.jpg 0\n\nbee/x.1.jpg 1\n",
+        "data/ant/5.jpg\ndata/bee/x.1.jpg\r\n",
+        "ant/5\nbee_x_1\n",
+    ],
+)
+def test_official_lists_of_splits(tmp_path, text):
+    """Of files in class folders, whose keys `make-shards` has made of class and file."""
+    for place in ("ant/5.jpg", "ant/6.jpg", "bee/x.1.jpg"):
+        (tmp_path / "in" / place).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "in" / place).write_bytes(random_image(len(place), format="JPEG"))
+    quiet(tmp_path / "in", tmp_path / "out", options=Options(shuffle=False))
+    names = tmp_path / "train.txt"
+    names.write_text(text)
+    np.testing.assert_array_equal(select_subset(ShardSet(expand(tmp_path / "out")), str(names), 0).ids, [0, 2])
+
+
+def test_keys_in_any_bytes_have_a_digest(tmp_path):
+    path = tmp_path / "t.tar"
+    with tarfile.open(path, "w", format=tarfile.GNU_FORMAT, errors="surrogateescape") as archive:
+        for name, data in (("caf\udce9.png", random_image(0)), ("caf\udce9.cls", b"1")):
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            archive.addfile(info, io.BytesIO(data))
+    drawn = select_subset(ShardSet([path]), "100%", 0)
+    assert drawn.names == ["t.tar:caf\\xe9"] and len(drawn.sha256) == 64
+    (tmp_path / "again.txt").write_text(drawn.text)
+    assert select_subset(ShardSet([path]), str(tmp_path / "again.txt"), 0).names == drawn.names
 
 
 def test_a_name_that_two_tars_have_must_say_which(tmp_path):

@@ -1,4 +1,4 @@
-"""What a run reads: said before its first step, compared between train and val, found alike by an independent reader."""
+"""What a run reads: said before its first step, compared between the splits, and what an independent reader finds."""
 
 import io
 import json
@@ -15,7 +15,6 @@ from sourcemaking import jpeg, pixels, quiet
 from tarmaking import encode, samples, write_tar
 
 from vitwarm.data.manifest import ClassList
-from vitwarm.data.overlap import same_files
 from vitwarm.data.shards import ShardSet, expand
 from vitwarm.errors import UserError
 from vitwarm.recipe import load_recipe
@@ -133,14 +132,6 @@ def test_few_shared_images_are_counted_and_like_ones_are_not_shared(tmp_path):
     assert len(set(ShardSet([train]).marks.tolist())) == 1, "the quick comparison cannot tell them"
     said = stage(train, val).data_line()
     assert said.endswith("(1 are training images too: val.tar:29, which is train.tar:29)")
-
-
-def test_files_are_compared_by_content(tmp_path):
-    for name, content in {"a": b"1", "b": b"2", "c": b"1", "d": b"longer"}.items():
-        (tmp_path / name).write_bytes(content)
-    (tmp_path / "e").symlink_to("d")
-    a, b, c, d, e = (tmp_path / name for name in "abcde")
-    assert same_files([a, d], [b, c, e]) == [(a, c), (d, e)]
 
 
 def test_a_folder_stands_for_the_split_that_is_asked_for(tmp_path):

@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 import timm
 import torch
+from sourcemaking import jpeg, quiet
+from tarmaking import encode, samples, write_tar
 from timm.loss import BinaryCrossEntropy, SoftTargetCrossEntropy
 from torch import nn
 
@@ -20,6 +22,7 @@ from vitwarm.run import run
 from vitwarm.stages.images import ImagesStage
 from vitwarm.stages.registry import Setup
 from vitwarm.trunk import build_model
+from vitwarm.validate import validate_export
 
 TINY = [
     "recipe=digits_default", "model.name=test_vit", "model.args={img_size: 8, patch_size: 4}",
@@ -111,6 +114,38 @@ def test_a_run_is_the_bare_loop(tmp_path, overrides):
     for name, tensor in expected.items():
         torch.testing.assert_close(trained[name], tensor, rtol=1e-3, atol=1e-5, msg=lambda m, n=name: f"{n}: {m}")
         assert not torch.equal(start[name], tensor)
+
+
+def test_the_names_of_classes_travel_from_the_source_to_timm_and_back(tmp_path, capsys):
+    """Said and logged before the first step, in the result and the export, and compared in validation."""
+    for split, first in (("train", 0), ("val", 500)):
+        for c, name in enumerate(("newt", "ant", "bee")):
+            (tmp_path / "in" / split / name).mkdir(parents=True)
+            for i in range(4):
+                (tmp_path / "in" / split / name / f"{i}.jpg").write_bytes(jpeg(first + 10 * c + i))
+    quiet(tmp_path / "in", tmp_path / "out")
+    quiet(tmp_path / "in/val", tmp_path / "alone", split="val", classes=tmp_path / "out/manifest.json")
+    data = [f"images.train={tmp_path / 'out'}", f"images.val={tmp_path / 'alone'}", "model.num_classes=3"]
+    result = run(recipe(tmp_path, *data, "images.epochs=1", "images.resident=false"))
+    said = capsys.readouterr().out.splitlines()
+    line = "images: train 12 images of 3 classes (ant ... newt) in 1 tars"
+    assert line in said[0]
+    entry = json.loads((tmp_path / "run/log.jsonl").read_text().splitlines()[0])
+    assert entry["event"] == "data" and entry["train"] == result["data"]["train"] and entry["val"]["images"] == 12
+    export = tmp_path / "run/export"
+    assert timm.create_model(f"local-dir:{export}").pretrained_cfg["label_names"] == ["ant", "bee", "newt"]
+    assert validate_export(str(export), str(tmp_path / "out"), workers=0)["count"] == 12, "a folder stands for its val"
+    grey = encode(np.arange(64, dtype=np.uint16).reshape(8, 8) * 1000)
+    deep = write_tar(tmp_path / "deep.tar", [*samples(3, 3), ("deep.png", grey), ("deep.cls", b"1")])
+    assert validate_export(str(export), str(deep), workers=0)["clipped_by_timm"] == 1
+    quiet(tmp_path / "in/val", tmp_path / "else", split="val", classes=_list(tmp_path, "bee", "ant", "newt"))
+    with pytest.raises(UserError, match="class 0 is 'bee' in .*else/manifest.json, but 'ant' in .*export"):
+        validate_export(str(export), str(tmp_path / "else"), workers=0)
+
+
+def _list(folder, *names):
+    (folder / "list.txt").write_text("\n".join(names))
+    return folder / "list.txt"
 
 
 def test_layer_decay_slows_the_early_layers(tmp_path):

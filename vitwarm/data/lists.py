@@ -47,16 +47,21 @@ def read_rows(path: Path, what: str) -> list[list[str]]:
         UserError: not a readable text file.
     """
     lines = [line for line in read_text(path, what).splitlines() if line.strip() and not line.lstrip().startswith("#")]
-    separator = next((one for one in "\t;," if all(one in line for line in lines)), None)
-    if separator is None:
-        rows = [line.split() for line in lines] if not any('"' in line for line in lines) else None
-        rows = rows or list(csv.reader(lines, delimiter=" ", skipinitialspace=True))
-    else:
-        rows = list(csv.reader(lines, delimiter=separator, skipinitialspace=True))
-    rows = [[cell.strip() for cell in row] for row in rows]
+    try:
+        rows = _cells(lines)
+    except csv.Error as error:
+        raise UserError(f"{what}: {path} is no table ({error})") from None
     if rows and {cell.lower().replace(" ", "_") for cell in rows[0][:2]} <= _HEADER:
         del rows[0]
     return rows
+
+
+def _cells(lines: list[str]) -> list[list[str]]:
+    separator = next((one for one in "\t;," if all(one in line for line in lines)), None)
+    if separator is None and not any('"' in line for line in lines):
+        return [line.split() for line in lines]
+    rows = csv.reader(lines, delimiter=separator or " ", skipinitialspace=True)
+    return [[cell.strip() for cell in row] for row in rows]
 
 
 def read_classes(path: Path) -> list[str]:
@@ -79,15 +84,12 @@ def read_classes(path: Path) -> list[str]:
         for form, number in ((r"(\d+)[\s,;:]+(.+)", 1), (r"(.+?)[\s,;:]+(\d+)", 2)):
             found = [match for name in names if (match := re.fullmatch(form, name))]
             rows = sorted((int(match[number]), match[3 - number].strip('"')) for match in found)
-            if len(rows) == len(names) and [row[0] - rows[0][0] for row in rows] == list(range(len(rows))):
+            if len(rows) == len(names) and [row[0] for row in rows] in [list(range(i, i + len(rows))) for i in (0, 1)]:
                 names = [name for _, name in rows]
                 break
     if not names:
         raise UserError(f"classes: {path} holds no class names")
-    if (
-        twice := next((name for i, name in enumerate(names) if name in names[:i]), None)
-        if len(set(names)) < len(names)
-        else None
-    ):
+    if len(set(names)) < len(names):
+        twice = next(name for name in names if names.count(name) > 1)
         raise UserError(f"classes: {path} names {twice!r} twice")
     return names

@@ -99,8 +99,12 @@ def load(text: str | bytes, where: object) -> ShardManifest:
                 for name, split in tree.pop("splits").items()
             }
             manifest = ShardManifest(splits=splits, **tree)
+            names = [] if manifest.classes is None else manifest.classes
+            if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+                raise ValueError("its classes are no list of names")
             for shard in manifest.shards().values():
-                if shard.name != PurePosixPath(shard.name).name or not isinstance(shard.samples, int):
+                counts = isinstance(shard.samples, int) and isinstance(shard.bytes, int)
+                if shard.name != PurePosixPath(shard.name).name or not counts:
                     raise ValueError(f"{shard.name!r} is not a file name, or its count is not a number")
             return manifest
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):

@@ -117,9 +117,8 @@ def data_line(found: dict[str, Any]) -> str:
         images = f"{facts['images']:,} images"
         if facts.get("used", facts["images"]) < facts["images"]:
             images = f"{facts['used']:,} of {images}"
-        classes = (
-            f" of {facts['classes']:,} classes ({facts['first']} ... {facts['last']})" if "classes" in facts else ""
-        )
+        ends = " ... ".join(_shown(facts[end]) for end in ("first", "last") if end in facts)
+        classes = f" of {facts['classes']:,} classes ({ends})" if ends else ""
         size = f", {_size(facts['bytes'])}" if facts["bytes"] is not None else ""
         parts.append(f"{split} {images}{classes} in {facts['files']:,} tars{size}")
         if facts.get("deep"):
@@ -127,6 +126,10 @@ def data_line(found: dict[str, Any]) -> str:
         if facts.get("in_train"):
             parts[-1] += f" ({facts['in_train']:,} are training images too: {facts['example']})"
     return f"images: {'; '.join(parts)}"
+
+
+def _shown(name: str | int) -> str:
+    return str(name) if str(name).isprintable() else repr(name)
 
 
 def _size(count: int) -> str:
@@ -188,5 +191,5 @@ def count_images(config: Config, given: int | None) -> ImageCounts:
     if subset := images.subset:
         used = len(read_names(Path(subset).expanduser())) if is_list(subset) else subset_size(subset, full)
     if used < full:
-        facts["subset"] = f"{used:,} of them (images.subset={spec})"
+        facts["subset"] = f"{used:,} of them (images.subset={subset})"
     return ImageCounts(full, used, counts["val"], facts)

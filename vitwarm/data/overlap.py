@@ -1,28 +1,12 @@
-"""What stands in two sets of data, by content and not by name."""
-
-from collections import defaultdict
-from collections.abc import Iterable
-from functools import cache
-from pathlib import Path
+"""Images that are in two sets, by content and not by name."""
 
 import numpy as np
 
 from vitwarm.data.shards import DamagedSample, ShardSet
 from vitwarm.errors import UserError
-from vitwarm.files import sha256_of
 
 MOST_SHARED = 0.05  # of the validation images; public data sets have a few that are in both
 _COMPARED, _TWINS = 1000, 100  # validation images that are compared byte for byte, and each one's candidates, at most
-
-
-def same_files(train: Iterable[Path], val: Iterable[Path]) -> list[tuple[Path, Path]]:
-    """Pairs (of `train`, of `val`) of files with equal content, under whatever names."""
-    by_size = defaultdict(list)
-    for path in train:
-        by_size[path.stat().st_size].append(path)
-    digest = cache(sha256_of)
-    pairs = [(ours, theirs) for theirs in val for ours in by_size.get(theirs.stat().st_size, ())]
-    return [(ours, theirs) for ours, theirs in pairs if ours.samefile(theirs) or digest(ours) == digest(theirs)]
 
 
 def shared_images(train: ShardSet, val: ShardSet) -> tuple[int, str]:

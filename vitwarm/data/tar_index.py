@@ -22,7 +22,7 @@ from safetensors.numpy import save_file
 
 from vitwarm.data.cache import cache_dir
 from vitwarm.data.depth import is_deep
-from vitwarm.data.grouping import LABEL, extends, parse_label, split_name
+from vitwarm.data.grouping import LABEL, MOST_BYTES, extends, parse_label, split_name
 from vitwarm.data.tar_reader import BLOCK, DamagedTar, Member, read_tar
 from vitwarm.errors import UserError
 from vitwarm.files import whole_file
@@ -173,7 +173,7 @@ def _members(tar: Path, file: int, tar_size: int) -> Iterator[Member]:
 
 def _build(tar: Path, file: int, tar_size: int) -> TarIndex:
     images: dict[str, tuple[int, ...]] = {}  # key -> what a row holds; a dict keeps the order of the tar
-    labels: dict[str, int] = {}
+    labels: dict[str, int | str] = {}  # a text says what is wrong with a label, should a sample have it
     links: list[tuple[str, str, str, str]] = []
     others: list[str] = []
 
@@ -190,10 +190,12 @@ def _build(tar: Path, file: int, tar_size: int) -> TarIndex:
                 others.append(member.name)
             continue
         key, kind = named
+        if member.size > MOST_BYTES:
+            raise UserError(f"{tar}: {member.name!r} has {member.size:,} bytes, more than an image has")
         if member.link is not None:
             links.append((member.name, key, kind, member.link))
         elif kind == LABEL:
-            place(kind, key, _label(tar, member))
+            place(kind, key, _label(member))
         else:
             place(kind, key, _row(file, member))
     for name, key, kind, link in links:
@@ -208,6 +210,8 @@ def _build(tar: Path, file: int, tar_size: int) -> TarIndex:
             beside = f"; not read: {', '.join(map(repr, others))}, ..." if others else ""
             raise UserError(f"{tar}: {len(lone)} samples have no {what}: {first}{beside}")
     keys = [key for key in images if key in samples]
+    if wrong := next((label for key in keys if isinstance(label := labels[key], str)), None):
+        raise UserError(f"{tar}: {wrong}")
     offset, size, header_crc, tail_crc, deep = np.array([images[key] for key in keys], dtype=np.int64).T
     encoded = [key.encode("utf-8", "surrogateescape") for key in keys]
     return TarIndex(
@@ -237,10 +241,9 @@ def _row(file: int, member: Member) -> tuple[int, ...]:
     return member.offset, member.size, zlib.crc32(member.header), zlib.crc32(tail), int(deep)
 
 
-def _label(tar: Path, member: Member) -> int:
+def _label(member: Member) -> int | str:
     text = member.read(64)
-    label = parse_label(text)
-    if label is None:
-        shown = text[:20].decode("ascii", "backslashreplace")
-        raise UserError(f"{tar}: the label {member.name!r} must be a class number in ASCII digits, found {shown!r}")
-    return label
+    if (label := parse_label(text)) is not None:
+        return label
+    shown = text[:20].decode("ascii", "backslashreplace")
+    return f"the label {member.name!r} must be a class number in ASCII digits, found {shown!r}"

@@ -24,6 +24,7 @@ from vitwarm.data.making.samples import Pixels
 from vitwarm.data.shards import DamagedSample
 
 EXTENSIONS = {"JPEG": "jpg", "MPO": "jpg", "PNG": "png", "WEBP": "webp", "BMP": "bmp", "PPM": "ppm"}
+_ANIMATED = frozenset(("GIF", "PNG", "WEBP", "TIFF", "AVIF"))
 _ORIENTATION = 0x0112  # tag of EXIF; 1 is upright
 
 
@@ -64,7 +65,7 @@ def checked(data: bytes, max_pixels: int) -> tuple[bytes, str, list[str]]:
 def _checked(image: Image.Image, data: bytes) -> tuple[bytes, str, list[str]]:
     extension, mode, notes = EXTENSIONS.get(image.format or ""), image.mode, []
     deep = mode[0] in "IF"
-    if getattr(image, "n_frames", 1) > 1 and image.format != "MPO":
+    if image.format in _ANIMATED and _frames(data) > 1:
         notes.append(f"first of several frames of {image.format}")
     if extension is None or deep or mode in ("CMYK", "YCCK"):
         what = "16-bit grey" if deep else mode if extension else image.format
@@ -84,6 +85,13 @@ def _checked(image: Image.Image, data: bytes) -> tuple[bytes, str, list[str]]:
         if image.getexif().get(_ORIENTATION, 1) != 1:
             notes.append("EXIF orientation, not applied")
     return data, extension, notes
+
+
+def _frames(data: bytes) -> int:
+    try:
+        return getattr(Image.open(io.BytesIO(data)), "n_frames", 1)
+    except (OSError, EOFError, ValueError, SyntaxError):  # of a later frame, which is not used
+        return 2
 
 
 def _png(image: Image.Image) -> bytes:

@@ -43,7 +43,7 @@ def read_class_folders(
     splits, table_used = [], False
     for name in sorted(places, key=["train", "val", "test", split].index):
         place = places[name]
-        if place.folders:
+        if place.filled or (place.folders and not place.images):
             files = [(one.name, path) for one in place.folders for path in one.below]
             if place.images:
                 ignored[f"images of {name} outside of class folders"] += len(place.images)

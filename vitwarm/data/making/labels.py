@@ -2,15 +2,15 @@
 
 import io
 import re
-import tarfile
 from dataclasses import dataclass
 from pathlib import Path
 
 from vitwarm.data.grouping import IMAGE_SUFFIXES
 from vitwarm.data.lists import read_rows
+from vitwarm.data.tar_reader import read_tar
 from vitwarm.errors import UserError
 
-_MOST_BYTES = 1 << 27  # of a member of the devkit; the real ones have a few megabytes
+_MOST_BYTES = 1 << 27  # of the devkit; the real one has a few megabytes
 _WNID = re.compile(r"n\d{8}")
 
 
@@ -102,13 +102,13 @@ def _devkit(path: Path) -> list[str]:
         ) from None
     wanted = {"ILSVRC2012_validation_ground_truth.txt": b"", "meta.mat": b""}
     try:
-        with tarfile.open(path) as archive:
-            for member in archive:
+        with open(path, "rb") as file:
+            for member in read_tar(file):
                 directory, _, name = member.name.rpartition("/")
-                if name in wanted and directory.endswith("data") and member.isreg() and member.size < _MOST_BYTES:
-                    file = archive.extractfile(member)
-                    assert file is not None  # of a regular member
-                    wanted[name] = file.read()
+                if member.size > _MOST_BYTES or member.offset > _MOST_BYTES:
+                    raise ValueError("it is too large")
+                if name in wanted and directory.endswith("data") and member.link is None:
+                    wanted[name] = member.read()
         truth = [int(line) for line in wanted["ILSVRC2012_validation_ground_truth.txt"].split()]
         synsets = loadmat(io.BytesIO(wanted["meta.mat"]), squeeze_me=True)["synsets"]
         wnids = {int(row["ILSVRC2012_ID"]): str(row["WNID"]) for row in synsets}

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
+from vitwarm.data.grouping import MOST_BYTES
 from vitwarm.data.shards import DamagedSample
 from vitwarm.errors import UserError
 
@@ -139,6 +140,8 @@ class Reader:
             DamagedSample: they cannot be read.
             UserError: the file has become shorter since it was listed.
         """
+        if sample.size > MOST_BYTES:
+            raise DamagedSample(f"{sample.size:,} bytes, more than an image has")
         try:
             if sample.file != self._path:
                 self._close()

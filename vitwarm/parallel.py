@@ -6,18 +6,16 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from multiprocessing.connection import Connection
 from typing import Any
 
 from tqdm import tqdm
 
 from vitwarm.errors import UserError
-
-_SENT_TO_ALL = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
 
 
 def default_workers(world: int) -> int:
@@ -39,9 +37,14 @@ def run_in_pool(function: Callable[[Any], Any], jobs: Sequence[Any], workers: in
         yield from ((number, function(job)) for number, job in enumerate(jobs))
         return
     with _pool(workers) as pool:
-        numbers = {_submit(pool, function, job): number for number, job in enumerate(jobs)}
-        for future in as_completed(numbers):
-            yield numbers.pop(future), future.result()
+        numbers = {pool.submit(function, job): number for number, job in enumerate(jobs)}
+        try:
+            for future in as_completed(numbers):
+                yield numbers.pop(future), future.result()
+        except BrokenProcessPool:
+            raise _killed() from None
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
 
 
 def run_in_order(function: Callable[[Any], Any], jobs: Iterable[Any], workers: int) -> Iterator[Any]:
@@ -55,51 +58,38 @@ def run_in_order(function: Callable[[Any], Any], jobs: Iterable[Any], workers: i
         return
     with _pool(workers) as pool:
         pending: deque[Future[Any]] = deque()
-        for job in jobs:
-            pending.append(_submit(pool, function, job))
-            if len(pending) > 4 * workers:
-                yield pending.popleft().result()
-        while pending:
-            yield pending.popleft().result()
-
-
-@contextlib.contextmanager
-def _pool(workers: int) -> Iterator[ProcessPoolExecutor]:
-    # spawn: forking a process that has loaded torch, and so threads, is not safe.
-    context = multiprocessing.get_context("spawn")
-    worker_end, our_end = context.Pipe(duplex=False)
-    with worker_end, our_end:
-        initargs = (os.getpid(), worker_end)
-        pool = ProcessPoolExecutor(workers, context, initializer=_end_with_parent, initargs=initargs)
         try:
-            yield pool
+            for job in jobs:
+                pending.append(pool.submit(function, job))
+                if len(pending) > 4 * workers:
+                    yield pending.popleft().result()
+            while pending:
+                yield pending.popleft().result()
         except BrokenProcessPool:
-            our_end.close()  # the other workers take no signals of the pool
-            raise UserError(
-                "a worker process was killed, perhaps for lack of memory; run the same command with fewer workers= to "
-                "resume"
-            ) from None
+            raise _killed() from None
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _submit(pool: ProcessPoolExecutor, function: Callable[[Any], Any], job: Any) -> Future[Any]:
-    """Hand in a job. A process that this starts has the signals blocked that may reach all processes of a run at once.
-
-    This process decides what becomes of the work then.
-    """
-    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, _SENT_TO_ALL)
-    try:
-        return pool.submit(function, job)
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
+def _pool(workers: int) -> ProcessPoolExecutor:
+    # spawn: forking a process that has loaded torch, and so threads, is not safe.
+    context = multiprocessing.get_context("spawn")
+    return ProcessPoolExecutor(workers, context, initializer=_end_with_parent, initargs=(os.getpid(),))
 
 
-def _end_with_parent(parent: int, line: Connection) -> None:
+def _killed() -> UserError:
+    return UserError(
+        "a worker process was killed, perhaps for lack of memory; run the same command with fewer workers= to resume"
+    )
+
+
+def _end_with_parent(parent: int) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all: the parent lets the shards in work be finished
+
     # A pool's worker waits forever for a parent that was killed.
     def watch() -> None:
-        while os.getppid() == parent and not line.poll(0.5):
-            pass
+        while os.getppid() == parent:
+            time.sleep(0.5)
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()

@@ -107,6 +107,10 @@ def test_parquet_gives_its_column(tmp_path):
     assert documents(corpus) == expected(TEXTS) and corpus.manifest.damaged == 1
     with pytest.raises(UserError, match="no column text"):
         opened(tmp_path / "a.parquet")
+    parquet.write_table(pyarrow.table({"meta": [{"text": text} for text in TEXTS]}), tmp_path / "part-00000")
+    assert documents(opened(tmp_path / "part-00000", field="meta.text")) == expected(TEXTS)
+    with pytest.raises(UserError, match="the column meta holds no text"):
+        opened(tmp_path / "part-00000", field="meta")
 
 
 def test_damage_is_counted_and_named_and_past_the_threshold_refused(tmp_path):

@@ -38,7 +38,7 @@ SLOW = "import time; from torch.optim import AdamW; s = AdamW.step; AdamW.step =
 
 
 def documents(path: Path, count: int) -> str:
-    lines = [json.dumps({"text": f"{i} {LINES[i % len(LINES)]}"}) for i in range(count)]
+    lines = [json.dumps({"text": f"{path.stem} {i} {LINES[i % len(LINES)]}"}) for i in range(count)]
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
     return str(path)
 

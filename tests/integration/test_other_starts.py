@@ -131,7 +131,7 @@ RULE_ALONE = ["warmup.budget=3 steps", "warmup.lr_warmup=1 steps", "warmup.lengt
 def books(tmp_path, monkeypatch) -> list[str]:
     monkeypatch.setenv("VITWARM_CACHE", str(tmp_path / "cache"))
     for split in ("train", "val"):
-        (tmp_path / f"{split}.jsonl").write_text(f"{json.dumps({'text': 'so it goes ' * 40})}\n" * 3)
+        (tmp_path / f"{split}.jsonl").write_text(f"{json.dumps({'text': f'so {split} goes ' * 40})}\n" * 3)
     return [f"text.train={tmp_path / 'train.jsonl'}", f"text.val={tmp_path / 'val.jsonl'}"]
 
 

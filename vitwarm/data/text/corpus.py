@@ -128,11 +128,6 @@ class Corpus:
         return ids, there
 
 
-def _dump_manifest(manifest: CorpusManifest) -> str:
-    content = asdict(manifest)
-    return json.dumps(content | {"sha256": _digest_of(content)}, indent=1, ensure_ascii=False) + "\n"
-
-
 def _read_manifest(text: bytes) -> CorpusManifest:
     try:
         content = json.loads(text)
@@ -332,7 +327,8 @@ def _make(folder: Path, source: TextSource, files: list[Path], tokenizer: str, w
             content={name: sha256_of(aside / name) for name in (TOKENS, OFFSETS, DIGESTS)},
         )
         _write_json(aside / SEEN, stamps)
-        write_text(aside / MANIFEST, _dump_manifest(manifest))
+        content = asdict(manifest)
+        _write_json(aside / MANIFEST, content | {"sha256": _digest_of(content)})
 
 
 class _Writer:

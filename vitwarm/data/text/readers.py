@@ -62,6 +62,7 @@ _FORMATS = {  # known by their first bytes, and not read as text
     b"\xff\xfe": "UTF-16; convert it to UTF-8 (iconv -f UTF-16 -t UTF-8)",
     b"\xfe\xff": "UTF-16; convert it to UTF-8 (iconv -f UTF-16 -t UTF-8)",
 } | {bytes((0x80, protocol)): "a pickle; write its texts as JSON lines" for protocol in range(2, 6)}
+_ARRAY = re.compile(rb"\s*\[\s*\{\s*[\"}]")  # of objects
 _BETWEEN = re.compile(r"[\s,]*")  # elements of an array
 # Before a blank that follows none, every tokenizer here begins anew. White space is that of Unicode.
 _CUT = re.compile(
@@ -135,6 +136,10 @@ def list_files(source: TextSource) -> list[Path]:
             raise UserError(f"{path}: is not a regular file; text must be in files on a disk")
         if (resolved := path.resolve()) in seen:
             raise UserError(f"{resolved}: is named twice by {spec}; each file must count once")
+        try:
+            str(resolved).encode()
+        except UnicodeEncodeError:
+            raise UserError(f"{ascii(str(resolved))}: this name is not UTF-8; rename it") from None
         seen.add(resolved)
     return files
 
@@ -201,8 +206,10 @@ def _kind(name: str, head: bytes) -> Literal["tar", "parquet", "array", "lines",
     if name.endswith(".parquet") or head.startswith(b"PAR1"):
         return "parquet"
     first, whole, _ = head.lstrip().partition(b"\n")
+    if _ARRAY.match(head) or (name.endswith(_JSON) and first.startswith(b"[")):
+        return "array"
     if name.endswith(_JSON):
-        return "array" if first.startswith(b"[") else "lines"
+        return "lines"
     if first.startswith(b"{"):
         with contextlib.suppress(ValueError, RecursionError):
             if isinstance(json.loads(first), dict) or not whole:
@@ -220,7 +227,7 @@ def reading(path: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, *BROKEN) as error:
-        reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+        reason = getattr(error, "strerror", None) or " ".join(str(error).split()) or type(error).__name__
         raise UserError(f"{path}: cannot be read to its end ({reason}); copy it again") from error
 
 
@@ -248,8 +255,9 @@ def _lines(file: IO[bytes], name: str) -> Iterator[TextRecord]:
 def _array(path: Path, file: IO[bytes]) -> Iterator[TextRecord]:
     """The elements of one JSON array; the worker parses each again."""
     decoder, characters = json.JSONDecoder(), codecs.getreader("utf-8")(file)
-    held, at, number = characters.read(PIECE).lstrip(), 1, 0
+    number = 0
     try:
+        held, at = characters.read(PIECE).lstrip(), 1
         while True:
             at = _BETWEEN.match(held, at).end()  # type: ignore[union-attr]  # it matches nothing as well
             if held.startswith("]", at):
@@ -393,16 +401,16 @@ def _sentences(path: Path, source: TextSource) -> Iterator[TextRecord]:
 def _parquet(path: Path, field: str) -> Iterator[TextRecord]:
     try:
         import pyarrow
-        from pyarrow.parquet import ParquetFile
+        from pyarrow.parquet import ParquetFile, read_schema
     except ImportError as error:
         raise UserError(f"{path.name}: parquet needs pyarrow: pip install vitwarm[parquet]") from error
     try:
-        # A dictionary stays one: short files may stand for texts of any length.
-        file = ParquetFile(path, read_dictionary=[field])
-        names = file.schema_arrow.names
+        names = read_schema(path).names
         column, *keys = [field] if field in names else field.split(".")
         if column not in names:
             raise UserError(f"{path.name} has no column {field}; it has {', '.join(names)}")
+        # A dictionary stays one: short files may stand for texts of any length.
+        file = ParquetFile(path, read_dictionary=[field])
         number = 0
         for batch in file.iter_batches(1024, columns=[field]):
             values = batch.column(0)
@@ -415,6 +423,8 @@ def _parquet(path: Path, field: str) -> Iterator[TextRecord]:
                     yield from _pieces(where, _chunks(text.encode(errors="replace")), form="string")
                 else:
                     yield TextRecord(where, b"", "text", damage=f"no text in column {field}")
-    except (pyarrow.ArrowException, KeyError) as error:
+    except KeyError:
+        raise UserError(f"{path}: the column {field} holds no text") from None
+    except pyarrow.ArrowException as error:
         reason = " ".join(str(error).split())
         raise UserError(f"{path}: cannot be read to its end ({reason}); copy it again") from error

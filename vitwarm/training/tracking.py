@@ -67,8 +67,8 @@ class Tracker:
             same = False
         if not same:
             raise UserError(
-                f"{self._path.parent} was removed or moved while the run wrote to it; nothing was made anew: put it back "
-                "and run the same command to resume"
+                f"{self._path.parent} was removed or moved while the run wrote to it; nothing was made anew: put it "
+                "back and run the same command to resume"
             )
 
     @property

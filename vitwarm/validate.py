@@ -36,7 +36,7 @@ def validate_export(export: str, shards: str, batch: int = 256, workers: int | N
     processes = Processes(accelerator.process_index, accelerator.num_processes, accelerator.device)
     folder = Path(export).expanduser()
     try:
-        architecture = json.loads((folder / "config.json").read_text())["architecture"]
+        architecture = json.loads((folder / "config.json").read_text(encoding="utf-8"))["architecture"]
         model: Any = timm.create_model(f"local-dir:{folder}", pretrained=True).to(processes.device).eval()
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise UserError(f"{export} holds no timm model ({str(error).splitlines()[0]}); give RUN/export") from error

@@ -38,7 +38,7 @@ def export_model(model: nn.Module, folder: Path, config: Config, provenance: dic
     arguments = {k: v for k, v in config.model.args.items() if not is_drop_rate(k)}
     with whole_folder(folder) as aside:
         save_for_hf(model, str(aside), model_args=arguments, safe_serialization=True)
-        description = json.loads((aside / CONFIG).read_text())
+        description = json.loads((aside / CONFIG).read_text(encoding="utf-8"))
         description["pretrained_cfg"] = _pretrained_cfg(model, config, description["pretrained_cfg"])
         _write(aside / CONFIG, json.dumps(description, indent=2) + "\n")
         _write(aside / PROVENANCE, json.dumps({**provenance, "trunk": trunk_facts(model)}, indent=2) + "\n")

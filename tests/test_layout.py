@@ -58,6 +58,15 @@ def test_imports_go_downwards_only():
         assert imported(path) <= {"procedural", "errors", "files", "keys", "parallel"}, path
 
 
+def test_text_of_files_is_read_and_written_in_utf_8_by_name():
+    """Ruff sees `open` alone."""
+    for path in (p for folder in ("vitwarm", "tools") for p in (ROOT / folder).rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
+                named = any(keyword.arg == "encoding" for keyword in node.keywords)
+                assert named or node.func.attr not in ("read_text", "write_text"), f"{path}, line {node.lineno}"
+
+
 @pytest.mark.parametrize(
     ("statement", "absent"),
     [

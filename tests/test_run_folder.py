@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import os
 from dataclasses import replace
 
 import pytest
@@ -52,8 +53,10 @@ def test_links_in_a_run_folder_are_refused(tmp_path, name):
     (tmp_path / "run").mkdir()
     for target in (tmp_path / "mine", tmp_path / "nowhere"):
         (tmp_path / "run" / name).symlink_to(target)
-        assert f"{name} is a link" in refusal(check_folder, tmp_path / "run", CONFIG)
+        assert f"{name} is a link or no plain file" in refusal(check_folder, tmp_path / "run", CONFIG)
         (tmp_path / "run" / name).unlink()
+    os.mkfifo(tmp_path / "run" / name)  # opening it would wait for ever
+    assert f"{name} is a link or no plain file" in refusal(check_folder, tmp_path / "run", CONFIG)
 
 
 def test_a_lock_that_is_a_link_is_not_followed(tmp_path):

@@ -178,7 +178,7 @@ def parse_yaml(text: str, where: object) -> Any:
         UserError: not YAML, a key that comes twice, a scalar that YAML readers disagree on, nested too deeply.
     """
     try:
-        tree = yaml.load(text, _Loader)
+        tree = yaml.load(text, _Loader)  # noqa: S506 (a SafeLoader)
     except RecursionError as error:
         raise UserError(f"{where}: nested too deeply") from error
     except yaml.MarkedYAMLError as error:

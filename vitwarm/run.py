@@ -215,8 +215,8 @@ def _carry_out(
         for member, outcome, start in zip(joint.members, outcomes, starts, strict=True)
     ]
 
+    @context.tracker.writing()
     def finish() -> None:
-        context.tracker.check_folder()
         for member, model, start, result in zip(joint.members, models, starts, results, strict=True):
             config, main = member.experiment.config, member.experiment.main
             record = provenance(config, start, result["metrics"])
@@ -325,8 +325,8 @@ def _first_weights(joint: _Joint, context: Context, resume: tuple[State, Path] |
     else:
         starts = [(member.experiment.given_record(), member.experiment.given) for member in joint.members]
 
+    @context.tracker.writing()
     def write() -> None:
-        context.tracker.check_folder()
         for member, (start, report) in zip(joint.members, starts, strict=True):
             if report is not None:
                 config, main = member.experiment.config, member.experiment.main

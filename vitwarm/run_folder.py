@@ -39,8 +39,8 @@ def has_checkpoint(folder: Path) -> bool:
 def check_folder(folder: Path, config: Config) -> None:
     """Refuse, before anything is written, a folder that holds another run, or a `resume_from` that does not fit."""
     frozen = folder / RECIPE
-    if link := next((name for name in _OURS if (folder / name).is_symlink()), None):
-        raise UserError(f"{folder / link} is a link; a run folder holds its files itself: remove the link")
+    if prepared := next((folder / name for name in _OURS if not _is_plain(folder / name)), None):
+        raise UserError(f"{prepared} is a link or no plain file; a run folder holds its files itself: remove it")
     if frozen.exists():
         theirs, ours = recipe_hash(read_frozen(frozen)), recipe_hash(config)
         if theirs != ours:
@@ -52,6 +52,10 @@ def check_folder(folder: Path, config: Config) -> None:
         raise UserError(f"{folder} exists and is not a run folder; choose another run.dir")
     if config.resume_from and not has_checkpoint(folder):
         _adoptable(config)
+
+
+def _is_plain(path: Path) -> bool:
+    return not path.is_symlink() and (path.is_file() or path.is_dir() or not path.exists())
 
 
 def _may_precede(path: Path) -> bool:

@@ -9,6 +9,7 @@ import pytest
 
 from vitwarm.config import RunConfig
 from vitwarm.errors import UserError
+from vitwarm.training.checkpoint import Checkpoints, State
 from vitwarm.training.tracking import Tracker, check_trackers
 
 
@@ -51,12 +52,22 @@ def test_a_folder_that_is_gone_is_noticed_and_not_made_anew(tmp_path, how):
     if how == "replaced":
         folder.mkdir()
         (folder / "log.jsonl").touch()
-    for write in (lambda: tracker.record(entry(2)), lambda: tracker.bytes, tracker.check_folder):
+    for write in (lambda: tracker.record(entry(2)), lambda: tracker.bytes, tracker.writing().__enter__):
         with pytest.raises(UserError, match=r"run was removed or moved while the run wrote to it"):
             write()
     assert folder.exists() == (how == "replaced")
     if how == "moved":
         assert read(tmp_path / "elsewhere") == [1]
+
+
+def test_a_folder_that_goes_while_a_checkpoint_is_written(tmp_path):
+    folder = tmp_path / "run"
+    folder.mkdir()
+    tracker = Tracker(folder)
+    with pytest.raises(UserError, match="was removed or moved"), tracker.writing():
+        shutil.rmtree(folder)
+        Checkpoints(folder / "checkpoints", 1).save(State("toy", 1, 1, "h"), {})
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_log_that_is_a_link_is_not_followed(tmp_path):

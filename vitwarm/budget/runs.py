@@ -38,7 +38,7 @@ class Run:
         """Its own stages and whatever trained the weights that it started from, each run once."""
         taken = {(self.folder.resolve(), name): self for name in self.result["stages"]}
         unknown: dict[str, None] = {}
-        _collect_sources(self, taken, unknown)
+        _collect_sources(self, taken, unknown, {self.folder.resolve()})
         stages = [(name, run.result["stages"][name], run.result["processes"]) for (_, name), run in taken.items()]
         return Cost(
             warmup_samples=sum(stage["samples"] for name, stage, _ in stages if name == WARMUP),
@@ -75,8 +75,10 @@ class Cost:
     unknown: tuple[str, ...]
 
 
-def _collect_sources(run: Run, taken: dict[tuple[Path, str], Run], unknown: dict[str, None]) -> None:
-    """Add the stages behind `init_from` and `transfer.sources`, and behind those of the runs that they name."""
+def _collect_sources(
+    run: Run, taken: dict[tuple[Path, str], Run], unknown: dict[str, None], followed: set[Path]
+) -> None:
+    """Add the stages behind `init_from` and `transfer.sources`, and behind those of the runs that they name, once."""
     for source in filter(None, (run.config.init_from, *run.config.transfer.sources.values())):
         path = Path(source).expanduser()
         folder = path.parent if path.name in (WARMUP, EXPORT) else path
@@ -86,7 +88,9 @@ def _collect_sources(run: Run, taken: dict[tuple[Path, str], Run], unknown: dict
         found = read_run(folder)
         warmed = path.name != EXPORT and (folder / WARMUP).is_dir()  # a start from the run takes this stage
         taken |= {(folder.resolve(), name): found for name in found.result["stages"] if name == WARMUP or not warmed}
-        _collect_sources(found, taken, unknown)
+        if folder.resolve() not in followed:  # folders may lead back to each other
+            followed.add(folder.resolve())
+            _collect_sources(found, taken, unknown, followed)
 
 
 def read_run(folder: Path) -> Run:

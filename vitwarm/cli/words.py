@@ -202,7 +202,8 @@ def _read(declared: Field[Any], hint: Any, text: str) -> Any:
     try:
         value = _converted(kind, text)
     except (ValueError, KeyError, RuntimeError):  # RuntimeError: a home folder that is not there
-        raise UserError(f"{title} is {_KINDS[kind]}, not {text!r}") from None
+        shown = text if len(text) <= 60 else f"{text[:57]}..."
+        raise UserError(f"{title} is {_KINDS[kind]}, not {shown!r}") from None
     if word.suffix is not None and value.suffix != word.suffix:
         raise UserError(f"{title} is a file whose name ends in {word.suffix}, not {text!r}")
     if word.within is not None:

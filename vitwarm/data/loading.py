@@ -5,6 +5,7 @@ import itertools
 import logging
 import multiprocessing
 import multiprocessing.connection
+import multiprocessing.util
 import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -194,6 +195,7 @@ class Loader:
             generator=torch.Generator(),  # else each iteration would draw from the global one
         )
         handler = signal.getsignal(signal.SIGCHLD)
+        multiprocessing.util.get_temp_dir()  # workers inherit it, and it goes with us; their own would stay
         try:
             running = iter(loader)
         except (OSError, RuntimeError) as error:

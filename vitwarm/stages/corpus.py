@@ -105,7 +105,8 @@ class CorpusStage(DecoderStage[B]):
         return {"data": self.read}
 
     def data_read(self) -> dict[str, str]:
-        return {f"text.{name}": f"sha256 {corpus.sha256}" for name, corpus in self.corpora.items()}
+        """Name of a split -> its documents and the begin of their digest."""
+        return {f"text.{name}": f"{len(c):,} documents, {c.sha256[:16]}" for name, c in self.corpora.items()}
 
     def data_line(self) -> str:
         epochs = self.read["epochs"]

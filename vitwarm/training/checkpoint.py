@@ -171,6 +171,7 @@ class Checkpoints:
             tensors: {`model` | `optimizer` | `ema`: {name: tensor}}.
         """
         target = self.path(state.run_step)
+        self.folder.mkdir(exist_ok=True)  # but not the run's folder, if that is gone
         with whole_folder(target) as aside:  # one that is there is damaged, and this run has passed it over
             self._write(aside, state, tensors)
         self._prune(state)

@@ -399,6 +399,7 @@ class Training:
             tensors["ema"] = self.ema.module.state_dict()
         tensors = {name: gather_all(group, keep=self.processes.is_main) for name, group in tensors.items()}
 
+        @self.context.tracker.writing()
         def write() -> None:
             self.state.log_bytes = self.context.tracker.bytes
             self.context.checkpoints.save(self.state, tensors)

@@ -1,14 +1,16 @@
 """Where a run speaks: log.jsonl always, the terminal, TensorBoard and Weights & Biases by option. Main process only."""
 
+import contextlib
 import hashlib
 import importlib.util
 import json
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
 from tqdm import tqdm
 
 from vitwarm.config import RunConfig
@@ -67,9 +69,19 @@ class Tracker:
             same = False
         if not same:
             raise UserError(
-                f"{self._path.parent} was removed or moved while the run wrote to it, and nothing is made anew; put it "
-                "back and run the same command to resume, or run it alone to start over"
+                f"{self._path.parent} was removed or moved while the run wrote to it; nothing was made anew: put it "
+                "back and run the same command to resume"
             )
+
+    @contextlib.contextmanager
+    def writing(self) -> Iterator[None]:
+        """While inside, something else is written into the run folder; see `check_folder`."""
+        self.check_folder()
+        try:
+            yield
+        except (OSError, SafetensorError):
+            self.check_folder()  # which tells more
+            raise
 
     @property
     def bytes(self) -> int:

@@ -30,7 +30,7 @@ def is_deep(head: bytes, read: Callable[[], bytes]) -> bool:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             return Image.open(io.BytesIO(read())).mode[0] in "IF"
-    except Exception:  # noqa: BLE001  # Pillow raises many kinds on damaged bytes; decoding will name the damage
+    except Exception:  # Pillow raises many kinds on damaged bytes; decoding will name the damage
         return False
 
 

@@ -290,6 +290,7 @@ BAD_MEMBERS = {
     "word as label": (samples(2) + [("z.jpg", b"x"), ("z.cls", b"cat")], "found 'cat'"),
     "negative label": (samples(2) + [("z.jpg", b"x"), ("z.cls", b"-1")], "found '-1'"),
     "huge label": (samples(2) + [("z.jpg", b"x"), ("z.cls", b"9" * 40)], "must be a class number"),
+    "long label": (samples(2) + [("z.jpg", b"x"), ("z.cls", b"1" + b" " * 80 + b"2")], "must be a class number"),
     "binary label": (samples(2) + [("z.jpg", b"x"), ("z.cls", b"\n\xff\0")], "must be a class number"),
     "other things": ([("a.txt", b"x"), ("b/c.npy", b"x")], "only 'a.txt', 'b/c.npy'"),
 }

@@ -108,6 +108,9 @@ def test_links_are_followed_once(tmp_path):
     made = make_shards(tmp_path / "in", tmp_path / "out", say=said.append)
     assert made.splits["train"].class_counts == [5, 2, 2]
     assert "not used: 1 links to folders that are read elsewhere, 2 nameless files" in said
+    (tmp_path / "in/ant/0").symlink_to(tmp_path / "in/bee/deep")
+    lay(tmp_path / "in", {"bee/deep": 2})
+    assert quiet(tmp_path / "in", tmp_path / "again").splits["train"].class_counts == [5, 4, 2], "real folders first"
     (tmp_path / "in/dog").symlink_to(tmp_path / "in/ant")
     with pytest.raises(UserError, match="in/dog: a class without an image"):
         quiet(tmp_path / "in", tmp_path / "other")

@@ -16,6 +16,7 @@ IMAGE_SUFFIXES = frozenset(
 )
 LABEL = "cls"
 MOST_BYTES = 1 << 30  # of an encoded image
+_MOST_DIGITS = 64  # bytes of a label
 TOOL_FOLDERS = frozenset(("__MACOSX", "@eaDir", "lost+found", "$RECYCLE.BIN", "System Volume Information"))
 
 _NAME = re.compile(r"((?:.*/)?[^./][^/]*)\.([^./]+)", re.DOTALL)
@@ -44,7 +45,7 @@ def extends(stem: str, keys: Iterable[str]) -> bool:
 
 def parse_label(text: bytes) -> int | None:
     """The class number in a `.cls`; None if it is not one in ASCII digits."""
-    return int(text) if re.fullmatch(rb"\s*[0-9]{1,9}\s*", text) else None
+    return int(text) if len(text) <= _MOST_DIGITS and re.fullmatch(rb"\s*[0-9]{1,9}\s*", text) else None
 
 
 def stream_samples(members: Iterable[Member], where: str) -> Iterator[tuple[str, bytes, bytes]]:
@@ -75,7 +76,7 @@ def stream_samples(members: Iterable[Member], where: str) -> Iterator[tuple[str,
         if kind in part or stem in whole or member.link is not None or member.size > MOST_BYTES:
             what = "has a link for a part" if member.link is not None else _UNFIT
             raise UserError(f"{where}:{stem}: {what}")
-        part[kind] = member.read()
+        part[kind] = member.read(_MOST_DIGITS + 1 if kind == LABEL else None)
         if len(part) == 2:
             whole.add(stem)
             del parts[stem]

@@ -242,7 +242,7 @@ def _row(file: int, member: Member) -> tuple[int, ...]:
 
 
 def _label(member: Member) -> int | str:
-    text = member.read(64)
+    text = member.read(65)
     if (label := parse_label(text)) is not None:
         return label
     shown = text[:20].decode("ascii", "backslashreplace")

@@ -151,6 +151,8 @@ def read_tiny_imagenet(folder: Path) -> Source:
         return read_class_folders(folder)
     ignored: Counter[str] = Counter()
     classes = list_tree(os.fspath(folder / "train"), ignored).folders
+    if empty := [one for one in classes if not one.below]:
+        raise UserError(f"{empty[0].path}: a class without an image; fill the folder, or remove it")
     numbers = class_numbers(one.name for one in classes)
     train = [(one.name, path) for one in classes for path in one.below]
     wrong = [row for row in rows if len(row) < 2 or os.path.basename(row[0]) != row[0] or row[1] not in numbers]

@@ -101,7 +101,7 @@ def make_shards(
         return describe_tars(folder, workers, say)
     if out is None:
         raise UserError("give out=FOLDER, the folder to make")
-    if kind == "folders" and out.resolve().is_relative_to(folder.resolve()):
+    if kind in ("folders", "tiny-imagenet") and out.resolve().is_relative_to(folder.resolve()):
         raise UserError(f"out={out} lies within {folder}, whose folders are read as classes; choose another place")
     names = read_classes(classes) if classes is not None else None
     with contextlib.ExitStack() as held:

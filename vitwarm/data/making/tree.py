@@ -50,39 +50,53 @@ def list_tree(path: str, ignored: Counter[str]) -> Folder:
     Raises:
         UserError: a folder cannot be read, lies too deep, or has a name that is no text.
     """
-    return _list(path, ignored, set(), 0)
+    listing = _Listing(ignored)
+    root = listing.list(path, 0)
+    while listing.links:  # after all real folders, which are read where they are
+        parent, link, depth = listing.links.pop(0)
+        parent.folders.append(listing.list(link, depth))
+        parent.folders.sort(key=lambda folder: folder.name)
+    return root
 
 
-def _list(path: str, ignored: Counter[str], seen: set[tuple[int, int]], depth: int) -> Folder:
-    folder = Folder(path, [], [])
-    if depth > _DEEPEST:
-        raise UserError(f"{path}: lies more than {_DEEPEST} folders deep")
-    try:
-        status = os.stat(path)
-        if (status.st_dev, status.st_ino) in seen:
-            ignored["links to folders that are read elsewhere"] += 1
-            return folder
-        seen.add((status.st_dev, status.st_ino))
-        entries = sorted(os.scandir(path), key=lambda entry: entry.name)
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
-    for entry in entries:
-        suffix = os.path.splitext(entry.name)[1].lower()
-        kind = _kind(entry)
-        if is_hidden(entry.name):
-            ignored[f"hidden {'folders' if kind == 'folder' else 'files'}"] += 1
-        elif kind == "folder":
-            if not entry.name.isprintable():
-                raise UserError(f"{os.fsencode(entry.path)!r}: its name is not readable text in UTF-8; rename it")
-            folder.folders.append(_list(entry.path, ignored, seen, depth + 1))
-        elif suffix[1:] not in IMAGE_SUFFIXES:
-            shown = suffix if suffix.isprintable() else "oddly named"
-            ignored[f"{shown or 'nameless'} files"] += 1
-        elif kind == "other":
-            ignored["pipes and devices"] += 1
-        else:
-            folder.images.append(entry.path)
-    return folder
+class _Listing:
+    def __init__(self, ignored: Counter[str]):
+        self.ignored, self.seen = ignored, set[tuple[int, int]]()
+        self.links: list[tuple[Folder, str, int]] = []
+
+    def list(self, path: str, depth: int) -> Folder:
+        folder = Folder(path, [], [])
+        if depth > _DEEPEST:
+            raise UserError(f"{path}: lies more than {_DEEPEST} folders deep")
+        try:
+            status = os.stat(path)
+            if (status.st_dev, status.st_ino) in self.seen:
+                self.ignored["links to folders that are read elsewhere"] += 1
+                return folder
+            self.seen.add((status.st_dev, status.st_ino))
+            entries = sorted(os.scandir(path), key=lambda entry: entry.name)
+        except OSError as error:
+            raise UserError(f"{path}: cannot be read ({error.strerror})") from None
+        for entry in entries:
+            suffix = os.path.splitext(entry.name)[1].lower()
+            kind = _kind(entry)
+            if is_hidden(entry.name):
+                self.ignored[f"hidden {'folders' if kind == 'folder' else 'files'}"] += 1
+            elif kind == "folder":
+                if not entry.name.isprintable():
+                    raise UserError(f"{os.fsencode(entry.path)!r}: its name is not readable text in UTF-8; rename it")
+                if entry.is_symlink():
+                    self.links.append((folder, entry.path, depth + 1))
+                else:
+                    folder.folders.append(self.list(entry.path, depth + 1))
+            elif suffix[1:] not in IMAGE_SUFFIXES:
+                shown = suffix if suffix.isprintable() else "oddly named"
+                self.ignored[f"{shown or 'nameless'} files"] += 1
+            elif kind == "other":
+                self.ignored["pipes and devices"] += 1
+            else:
+                folder.images.append(entry.path)
+        return folder
 
 
 def _kind(entry: os.DirEntry[str]) -> str:

@@ -276,7 +276,7 @@ def read_tokenizer(source: str | Path) -> Tokenizer:
         if whole.is_file():
             return _from_whole(_read_json(whole), whole.name, told)
     except UserError as error:
-        raise UserError(f"text.tokenizer={source}: {error}") from error
+        raise UserError(f"the tokenizer in {folder}: {error}") from error
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(f"the tokenizer in {folder} cannot be read: {type(error).__name__} {error}") from error
     raise UserError(

@@ -26,6 +26,7 @@ VOCAB, MERGES, WHOLE, SETTINGS = "vocab.json", "merges.txt", "tokenizer.json", "
 UNREADABLE = "\ufffd"  # replaces bytes that are not valid text
 _ROLES = {"bos_token": ("<s>",), "eos_token": ("</s>",), "unk_token": ("<unk>",)}  # what may stand for END
 _LARGEST = 1 << 28  # bytes of a file
+_PAIR = re.compile("[^ ]+ [^ ]+")
 # As many blanks as tiktoken's regular expression has no stack for; white space is that of Unicode.
 _BLANKS = re.compile(r"[\t-\r \x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000]{10000,}")
 
@@ -124,8 +125,10 @@ class BPETokenizer(Tokenizer):
         self.vocab, self.merges = vocab, merges
         self.roles = _roles(vocab) if roles is None else roles
         byte_of = {c: b for b, c in enumerate(_alphabet()) if c in vocab}
-        joined = ["".join(pair.split(" ")) for pair in merges]
-        missing = [t for pair in merges for t in (*pair.split(" "), pair.replace(" ", "")) if t not in vocab]
+        joined = [pair.replace(" ", "") for pair in merges]
+        missing = [
+            t for pair, whole in zip(merges, joined, strict=True) for t in (*pair.split(" "), whole) if t not in vocab
+        ]
         if missing or not byte_of:
             lacks = f"lacks {missing[0]!r}, which its merges need" if missing else "has none of the 256 bytes"
             raise UserError(f"the vocabulary {lacks}; it is not a byte-level BPE")
@@ -273,7 +276,7 @@ def read_tokenizer(source: str | Path) -> Tokenizer:
         if whole.is_file():
             return _from_whole(_read_json(whole), whole.name, told)
     except UserError as error:
-        raise UserError(f"text.tokenizer={source}: {error}") from error
+        raise UserError(f"the tokenizer in {folder}: {error}") from error
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(f"the tokenizer in {folder} cannot be read: {type(error).__name__} {error}") from error
     raise UserError(
@@ -307,7 +310,7 @@ def _check_ids(vocab: dict[str, Any]) -> None:
 
 def _bpe(vocab: dict[str, int], merges: list[str], told: Mapping[str, Any]) -> Tokenizer:
     _check_ids(vocab)
-    if wrong := next((pair for pair in merges if len(pair.split(" ")) != 2 or not all(pair.split(" "))), None):
+    if wrong := next((pair for pair in merges if not _PAIR.fullmatch(pair)), None):
         raise UserError(f"the merge {wrong!r:.40} is not a pair of tokens")
     if not merges and vocab == ByteTokenizer.vocab():
         return ByteTokenizer()

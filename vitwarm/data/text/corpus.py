@@ -353,7 +353,7 @@ class _Writer:
         if part.begins and part.ends:
             self._damage(part.damaged)
             self._append(part)
-            self._close(part.lengths, [_hash(ids) for ids in np.split(part.ids, np.cumsum(part.lengths[:-1]))])
+            self._close(part.lengths, _hashes(part))
             return
         if part.begins or self._open is None:
             self._open = _OpenDocument(self.tokens, self.text_bytes)
@@ -385,7 +385,7 @@ class _Writer:
     def _close(self, lengths: list[int], hashes: list[int]) -> None:
         """Note where documents end whose tokens are written."""
         self._write(OFFSETS, self.tokens - sum(lengths) + np.cumsum(lengths, dtype=np.int64))
-        self._write(DIGESTS, np.array(hashes[: len(lengths)], np.uint64))
+        self._write(DIGESTS, np.array(hashes, np.uint64))
         self.documents += len(lengths)
 
     def _damage(self, damaged: list[tuple[str, str, int]]) -> None:
@@ -410,8 +410,12 @@ class _OpenDocument:
         self.damaged: list[tuple[str, str, int]] = []
 
 
-def _hash(ids: np.ndarray) -> int:
-    return int.from_bytes(hashlib.blake2b(ids.tobytes(), digest_size=8).digest(), "little")
+def _hashes(part: Encoded) -> list[int]:
+    """A hash of the ids of each document, as `_OpenDocument` makes it."""
+    ids = memoryview(part.ids.tobytes())
+    ends = (np.cumsum(part.lengths, dtype=np.int64) * part.ids.itemsize).tolist()
+    texts = (ids[start:end] for start, end in zip([0, *ends], ends, strict=False))
+    return [int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "little") for text in texts]
 
 
 def _jobs(

@@ -52,13 +52,14 @@ def load_recipe(arguments: list[str]) -> Config:
     """Read the recipe that a command line names, with its overrides, and check it.
 
     Args:
-        arguments: One `recipe=NAME`, `recipe=PATH.yaml` or `recipe=PATH.yaml:VARIANT`, and any number of `a.b=c`.
+        arguments: One `recipe=NAME`, `recipe=PATH.yaml` or `recipe=PATH.yaml:VARIANT`, and any number of `a.b=c`; of
+            two overrides of a key the last one counts here, while the `vitwarm` command refuses them.
 
     Returns:
         The resolved recipe. `name` is that of its file or variant; `warmup.rule` carries every parameter of the rule.
 
     Raises:
-        UserError: The recipe is not found, not readable, or has an impossible value; a key has two values.
+        UserError: The recipe is not found, not readable, or has an impossible value; one override hides another.
     """
     pairs = [_split(argument) for argument in arguments]
     named = [value for key, value in pairs if key == "recipe"]
@@ -66,7 +67,7 @@ def load_recipe(arguments: list[str]) -> Config:
         raise UserError(f"no recipe: {_USAGE}" if not named else f"{len(named)} recipes: {_USAGE}, once")
     place = _find(named[0])
     overrides: dict = {}
-    for key, value in pairs:
+    for key, value in dict(pairs).items():
         if key != "recipe":
             _insert(overrides, key, value)
     return _resolve([*_lineage(place), ("", overrides)], name=place.name)
@@ -317,10 +318,7 @@ def _insert(tree: dict, key: str, text: str) -> None:
             raise UserError(f"{key}: {'.'.join(sections[: depth + 1])} was set to a value before")
     value = _value(key, text)
     if repr(tree.setdefault(leaf, value)) != repr(value):
-        raise UserError(
-            f"{key} is given twice, once as {text!r}; give it once, and quote a value with braces: the shell makes "
-            f"several words of {key}=a{{b,c}}"
-        )
+        raise UserError(f"{key} is given twice, as {text!r} and as part of another override; give it once")
 
 
 def _value(key: str, text: str) -> Any:

@@ -10,7 +10,7 @@ from typing import Any
 
 from vitwarm.amounts import Amount
 from vitwarm.budget.metrics import METRICS
-from vitwarm.checks import KEYS, nearest
+from vitwarm.checks import KEYS, SECTIONS, nearest
 from vitwarm.config import Config
 from vitwarm.errors import UserError
 from vitwarm.reading import read_yaml
@@ -110,7 +110,7 @@ class Plan:
     def arguments(self, arm: str, seed: int, *more: str) -> tuple[str, ...]:
         """The words that give an arm's recipe, each key once: of the plan, the arm and `more` the last one counts."""
         chosen = self.arms[arm]
-        settings = self.set | chosen.set
+        settings = dict(_keys_of(self.set)) | dict(_keys_of(chosen.set))
         written = (f"{k}={v if isinstance(v, str) else json.dumps(v)}" for k, v in settings.items())
         words: dict[str, str] = {}
         for word in (f"recipe={chosen.recipe}", *written, f"seed={seed}", *more):
@@ -205,6 +205,16 @@ def read_plan(path: Path, overrides: dict[str, str] | None = None) -> Plan:
         if key in _OURS:
             raise UserError(f"{path}: {key} belongs to the study; leave it out of set")
     return replace(plan, budgets=(1.0,)) if plan.points == "crossing" else plan
+
+
+def _keys_of(settings: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Keys of recipes with their values, from settings that are written as a tree or in full."""
+    for name, value in settings.items():
+        full = f"{prefix}{name}"
+        if full in SECTIONS and isinstance(value, dict):
+            yield from _keys_of(value, f"{full}.")
+        else:
+            yield full, value
 
 
 def _flat(settings: dict[str, Any], prefix: str = "") -> Iterator[str]:

@@ -12,6 +12,7 @@ from safetensors import SafetensorError
 from torch.distributed.constants import default_pg_timeout
 
 from vitwarm.errors import Interrupted, UserError, disk_trouble
+from vitwarm.signals import check_stop
 
 _PATIENCE = timedelta(seconds=50)
 DISK_ERRORS = (OSError, SafetensorError)
@@ -55,6 +56,7 @@ def _join() -> None:
         store.set(names[rank], "here")
         store.wait(names, _PATIENCE)
     except dist.DistError as error:
+        check_stop()
         raise UserError(
             f"not all {world} processes came to {host}:{port} within {_PATIENCE.seconds} s; see what the others say, "
             "then start them together"

@@ -22,6 +22,7 @@ Shapes: B sequences, N tokens, D channels, H heads.
 """
 
 import copy
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -43,6 +44,7 @@ BlockArguments = Mapping[str, Any] | Sequence[Mapping[str, Any]]  # of all block
 
 _SEPARATE = {f"attn.{letter}_proj.{kind}": letter for letter in "qkv" for kind in ("weight", "bias")}
 _OWN_BIASES = {f"attn.{letter}_bias": letter for letter in "qkv"}
+_PLAIN = ("norm1", "attn.qkv", "attn.proj", "norm2", "mlp.fc1", "mlp.fc2")  # modules of a plain block
 
 
 @dataclass(frozen=True)
@@ -74,6 +76,26 @@ class Attention:
         return [slice(h * k, (h + 1) * k) for h in range(self.heads)]
 
 
+@dataclass(frozen=True)
+class BlockSize:
+    """Lengths of the axes of a block's matrices.
+
+    Attributes:
+        width: D.
+        heads, kv_heads: of queries; of keys and values, fewer where several queries share them.
+        channels: of a head.
+        hidden: units of the MLP; of a gated one those behind the gate.
+        copies: blocks side by side whose outputs add up.
+    """
+
+    width: int
+    heads: int
+    kv_heads: int
+    channels: int
+    hidden: int
+    copies: int
+
+
 class Family:
     """The plain ViT of timm, with DeiT, DeiT-III, SigLIP, CLIP and all that share its interface.
 
@@ -85,6 +107,8 @@ class Family:
         tensors: module or parameter -> group, block numbers left out; the longest name that fits counts. What is in
             no table is the head's.
         stacks: tensor of a block -> which of query, key and value its rows hold, head by head.
+        plain: module of a block -> the modules of a plain block that it stacks, where `attn.q`, `attn.k` and `attn.v`
+            are thirds of `attn.qkv`; see `counterparts`.
         prefix_names: tokens in front of the patches, in timm's order.
         takes: arguments of a block that carry masks.
         needs: attributes without which the image path cannot run.
@@ -100,6 +124,15 @@ class Family:
         "blocks": "trunk",  # what attention and MLP share in parallel blocks
     }
     stacks: ClassVar[Mapping[str, str]] = {"attn.qkv.weight": "qkv", "attn.qkv.bias": "qkv"}
+    plain: ClassVar[Mapping[str, tuple[str, ...]]] = {
+        **{module: (module,) for module in _PLAIN},
+        **{f"attn.{letter}{proj}": (f"attn.{letter}",) for letter in "qkv" for proj in ("", "_proj")},
+        **{"mlp.fc1_g": ("mlp.fc1",), "mlp.w0": ("mlp.fc1",), "mlp.w2": ("mlp.fc2",)},  # what goes through the gate
+        **{"in_norm": ("norm1",), "in_proj": ("mlp.fc1", "attn.qkv"), "mlp": ("mlp.fc1",)},
+        **{"attn_out_proj": ("attn.proj",), "mlp_out_proj": ("mlp.fc2",), "out_proj": ("attn.proj", "mlp.fc2")},
+        **{"attns.norm": ("norm1",), "attns.attn.qkv": ("attn.qkv",), "attns.attn.proj": ("attn.proj",)},
+        **{"ffns.norm": ("norm2",), "ffns.mlp.fc1": ("mlp.fc1",), "ffns.mlp.fc2": ("mlp.fc2",)},
+    }
     prefix_names: ClassVar[tuple[str, ...]] = ("cls_token", "dist_token", "reg_token")
     takes: ClassVar[tuple[str, ...]] = ("attn_mask", "is_causal")
     needs: ClassVar[tuple[str, ...]] = ("patch_embed", "_pos_embed", "norm", "forward_head")
@@ -253,6 +286,32 @@ class Family:
         if not into or "mlp.fc2.weight" not in own:
             raise ValueError(f"a {type(block).__name__} has no MLP of the usual kind")
         return torch.cat(into), own["mlp.fc2.weight"]
+
+    def counterparts(self, block: nn.Module) -> dict[str, tuple[str | None, ...]]:
+        """Tensor of a block -> what it stacks of a plain block's tensors; None is a part that a plain block lacks.
+
+        Empty where it holds nothing of a plain block. The input side of a gated MLP is the part that goes through the
+        activation; what this is multiplied by has no counterpart.
+        """
+        found: dict[str, tuple[str | None, ...]] = {}
+        for name in block.state_dict():
+            module, _, kind = re.sub(r"_(bias)$", r".\1", re.sub(r"\.\d+\.", ".", name)).rpartition(".")
+            found[name] = tuple(f"{part}.{kind}" for part in self.plain.get(module, ()))
+            if module == "mlp.fc1" and (gate_last := getattr(block.mlp, "gate_last", None)) is not None:
+                found[name] = (None, *found[name]) if gate_last else (*found[name], None)
+        return found
+
+    def size(self, block: Any) -> BlockSize:
+        """Lengths of the axes of a block's matrices."""
+        attns, ffns = getattr(block, "attns", [block]), getattr(block, "ffns", [block])
+        attn, width = getattr(attns[0], "attn", block), int(self.model.embed_dim)
+        if hasattr(block, "in_split"):
+            hidden, inner = block.in_split[0], width
+        else:
+            mlp = ffns[0].mlp
+            hidden, inner = (mlp.w2 if hasattr(mlp, "w2") else mlp.fc2).in_features, attn.proj.in_features
+        heads = attn.num_heads
+        return BlockSize(width, heads, getattr(attn, "num_kv_heads", heads), inner // heads, hidden, len(attns))
 
     @contextmanager
     def watch(self, blocks: Iterable[nn.Module]) -> Iterator[list[Tensor]]:

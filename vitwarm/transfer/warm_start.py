@@ -278,7 +278,7 @@ def fitted(
         return tensors
     if outside := {"embedding", "head"} & set(Selection.parse(groups).kinds):
         raise UserError(f"transfer.fit={fit} resizes the trunk alone; leave out {' and '.join(sorted(outside))}")
-    return resize(tensors, model, fit, heads=_facts_beside(Path(found)).get("heads"), seed=seed)
+    return resize(tensors, require_values(model), fit, heads=_facts_beside(Path(found)).get("heads"), seed=seed)
 
 
 def _facts_beside(weights: Path) -> dict[str, Any]:

@@ -101,16 +101,12 @@ def expand(core: Mapping[str, Tensor], model: nn.Module, heads: int | None, seed
                 continue
             made[prefix + name] = tensor
             if None in parts and not tiling.gated:
-                made.partly[prefix + name] = (
-                    "the half that is not in front of the activation; the core's MLPs are not gated"
-                )
+                made.partly[prefix + name] = "the half that the gate multiplies; the source has no gates"
         taken = {atom for n, parts in counterparts.items() for part in (*parts, n) if part for atom in _atoms(part)}
         left = {atom for n in own for atom in _atoms(n)} - taken
         gated = any(None in parts for parts in counterparts.values())
         if wrong := sorted(n for n in left if not n.endswith("bias")):
-            raise UserError(
-                f"the core does not fit the model's {type(block).__name__}, which has no place for {wrong[0]}"
-            )
+            raise UserError(f"the core does not fit the model: its {type(block).__name__} has no place for {wrong[0]}")
         if tiling.gated and not gated:
             raise UserError(f"the core's MLPs are gated, those of the model's {type(block).__name__} are not")
         unused |= {f"blocks.*.{n}" for n in left}
@@ -215,7 +211,7 @@ class _Tiling:
             size = len(tensor) // len(letters)
             if size != self.inner:
                 raise UserError(
-                    f"the core's {origin} has {size} rows of each head; each head must have keys of its own"
+                    f"the core's {origin} has {size} rows, not {self.inner}: heads must not share their keys"
                 )
             rows = torch.cat([p * size + self.rows[letter] for p, letter in enumerate(letters)])
         elif origin.startswith("mlp.fc1.") and self.gated:
@@ -232,10 +228,9 @@ class _Tiling:
             columns = self.rows["q"] if projects else _places(shape[1], tensor.shape[1])
             made = made[:, columns] / (ratio if coherent else ratio**0.5)
         if made.ndim == 2 and not made.is_meta and (made.shape != tensor.shape or self.size.copies > 1):
-            noise = keyed_rng(self.seed, "expand", self.prefix + name).standard_normal(
-                tuple(made.shape), dtype=np.float32
-            )
-            made = made + NOISE * made.square().mean().sqrt() * torch.from_numpy(noise)
+            rng = keyed_rng(self.seed, "expand", self.prefix + name)
+            noise = torch.from_numpy(rng.standard_normal(tuple(made.shape), dtype=np.float32))
+            made = made + NOISE * made.square().mean().sqrt() * noise
         return made.contiguous()
 
 

@@ -131,7 +131,6 @@ def test_trunk_names_are_the_same_for_every_pooling(label):
         ("convnext_atto", "no plain sequence of transformer blocks"),
         ("cait_xxs24_224", "do not take attn_mask"),
         ("xcit_nano_12_p16_224", "do not take attn_mask"),
-        ("naflexvit_base_patch16_gap", "no patch_embed"),
         ("resnet18", "no plain sequence of transformer blocks"),
     ],
 )

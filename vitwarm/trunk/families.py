@@ -30,8 +30,10 @@ from inspect import signature
 from typing import Any, ClassVar, TypeVar
 
 import torch
+from timm.layers import apply_keep_indices_nlc
 from timm.models.beit import Beit
 from timm.models.eva import Eva
+from timm.models.naflexvit import NaFlexVit
 from timm.models.vision_transformer_relpos import VisionTransformerRelPos
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
@@ -198,9 +200,14 @@ class Family:
         logits: Tensor = self.model.forward_head(self.model.norm(tokens))
         return logits
 
+    @property
+    def stem(self) -> Any:
+        """The module that holds the prefix tokens."""
+        return self.model
+
     def prefix(self) -> Tensor | None:
         """(1, P, D) values of the prefix tokens, a copy; None without any."""
-        found = [getattr(self.model, name, None) for name in self.prefix_names]
+        found = [getattr(self.stem, name, None) for name in self.prefix_names]
         parts: list[Tensor] = [part.detach().clone() for part in found if part is not None]
         return torch.cat(parts, dim=1) if parts else None
 
@@ -383,9 +390,16 @@ def _adapter(model: nn.Module) -> Family:
 
 
 def _unwrapped(model: nn.Module) -> nn.Module:
-    """The model within wrappers that compute the same: DDP, DataParallel, compiled modules, averages of weights."""
+    """The model within what computes the same: data parallelism, compilation, an average, a wrapper of transformers.
+
+    Raises:
+        UserError: not a model.
+    """
+    if not isinstance(model, nn.Module):
+        what = repr(model) if isinstance(model, str) else f"a {type(model).__name__}"
+        raise UserError(f"{what} is no model; give the model itself, such as timm.create_model('vit_tiny_patch16_224')")
     while True:
-        inner = next((model._modules[n] for n in ("module", "_orig_mod") if n in model._modules), None)
+        inner = next((model._modules[n] for n in ("module", "_orig_mod", "timm_model") if n in model._modules), None)
         if inner is None:
             return model
         model = inner
@@ -477,6 +491,41 @@ class EvaFamily(Family):
         if getattr(self.model, "rope_mixed", False):  # the first axis is the block
             return tokens, [{"rope": rope[i]} for i in range(len(rope))]
         return tokens, {"rope": rope}
+
+
+@family(NaFlexVit)
+class NaFlexFamily(Family):
+    """NaFlexViT: patches, positions and prefix tokens in one module, and images of any size."""
+
+    examples = ("NaFlexViT",)
+    tensors: ClassVar[Mapping[str, str]] = {**EvaFamily.tensors, "embeds": "embedding"}
+    stacks: ClassVar[Mapping[str, str]] = EvaFamily.stacks
+    needs = ("embeds", "_forward_embeds", "norm", "forward_head")
+    any_size = True
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        rows, columns = self.model.embeds.dynamic_feat_size(self.input_size)
+        return rows, columns
+
+    @property
+    def input_size(self) -> tuple[int, int]:
+        height, width = self.model.pretrained_cfg["input_size"][1:]
+        return height, width
+
+    @property
+    def stem(self) -> Any:
+        return self.model.embeds
+
+    def embed(self, images: Tensor) -> tuple[Tensor, BlockArguments]:
+        """See `Family.embed`; patch dropout is part of timm's own step, but for rotations of each block's own."""
+        found = self.model._forward_embeds(images, None, None, None)
+        tokens, rope, kept = (found[name] for name in ("patches", "rope_embeds", "keep_indices"))
+        if rope is None or not self.model.rope_is_mixed:
+            return tokens, {} if rope is None else {"rope": rope}
+        if kept is not None:
+            rope = [apply_keep_indices_nlc(tokens, own, kept, pos_embed_has_batch=False) for own in rope]
+        return tokens, [{"rope": own} for own in rope]
 
 
 @family(Beit)

@@ -41,6 +41,7 @@ from torch.distributed.tensor import DTensor
 from vitwarm.errors import UserError
 from vitwarm.trunk.blocks import additive_mask, mask_arguments
 from vitwarm.trunk.decoder import Decoder
+from vitwarm.trunk.supported import nearest
 
 BlockArguments = Mapping[str, Any] | Sequence[Mapping[str, Any]]  # of all blocks, or of each; see `run_blocks`
 
@@ -105,7 +106,7 @@ class Family:
         model: timm model or decoder. Only `family_of` makes adapters.
 
     Attributes:
-        examples: what people call the models, for messages.
+        examples: what people call the models, for the list of them.
         tensors: module or parameter -> group, block numbers left out; the longest name that fits counts. What is in
             no table is the head's.
         stacks: tensor of a block -> which of query, key and value its rows hold, head by head.
@@ -149,7 +150,15 @@ class Family:
         """Why the model's blocks cannot serve as a trunk, or None."""
         blocks = getattr(self.model, "blocks", None)
         if not isinstance(blocks, nn.Sequential | nn.ModuleList) or len(blocks) == 0:
-            return "it has no plain sequence of transformer blocks"
+            stages = getattr(self.model, "feature_info", None)
+            widths = [s["num_chs"] for s in stages] if isinstance(stages, list) else []
+            several = f": its stages are {', '.join(map(str, widths))} channels wide" if len(set(widths)) > 1 else ""
+            inner = getattr(getattr(self.model, "encoder", None), "blocks", None) is not None
+            return (
+                "its blocks lie within .encoder"
+                if inner
+                else f"it has no plain sequence of transformer blocks{several}"
+            )
         for name in self.takes:
             if name not in signature(blocks[0].forward).parameters:
                 return f"its blocks do not take {name} ({type(blocks[0]).__name__})"
@@ -373,19 +382,18 @@ def family_of(model: nn.Module) -> Family:
         UserError: the model's blocks cannot serve as a trunk; the message says why.
     """
     model = _unwrapped(model)
-    found = _adapter(model)
+    found = adapter_of(model)
     if reason := found.refusal:
-        if inner := next((name for name, child in model.named_children() if _adapter(child).refusal is None), None):
+        if inner := next((name for name, child in model.named_children() if adapter_of(child).refusal is None), None):
             raise UserError(f"{type(model).__name__} holds a model with a trunk in .{inner}; give that one")
-        known: list[type[Family]] = [Family, *_ADAPTERS.values()]
-        *names, last = dict.fromkeys(name for f in known for name in f.examples)
         raise UserError(
-            f"{type(model).__name__} cannot be warmed up: {reason}; use a {', '.join(names)} or {last} of timm"
+            f"{type(model).__name__} cannot be warmed up: {reason}; the nearest that can is timm's {nearest(model)}"
         )
     return found
 
 
-def _adapter(model: nn.Module) -> Family:
+def adapter_of(model: nn.Module) -> Family:
+    """The adapter of a model's class, whether or not the model can be warmed up; `Family.refusal` says."""
     return next((_ADAPTERS[c] for c in type(model).__mro__ if c in _ADAPTERS), Family)(model)
 
 
@@ -396,8 +404,9 @@ def _unwrapped(model: nn.Module) -> nn.Module:
         UserError: not a model.
     """
     if not isinstance(model, nn.Module):
-        what = repr(model) if isinstance(model, str) else f"a {type(model).__name__}"
-        raise UserError(f"{what} is no model; give the model itself, such as timm.create_model('vit_tiny_patch16_224')")
+        name = model if isinstance(model, str) else "vit_tiny_patch16_224"
+        what = repr(model) if isinstance(model, str) else f"an object of type {type(model).__name__}"
+        raise UserError(f"{what} is no model; give the model itself, such as timm.create_model({name!r})")
     while True:
         inner = next((model._modules[n] for n in ("module", "_orig_mod", "timm_model") if n in model._modules), None)
         if inner is None:

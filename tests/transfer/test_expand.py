@@ -121,6 +121,8 @@ def test_blocks_side_by_side_do_not_stay_equal():
 
 @torch.no_grad()
 def test_queries_that_share_keys_attend_as_one_head_of_the_core_does(noiseless):
+    if not timm.is_model("vit_base_patch16_sapiens2"):
+        pytest.skip("in this timm no queries share keys")
     core = model(0, **CORE).eval()
     more = {"embed_dim": 96, "num_heads": 6, "depth": 3, "num_kv_heads": 3, "img_size": 32}
     target, _ = receive(built("vit_base_patch16_sapiens2", **more), core)

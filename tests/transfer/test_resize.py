@@ -10,14 +10,14 @@ from test_warm_start import model, state
 
 from vitwarm.errors import UserError
 from vitwarm.transfer import group_of, resize, transfer
-from vitwarm.transfer.resize import every
+from vitwarm.transfer.expand import every
 from vitwarm.trunk import Trunk, build_decoder
 
 CORE = {"embed_dim": 48, "depth": 3, "num_heads": 3}
 
 
 def noiseless(monkeypatch):
-    monkeypatch.setattr(sys.modules["vitwarm.transfer.resize"], "NOISE", 0.0)
+    monkeypatch.setattr(sys.modules["vitwarm.transfer.expand"], "NOISE", 0.0)
 
 
 # Weight selection
@@ -145,11 +145,11 @@ def test_any_plain_vit_takes_a_core(name):
 
 def test_what_a_core_does_not_fit():
     core = state(model(0, **CORE))
-    eva = model(1, "eva02_tiny_patch14_224", img_size=28, patch_size=7, embed_dim=48)
+    eva_core = model(1, "eva02_base_patch14_224", img_size=28, patch_size=7)
     for tensors, target, heads, says in [
         (core, model(1, embed_dim=24), 3, "it cannot shrink"),
         (core, model(1, depth=2), 3, "three blocks or more"),
-        (core, eva, 3, "have no blocks.0.attn.qkv.bias"),
+        (state(eva_core), model(1), 3, "has no place for attn.k_proj.weight"),
         (core, model(1), None, "with the heads"),
         (state(model(0, depth=4)), model(1), 3, "takes a core: three blocks"),
     ]:

@@ -278,9 +278,18 @@ def test_sources_of_every_kind_give_the_same_trunk(tmp_path):
     assert "head.weight" not in read_source(tmp_path / "warm")[0]
 
 
+def in_transformers(vit):
+    from transformers import TimmWrapperConfig, TimmWrapperForImageClassification
+
+    given = {"architecture": NAME, "num_classes": 5, "model_args": dict(SMALL)}
+    wrapper = TimmWrapperForImageClassification(TimmWrapperConfig.from_dict(given))
+    wrapper.timm_model = vit
+    return wrapper
+
+
 @pytest.mark.parametrize(
     "wrap",
-    [torch.nn.DataParallel, torch.compile, ModelEmaV3, torch.optim.swa_utils.AveragedModel,
+    [torch.nn.DataParallel, torch.compile, ModelEmaV3, torch.optim.swa_utils.AveragedModel, in_transformers,
      lambda m: torch.nn.DataParallel(torch.compile(m))],
 )  # fmt: skip
 def test_a_model_within_another_is_looked_through(tmp_path, wrap):
@@ -299,6 +308,16 @@ def test_a_model_within_a_module_of_ones_own_is_named(tmp_path):
 
     with pytest.raises(UserError, match=r"Mine holds a model with a trunk in \.backbone; give that one"):
         vitwarm.warm_start(Mine(), trunk_file(tmp_path / "t.safetensors", model(0)))
+
+
+@pytest.mark.parametrize(("given", "says"), [
+    ("vit_small_patch16_dinov3", r"'vit_small_patch16_dinov3' is no model.*create_model\('vit_small_patch16_dinov3'\)"),
+    (None, "an object of type NoneType is no model"),
+    ({}, "an object of type dict is no model"),
+])  # fmt: skip
+def test_what_is_no_model_is_refused(given, says):
+    with pytest.raises(UserError, match=says):
+        vitwarm.warm_start(given)
 
 
 def test_a_model_without_values_is_refused_and_nothing_is_reported(tmp_path):

@@ -6,6 +6,9 @@ from torch import nn
 
 SMALL = {"embed_dim": 48, "depth": 2, "num_heads": 3, "img_size": 32, "patch_size": 8}
 
+NAFLEX = {"embed_dim": 48, "depth": 2, "num_heads": 3, "patch_size": 8, "pos_embed_grid_size": (4, 4)}
+NAFLEX |= {"pretrained_cfg_overlay": {"input_size": (3, 32, 32)}}
+
 FAMILIES = {
     "token": ("test_vit", {"img_size": 32}),
     "avg, fc_norm": ("test_vit2", {"img_size": 32}),
@@ -29,6 +32,9 @@ FAMILIES = {
     "DINOv3": ("vit_small_patch16_dinov3", SMALL),
     "rope": ("vit_base_patch16_rope_reg1_gap_256", SMALL),
     "rope mixed": ("vit_base_patch16_rope_mixed_224", SMALL),
+    "NaFlex": ("naflexvit_base_patch16_gap", NAFLEX),
+    "NaFlex, class token": ("naflexvit_base_patch16_gap", NAFLEX | {"class_token": True, "global_pool": "token"}),
+    "NaFlex, rope mixed": ("naflexvit_base_patch16_map", NAFLEX | {"rope_type": "mixed", "attn_type": "eva"}),
     "BEiT": ("beit_base_patch16_224", SMALL),
     "BEiT-v2": ("beitv2_base_patch16_224", SMALL),
     "BEiT, shared": ("beit_base_patch16_224", SMALL | {"use_rel_pos_bias": False, "use_shared_rel_pos_bias": True}),

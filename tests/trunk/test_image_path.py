@@ -19,7 +19,7 @@ def drops(label):
 
 
 def images(model):
-    rows, columns = model.patch_embed.img_size
+    rows, columns = family_of(model).input_size
     return torch.randn(3, 3, rows, columns, generator=torch.Generator().manual_seed(0))
 
 

@@ -11,6 +11,7 @@ from vitwarm.config import ModelConfig
 from vitwarm.errors import UserError
 from vitwarm.transfer import canonical, select
 from vitwarm.trunk import Family, Trunk, build_model, family, family_of, merge_causal
+from vitwarm.trunk.supported import nearest
 
 MASKED = sorted(set(FAMILIES) - {"dynamic size"})
 
@@ -127,20 +128,35 @@ def test_trunk_names_are_the_same_for_every_pooling(label):
 @pytest.mark.parametrize(
     ("name", "reason"),
     [
-        ("swin_tiny_patch4_window7_224", "no plain sequence of transformer blocks"),
+        (
+            "swin_tiny_patch4_window7_224",
+            "no plain sequence of transformer blocks: its stages are 96, 192, 384, 768",
+        ),
         ("convnext_atto", "no plain sequence of transformer blocks"),
         ("cait_xxs24_224", "do not take attn_mask"),
         ("xcit_nano_12_p16_224", "do not take attn_mask"),
-        ("naflexvit_base_patch16_gap", "no patch_embed"),
         ("resnet18", "no plain sequence of transformer blocks"),
     ],
 )
-def test_other_families_are_refused_with_the_reason(name, reason):
+def test_other_families_are_refused_with_the_reason_and_the_nearest_that_is_not(name, reason):
     if not timm.is_model(name):
         pytest.skip(f"this timm has no {name}")
     with torch.device("meta"), pytest.raises(UserError, match=reason) as caught:
         build_model(ModelConfig(name=name), "images", seed=0)
     assert "\n" not in str(caught.value)
+    with torch.device("meta"):
+        assert family_of(timm.create_model(str(caught.value).split()[-1], depth=1)).refusal is None
+
+
+@pytest.mark.parametrize(("name", "width", "near"), [
+    ("swin_tiny_patch4_window7_224", 768, "vit_tiny_patch16_224"), ("samvit_base_patch16", 768, "vit_base_patch16_224"),
+    ("hit_patch16_224", 192, "vit_tiny_patch16_224"), ("hit_patch16_224", 384, "vit_small_patch16_224"),
+    ("hit_patch16_224", 1024, "vit_large_patch16_224"),
+])  # fmt: skip
+def test_the_nearest_is_so_by_name_and_by_width(name, width, near):
+    model = nn.Identity()
+    model.pretrained_cfg, model.num_features = {"architecture": name}, width
+    assert nearest(model) == near
 
 
 @pytest.mark.parametrize("label", [n for n in FAMILIES if n.startswith(("BEiT", "relpos"))])

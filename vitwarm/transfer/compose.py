@@ -66,7 +66,9 @@ def merge(
     copied = dict.fromkeys(name for report in reports for name in report.copied)
     fresh = [name for name in reports[0].fresh + reports[0].copied if name not in copied]
     named = ", ".join(f"{' '.join(p.groups)} of {p.source}" for p in parts)
-    return TransferReport(named, list(copied), fresh)
+    reasons = {n: why for r in reports for n, why in r.reasons.items() if n in r.copied or n not in copied}
+    unused = {n: why for r in reports for n, why in r.unused.items()}
+    return TransferReport(named, list(copied), fresh, reasons=reasons, unused=unused)
 
 
 def _met(part: Part, controls: Mapping[str, str], depth: int) -> dict[str, str]:

@@ -25,7 +25,7 @@ from vitwarm.transfer.groups import block_of, head_mask, input_rows, select
 
 def perturb(
     tensors: Mapping[str, Tensor], controls: Mapping[str, str], *, depth: int, heads: int | None, seed: int
-) -> dict[str, Tensor]:
+) -> Mapping[str, Tensor]:
     """Apply a control to each group that the recipe names one for; the given tensors are not changed.
 
     A tensor draws from the stream (seed, "control", CONTROL, its name), so what happens to it depends neither on the
@@ -41,6 +41,8 @@ def perturb(
     Raises:
         UserError: an unknown group or control, one that meets nothing, or two that meet in one tensor.
     """
+    if not controls:
+        return tensors  # as they are, with what is known of them
     changed: dict[str, Tensor] = {}
     for groups, text in controls.items():
         chosen, control = Selection.parse(groups), parse_control(text)

@@ -2,9 +2,10 @@
 
 import contextlib
 import json
+import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -17,6 +18,7 @@ from vitwarm.export.layout import CONFIG, EXPORT, PROVENANCE, WARMUP, WEIGHTS
 from vitwarm.export.weights import find_weights, read_weights
 from vitwarm.selection import GROUPS, Selection
 from vitwarm.transfer.core import CORE
+from vitwarm.transfer.expand import Resized
 from vitwarm.transfer.groups import block_of, canonical, group_of, head_mask, select
 from vitwarm.transfer.resize import Fit, resize
 from vitwarm.trunk import require_values, trunk_facts
@@ -39,6 +41,8 @@ class TransferReport:
         fresh: tensors of the target that keep their own values: of no chosen group, or not in the source.
         refused: tensor of a chosen group -> why it could not be copied.
         notes: what was copied in part, in words.
+        reasons: tensor of a chosen group that is fresh, or copied but for a part -> why.
+        unused: tensor of the source that the model has no place for, `*` for the number of any block -> why.
     """
 
     source: str
@@ -46,9 +50,11 @@ class TransferReport:
     fresh: list[str] = field(default_factory=list)
     refused: dict[str, str] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    reasons: dict[str, str] = field(default_factory=dict)
+    unused: dict[str, str] = field(default_factory=dict)
 
     def __str__(self) -> str:
-        """One line a group, such as `attention: 48 copied`."""
+        """One line a group, such as `attention: 48 copied`; then what has no counterpart, one line for all blocks."""
         lines = [f"transfer from {self.source}"]
         shown = canonical([*self.copied, *self.fresh])
         counts = {
@@ -61,11 +67,14 @@ class TransferReport:
                 lines.append(f"  {group}: {', '.join(parts)}")
         lines += [f"  refused {name}: {why}" for name, why in list(self.refused.items())[:5]]
         lines += [f"  {note}" for note in self.notes]
+        kept = {re.sub(r"^blocks\.\d+", "blocks.*", n): (n, why) for n, why in self.reasons.items()}
+        lines += [f"  {'partly ' * (n in self.copied)}fresh {name}: {why}" for name, (n, why) in kept.items()]
+        lines += [f"  unused {name}: {why}" for name, why in self.unused.items()]
         return "\n".join(lines)
 
     def to_dict(self) -> dict[str, Any]:
-        facts = {"source": self.source, "copied": self.copied, "fresh": self.fresh, "refused": self.refused}
-        return facts | ({"notes": self.notes} if self.notes else {})
+        always = ("source", "copied", "fresh", "refused")
+        return {name: value for name, value in asdict(self).items() if value or name in always}
 
 
 def read_source(source: str | Path) -> tuple[dict[str, Tensor], str]:
@@ -169,6 +178,8 @@ def transfer(
             report.refused[names[name]] = "the source has it in other blocks alone, so a part of it is missing"
         else:
             report.fresh.append(names[name])
+            if name in wanted:
+                report.reasons[names[name]] = "the source has no such tensor"
     if report.refused:
         report.fresh = sorted([*report.fresh, *fits], key=_natural)
         return report
@@ -178,6 +189,9 @@ def transfer(
         tensor = tensors[name].to(own[own_name])
         own[own_name].copy_(torch.where(masks[name], tensor, own[own_name]) if name in masks else tensor)
     report.copied = list(fits)
+    if isinstance(tensors, Resized):
+        report.reasons |= {n: tensors.partly[c] for n, c in fits.items() if c in tensors.partly}
+        report.unused = tensors.unused
     return report
 
 
@@ -264,7 +278,7 @@ def fitted(
         return tensors
     if outside := {"embedding", "head"} & set(Selection.parse(groups).kinds):
         raise UserError(f"transfer.fit={fit} resizes the trunk alone; leave out {' and '.join(sorted(outside))}")
-    return resize(tensors, model, fit, heads=_facts_beside(Path(found)).get("heads"), seed=seed)
+    return resize(tensors, require_values(model), fit, heads=_facts_beside(Path(found)).get("heads"), seed=seed)
 
 
 def _facts_beside(weights: Path) -> dict[str, Any]:

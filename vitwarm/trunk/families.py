@@ -22,6 +22,7 @@ Shapes: B sequences, N tokens, D channels, H heads.
 """
 
 import copy
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -29,8 +30,10 @@ from inspect import signature
 from typing import Any, ClassVar, TypeVar
 
 import torch
+from timm.layers import apply_keep_indices_nlc
 from timm.models.beit import Beit
 from timm.models.eva import Eva
+from timm.models.naflexvit import NaFlexVit
 from timm.models.vision_transformer_relpos import VisionTransformerRelPos
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
@@ -38,11 +41,13 @@ from torch.distributed.tensor import DTensor
 from vitwarm.errors import UserError
 from vitwarm.trunk.blocks import additive_mask, mask_arguments
 from vitwarm.trunk.decoder import Decoder
+from vitwarm.trunk.supported import nearest
 
 BlockArguments = Mapping[str, Any] | Sequence[Mapping[str, Any]]  # of all blocks, or of each; see `run_blocks`
 
 _SEPARATE = {f"attn.{letter}_proj.{kind}": letter for letter in "qkv" for kind in ("weight", "bias")}
 _OWN_BIASES = {f"attn.{letter}_bias": letter for letter in "qkv"}
+_PLAIN = ("norm1", "attn.qkv", "attn.proj", "norm2", "mlp.fc1", "mlp.fc2")  # modules of a plain block
 
 
 @dataclass(frozen=True)
@@ -74,6 +79,26 @@ class Attention:
         return [slice(h * k, (h + 1) * k) for h in range(self.heads)]
 
 
+@dataclass(frozen=True)
+class BlockSize:
+    """Lengths of the axes of a block's matrices.
+
+    Attributes:
+        width: D.
+        heads, kv_heads: of queries; of keys and values, fewer where several queries share them.
+        channels: of a head.
+        hidden: units of the MLP; of a gated one those behind the gate.
+        copies: blocks side by side whose outputs add up.
+    """
+
+    width: int
+    heads: int
+    kv_heads: int
+    channels: int
+    hidden: int
+    copies: int
+
+
 class Family:
     """The plain ViT of timm, with DeiT, DeiT-III, SigLIP, CLIP and all that share its interface.
 
@@ -81,10 +106,12 @@ class Family:
         model: timm model or decoder. Only `family_of` makes adapters.
 
     Attributes:
-        examples: what people call the models, for messages.
+        examples: what people call the models, for the list of them.
         tensors: module or parameter -> group, block numbers left out; the longest name that fits counts. What is in
             no table is the head's.
         stacks: tensor of a block -> which of query, key and value its rows hold, head by head.
+        plain: module of a block -> the modules of a plain block that it stacks, where `attn.q`, `attn.k` and `attn.v`
+            are thirds of `attn.qkv`; see `counterparts`.
         prefix_names: tokens in front of the patches, in timm's order.
         takes: arguments of a block that carry masks.
         needs: attributes without which the image path cannot run.
@@ -100,6 +127,15 @@ class Family:
         "blocks": "trunk",  # what attention and MLP share in parallel blocks
     }
     stacks: ClassVar[Mapping[str, str]] = {"attn.qkv.weight": "qkv", "attn.qkv.bias": "qkv"}
+    plain: ClassVar[Mapping[str, tuple[str, ...]]] = {
+        **{module: (module,) for module in _PLAIN},
+        **{f"attn.{letter}{proj}": (f"attn.{letter}",) for letter in "qkv" for proj in ("", "_proj")},
+        **{"mlp.fc1_g": ("mlp.fc1",), "mlp.w0": ("mlp.fc1",), "mlp.w2": ("mlp.fc2",)},  # what goes through the gate
+        **{"in_norm": ("norm1",), "in_proj": ("mlp.fc1", "attn.qkv"), "mlp": ("mlp.fc1",)},
+        **{"attn_out_proj": ("attn.proj",), "mlp_out_proj": ("mlp.fc2",), "out_proj": ("attn.proj", "mlp.fc2")},
+        **{"attns.norm": ("norm1",), "attns.attn.qkv": ("attn.qkv",), "attns.attn.proj": ("attn.proj",)},
+        **{"ffns.norm": ("norm2",), "ffns.mlp.fc1": ("mlp.fc1",), "ffns.mlp.fc2": ("mlp.fc2",)},
+    }
     prefix_names: ClassVar[tuple[str, ...]] = ("cls_token", "dist_token", "reg_token")
     takes: ClassVar[tuple[str, ...]] = ("attn_mask", "is_causal")
     needs: ClassVar[tuple[str, ...]] = ("patch_embed", "_pos_embed", "norm", "forward_head")
@@ -114,7 +150,15 @@ class Family:
         """Why the model's blocks cannot serve as a trunk, or None."""
         blocks = getattr(self.model, "blocks", None)
         if not isinstance(blocks, nn.Sequential | nn.ModuleList) or len(blocks) == 0:
-            return "it has no plain sequence of transformer blocks"
+            stages = getattr(self.model, "feature_info", None)
+            widths = [s["num_chs"] for s in stages] if isinstance(stages, list) else []
+            several = f": its stages are {', '.join(map(str, widths))} channels wide" if len(set(widths)) > 1 else ""
+            inner = getattr(getattr(self.model, "encoder", None), "blocks", None) is not None
+            return (
+                "its blocks lie within .encoder"
+                if inner
+                else f"it has no plain sequence of transformer blocks{several}"
+            )
         for name in self.takes:
             if name not in signature(blocks[0].forward).parameters:
                 return f"its blocks do not take {name} ({type(blocks[0]).__name__})"
@@ -165,9 +209,14 @@ class Family:
         logits: Tensor = self.model.forward_head(self.model.norm(tokens))
         return logits
 
+    @property
+    def stem(self) -> Any:
+        """The module that holds the prefix tokens."""
+        return self.model
+
     def prefix(self) -> Tensor | None:
         """(1, P, D) values of the prefix tokens, a copy; None without any."""
-        found = [getattr(self.model, name, None) for name in self.prefix_names]
+        found = [getattr(self.stem, name, None) for name in self.prefix_names]
         parts: list[Tensor] = [part.detach().clone() for part in found if part is not None]
         return torch.cat(parts, dim=1) if parts else None
 
@@ -254,6 +303,32 @@ class Family:
             raise ValueError(f"a {type(block).__name__} has no MLP of the usual kind")
         return torch.cat(into), own["mlp.fc2.weight"]
 
+    def counterparts(self, block: nn.Module) -> dict[str, tuple[str | None, ...]]:
+        """Tensor of a block -> what it stacks of a plain block's tensors; None is a part that a plain block lacks.
+
+        Empty where it holds nothing of a plain block. The input side of a gated MLP is the part that goes through the
+        activation; what this is multiplied by has no counterpart.
+        """
+        found: dict[str, tuple[str | None, ...]] = {}
+        for name in block.state_dict():
+            module, _, kind = re.sub(r"_(bias)$", r".\1", re.sub(r"\.\d+\.", ".", name)).rpartition(".")
+            found[name] = tuple(f"{part}.{kind}" for part in self.plain.get(module, ()))
+            if module == "mlp.fc1" and (gate_last := getattr(block.mlp, "gate_last", None)) is not None:
+                found[name] = (None, *found[name]) if gate_last else (*found[name], None)
+        return found
+
+    def size(self, block: Any) -> BlockSize:
+        """Lengths of the axes of a block's matrices."""
+        attns, ffns = getattr(block, "attns", [block]), getattr(block, "ffns", [block])
+        attn, width = getattr(attns[0], "attn", block), int(self.model.embed_dim)
+        if hasattr(block, "in_split"):
+            hidden, inner = block.in_split[0], width
+        else:
+            mlp = ffns[0].mlp
+            hidden, inner = (mlp.w2 if hasattr(mlp, "w2") else mlp.fc2).in_features, attn.proj.in_features
+        heads = attn.num_heads
+        return BlockSize(width, heads, getattr(attn, "num_kv_heads", heads), inner // heads, hidden, len(attns))
+
     @contextmanager
     def watch(self, blocks: Iterable[nn.Module]) -> Iterator[list[Tensor]]:
         """Collects each block's (B, H, N, N) attention as it runs: fused kernels keep it to themselves."""
@@ -307,26 +382,33 @@ def family_of(model: nn.Module) -> Family:
         UserError: the model's blocks cannot serve as a trunk; the message says why.
     """
     model = _unwrapped(model)
-    found = _adapter(model)
+    found = adapter_of(model)
     if reason := found.refusal:
-        if inner := next((name for name, child in model.named_children() if _adapter(child).refusal is None), None):
+        if inner := next((name for name, child in model.named_children() if adapter_of(child).refusal is None), None):
             raise UserError(f"{type(model).__name__} holds a model with a trunk in .{inner}; give that one")
-        known: list[type[Family]] = [Family, *_ADAPTERS.values()]
-        *names, last = dict.fromkeys(name for f in known for name in f.examples)
         raise UserError(
-            f"{type(model).__name__} cannot be warmed up: {reason}; use a {', '.join(names)} or {last} of timm"
+            f"{type(model).__name__} cannot be warmed up: {reason}; the nearest that can is timm's {nearest(model)}"
         )
     return found
 
 
-def _adapter(model: nn.Module) -> Family:
+def adapter_of(model: nn.Module) -> Family:
+    """The adapter of a model's class, whether or not the model can be warmed up; `Family.refusal` says."""
     return next((_ADAPTERS[c] for c in type(model).__mro__ if c in _ADAPTERS), Family)(model)
 
 
 def _unwrapped(model: nn.Module) -> nn.Module:
-    """The model within wrappers that compute the same: DDP, DataParallel, compiled modules, averages of weights."""
+    """The model within what computes the same: data parallelism, compilation, an average, a wrapper of transformers.
+
+    Raises:
+        UserError: not a model.
+    """
+    if not isinstance(model, nn.Module):
+        name = model if isinstance(model, str) else "vit_tiny_patch16_224"
+        what = repr(model) if isinstance(model, str) else f"an object of type {type(model).__name__}"
+        raise UserError(f"{what} is no model; give the model itself, such as timm.create_model({name!r})")
     while True:
-        inner = next((model._modules[n] for n in ("module", "_orig_mod") if n in model._modules), None)
+        inner = next((model._modules[n] for n in ("module", "_orig_mod", "timm_model") if n in model._modules), None)
         if inner is None:
             return model
         model = inner
@@ -418,6 +500,41 @@ class EvaFamily(Family):
         if getattr(self.model, "rope_mixed", False):  # the first axis is the block
             return tokens, [{"rope": rope[i]} for i in range(len(rope))]
         return tokens, {"rope": rope}
+
+
+@family(NaFlexVit)
+class NaFlexFamily(Family):
+    """NaFlexViT: patches, positions and prefix tokens in one module, and images of any size."""
+
+    examples = ("NaFlexViT",)
+    tensors: ClassVar[Mapping[str, str]] = {**EvaFamily.tensors, "embeds": "embedding"}
+    stacks: ClassVar[Mapping[str, str]] = EvaFamily.stacks
+    needs = ("embeds", "_forward_embeds", "norm", "forward_head")
+    any_size = True
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        rows, columns = self.model.embeds.dynamic_feat_size(self.input_size)
+        return rows, columns
+
+    @property
+    def input_size(self) -> tuple[int, int]:
+        height, width = self.model.pretrained_cfg["input_size"][1:]
+        return height, width
+
+    @property
+    def stem(self) -> Any:
+        return self.model.embeds
+
+    def embed(self, images: Tensor) -> tuple[Tensor, BlockArguments]:
+        """See `Family.embed`; patch dropout is part of timm's own step, but for rotations of each block's own."""
+        found = self.model._forward_embeds(images, None, None, None)
+        tokens, rope, kept = (found[name] for name in ("patches", "rope_embeds", "keep_indices"))
+        if rope is None or not self.model.rope_is_mixed:
+            return tokens, {} if rope is None else {"rope": rope}
+        if kept is not None:
+            rope = [apply_keep_indices_nlc(tokens, own, kept, pos_embed_has_batch=False) for own in rope]
+        return tokens, [{"rope": own} for own in rope]
 
 
 @family(Beit)

@@ -15,7 +15,7 @@ PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").rglob("*.md")])
 
 # From the bottom up; a module imports from its own floor and those below it (docs/design.md).
 FLOORS = [
-    {"errors", "files", "keys", "parallel", "plotting"},
+    {"cache", "errors", "files", "keys", "parallel", "plotting"},
     {"procedural"},
     {"config", "amounts", "selection"},
     {"recipe", "checks"},

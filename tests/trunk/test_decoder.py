@@ -15,6 +15,12 @@ from vitwarm.trunk import Decoder, DecoderSize, build_decoder, generate
 VOCAB, LENGTH = 131, 24
 
 
+@pytest.fixture(autouse=True)
+def in_pytorch(monkeypatch):
+    """As of decoders of any size; the fast path of tiny ones is in test_tiny.py."""
+    monkeypatch.setattr("vitwarm.trunk.decoder.tiny_loss", lambda *_: None)
+
+
 def decoder(seed=0, **more):
     """A tiny one whose every tensor matters: no bias is 0, and logits are far from equal."""
     model = build_decoder("2_4_16", VOCAB, LENGTH, "test", seed=seed, **more)

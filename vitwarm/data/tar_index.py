@@ -20,7 +20,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from vitwarm.data.cache import cache_dir
+from vitwarm.cache import cache_dir
 from vitwarm.errors import UserError
 from vitwarm.files import whole_file
 

@@ -26,6 +26,7 @@ from vitwarm.config import ModelConfig
 from vitwarm.errors import UserError
 from vitwarm.keys import keyed_rng
 from vitwarm.trunk.blocks import in_order, mask_arguments, run_blocks
+from vitwarm.trunk.tiny import tiny_loss
 from vitwarm.trunk.token_loss import MAX_LOGITS, HeadChunk, TokenLoss, token_loss
 
 LAYER_NORM_EPS = 1e-5
@@ -144,6 +145,15 @@ class Decoder(nn.Module):
         """Output weights, (V, D): the token table when tied."""
         return self.token_embed.weight if self.head is None else self.head.weight
 
+    def check_length(self, tokens: int) -> None:
+        """Refuse a sequence of more tokens than the model has positions.
+
+        Raises:
+            UserError: they are more.
+        """
+        if tokens > self.n_positions:
+            raise UserError(f"{tokens} tokens do not fit the decoder's {self.n_positions} positions")
+
     def embed(self, tokens: Tensor, start: int = 0) -> Tensor:
         """(B, N) ids at the positions from `start` on to (B, N, D).
 
@@ -151,8 +161,7 @@ class Decoder(nn.Module):
             UserError: more positions than the model has.
         """
         stop = start + tokens.shape[1]
-        if stop > self.n_positions:
-            raise UserError(f"{stop} tokens do not fit the decoder's {self.n_positions} positions")
+        self.check_length(stop)
         embedded: Tensor = self.embed_drop(self.token_embed(tokens) + self.pos_embed.weight[start:stop])
         return embedded
 
@@ -190,6 +199,9 @@ class Decoder(nn.Module):
             positions: (B, M) indices into the N tokens, the only ones to predict at; targets and weights are then
                 (B, M), and no logits of other positions are computed.
         """
+        self.check_length(tokens.shape[1])
+        if attn_mask is None and (fast := tiny_loss(self, tokens, targets, weights, positions)):
+            return fast
         x = self.features(self.embed(tokens), attn_mask)
         if positions is not None:
             x = x.gather(1, positions[..., None].expand(-1, -1, x.shape[-1]))

@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from vitwarm.data.cache import cache_dir
+from vitwarm.cache import cache_dir
 from vitwarm.data.text.encode import EncodingJob, encode, question_mark, separator
 from vitwarm.data.text.readers import TextSource, list_files, read_records
 from vitwarm.data.tokenizers import Tokenizer, read_tokenizer

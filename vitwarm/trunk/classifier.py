@@ -44,6 +44,10 @@ class Classifier(Decoder):
         with torch.no_grad():  # drawn on the CPU, as all fresh weights
             self.score.weight.copy_(torch.empty(self.score.weight.shape).normal_(std=INIT_STD, generator=generator))
 
+    def loss_path(self) -> None:
+        """No `loss` of tokens, so nothing to choose."""
+        return None
+
     def forward(self, tokens: Tensor) -> Tensor:  # type: ignore[override]  # no tokens to predict, so no targets
         """(B, N) ids to (B, C) logits of the classes."""
         positions = torch.arange(tokens.shape[1], device=tokens.device)

@@ -26,7 +26,7 @@ from vitwarm.config import ModelConfig
 from vitwarm.errors import UserError
 from vitwarm.keys import keyed_rng
 from vitwarm.trunk.blocks import in_order, mask_arguments, run_blocks
-from vitwarm.trunk.tiny import tiny_loss
+from vitwarm.trunk.tiny import obstacle, tiny_loss
 from vitwarm.trunk.token_loss import MAX_LOGITS, HeadChunk, TokenLoss, token_loss
 
 LAYER_NORM_EPS = 1e-5
@@ -206,6 +206,11 @@ class Decoder(nn.Module):
         if positions is not None:
             x = x.gather(1, positions[..., None].expand(-1, -1, x.shape[-1]))
         return token_loss(x, self.head_weight, targets, weights, head=self.head_chunk, max_logits=self.max_logits)
+
+    def loss_path(self) -> str | None:
+        """Which code computes `loss` as things are now, for a log."""
+        why = obstacle(self)
+        return f"losses in PyTorch ({why})" if why else "losses in compiled code for tiny decoders (vitwarm.trunk.tiny)"
 
     def forward(
         self,

@@ -125,8 +125,11 @@ INLINE void linear_grad(const Tensor& weight, const Tensor& bias, int first, int
     for (; o < O; o++) outers<1>(sum + o * C, O, C, dy + o, x, n);
   }
   if (bias.sum)
-    for (int t = 0; t < n; t++)
-      for (int o = 0; o < O; o++) bias.sum[first + o] += dy[t * O + o];
+    for (int o = 0; o < O; o++) {
+      v own = {};
+      for (int t = 0; t < n; t++) own += dy[t * O + o];
+      bias.sum[first + o] += own;
+    }
 }
 
 // LayerNorm: y = normal * gain + shift, with `normal` and the inverse deviation kept for the way back.
@@ -228,6 +231,8 @@ struct Places {
   int count;
 };
 
+INLINE uint32_t element(uint32_t i, uint32_t j, uint32_t h) { return (i * (i + 1) / 2 + j) * H + h; }
+
 // Softmax attention of the asked positions, each over the positions up to its own.
 void attend(Run& run, const Places& m, v* scores) {
   const float scale = 1 / std::sqrt(float(E));
@@ -246,7 +251,7 @@ void attend(Run& run, const Places& m, v* scores) {
       for (int j = 0; j <= i; j++) {
         v p = exponential(scores[j] - largest);
         total += p;
-        p = run.attention(p, (i * (i + 1) / 2 + j) * H + h);
+        p = run.attention(p, element(i, j, h));
         for (int c = 0; c < E; c++) sum[c] += p * key[j * 2 * D + D + c];
       }
       run.largest[t * H + h] = largest;
@@ -275,9 +280,8 @@ void attend_grad(const Run& run, const Places& m, const v* dheads, v* dq, v* dkv
           score += q[c] * key[c];
           dp += out[c] * key[D + c];
         }
-        const uint32_t element = (i * (i + 1) / 2 + j) * H + h;
-        const v p = exponential(score - largest) * share, kept = run.attention(p, element);
-        const v dscore = p * (run.attention(dp, element) - mean);
+        const v p = exponential(score - largest) * share, kept = run.attention(p, element(i, j, h));
+        const v dscore = p * (run.attention(dp, element(i, j, h)) - mean);
         for (int c = 0; c < E; c++) {
           of_q[c] += dscore * key[c];
           dkey[c] += dscore * q[c];

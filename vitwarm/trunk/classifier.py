@@ -52,6 +52,5 @@ class Classifier(Decoder):
         """(B, N) ids to (B, C) logits of the classes."""
         positions = torch.arange(tokens.shape[1], device=tokens.device)
         last = ((tokens != self.pad) * positions).argmax(1)  # (B,); the first position in a sequence of padding alone
-        features = self.features(self.embed(tokens))
-        logits: Tensor = self.score(features[torch.arange(len(tokens), device=tokens.device), last])
+        logits: Tensor = self.score(self.features(self.embed(tokens), positions=last[:, None])[:, 0])
         return logits

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 
-from vitwarm.trunk.blocks import in_order
+from vitwarm.trunk.blocks import in_order, is_compiled
 from vitwarm.trunk.tiny.build import Unbuilt, library
 from vitwarm.trunk.token_loss import TokenLoss
 
@@ -35,7 +35,7 @@ def obstacle(decoder: "Decoder") -> str | None:
         return "the weights are not float32 on a CPU"
     if torch.is_autocast_enabled("cpu"):
         return "mixed precision"
-    if decoder.blocks[0]._compiled_call_impl is not None:
+    if is_compiled(decoder.blocks[0]):
         return "the blocks are compiled"
     try:
         library(size.width, size.heads)

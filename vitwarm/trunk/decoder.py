@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from timm.layers import GELUTanh, LayerNorm, use_fused_attn
+from timm.layers import GELUTanh, LayerNorm
 from torch import Tensor, nn
 
 from vitwarm.config import ModelConfig
@@ -31,7 +31,6 @@ from vitwarm.trunk.token_loss import MAX_LOGITS, HeadChunk, TokenLoss, token_los
 
 LAYER_NORM_EPS = 1e-5
 INIT_STD = 0.02
-TINY_HEAD = 8  # channels: on a CPU, plain attention is faster up to here
 SORTED_ROWS = 100  # sequences that are computed at once on a CPU, where their lengths differ
 
 
@@ -166,14 +165,6 @@ class Decoder(nn.Module):
         self.check_length(stop)
         embedded: Tensor = self.embed_drop(self.token_embed(tokens) + self.pos_embed.weight[start:stop])
         return embedded
-
-    def train(self, mode: bool = True) -> "Decoder":
-        super().train(mode)
-        attention: list[Any] = [block.attn for block in self.blocks]
-        for attn in attention:  # the fused kernel of a CPU has wide vectors to fill
-            plain = mode and attn.head_dim <= TINY_HEAD and not self.dropout and attn.qkv.weight.device.type == "cpu"
-            attn.fused_attn = use_fused_attn() and not plain
-        return self
 
     def _may_leave_out(self) -> bool:
         """Whether to compute only what is asked for: dropout hangs on the shapes, and seeds are stacked whole."""

@@ -31,10 +31,7 @@ class Block(TimmBlock):
         q, kv = F.linear(gather(y, positions), weight[0], bias[0]), F.linear(y, weight[1], bias[1])
         q, k, v = (t.unflatten(-1, (attn.num_heads, -1)).transpose(1, 2) for t in (q, *kv.chunk(2, -1)))  # (B, H, ., d)
         sees = (torch.arange(x.shape[1], device=x.device) <= positions[..., None])[:, None]  # (B, 1, M, N)
-        if attn.fused_attn:
-            attended = F.scaled_dot_product_attention(q, k, v, attn_mask=sees)
-        else:
-            attended = (attn.scale * q @ k.mT).masked_fill(~sees, float("-inf")).softmax(-1) @ v
+        attended = F.scaled_dot_product_attention(q, k, v, attn_mask=sees)
         x = gather(x, positions) + attn.proj(attended.transpose(1, 2).flatten(2))
         mlp: Any = self.mlp
         asked: Tensor = x + mlp(self.norm2(x))

@@ -168,8 +168,8 @@ class Decoder(nn.Module):
 
     def _may_leave_out(self) -> bool:
         """Whether to compute only what is asked for: dropout hangs on the shapes, and seeds are stacked whole."""
-        own = type(self.token_embed.weight) is nn.Parameter  # not one that torch.func has put in its place
-        return own and not (self.training and self.dropout)
+        own = isinstance(self.token_embed.weight, nn.Parameter)  # not one that torch.func has put in its place
+        return own and not self.dropout
 
     def features(self, x: Tensor, attn_mask: Tensor | None = None, positions: Tensor | None = None) -> Tensor:
         """(B, N, D) embedded tokens to (B, N, D) normalised features; a token sees itself and those before it.
@@ -217,7 +217,8 @@ class Decoder(nn.Module):
         weights = torch.ones(targets.shape) if weights is None else weights
         lengths = (positions + 1).where(weights != 0, 1).amax(1)
         parts = []
-        for rows in lengths.argsort(stable=True).split(SORTED_ROWS):
+        differ = lengths.float().mean() < 0.8 * lengths.max()
+        for rows in lengths.argsort(stable=True).split(SORTED_ROWS if differ else len(lengths)):
             length = int(lengths[rows].max())  # tokens behind it change nothing
             asked = positions[rows].clamp(max=length - 1)
             parts.append(self._loss(tokens[rows, :length], targets[rows], weights[rows], None, asked))

@@ -244,6 +244,7 @@ def test_obstacles(monkeypatch):
         build.library.cache_clear()
         assert obstacle(decoder()) == why
     build._compiler.cache_clear()
+    build.library.cache_clear()
 
 
 def test_what_is_not_finite_stays_so():

@@ -22,14 +22,22 @@ class Unbuilt(Exception):
 
 
 @functools.cache
-def library(width: int, heads: int) -> ctypes.CDLL:
-    """The compiled code for decoders of a size, from the cache folder if it is there.
+def library(width: int, heads: int) -> ctypes.CDLL | Unbuilt:
+    """The compiled code for decoders of a size, or why there is none; tried once in a process.
+
+    There is none where no compiler is, it fails, or the cache folder cannot be written to.
+    """
+    try:
+        return _library(width, heads)
+    except Unbuilt as error:
+        return error
+
+
+def _library(width: int, heads: int) -> ctypes.CDLL:
+    """Load the code from the cache folder, where it is made if it is not there.
 
     The name of its file is a digest of the source, of the command, and of all that the compiler tells of itself and the
     processor. So a folder that several machines share has a file for each kind.
-
-    Raises:
-        Unbuilt: there is no compiler, it fails, or the folder cannot be written to.
     """
     compiler, native, about = _compiler()
     command = [*compiler, *FLAGS, native, f"-DWIDTH={width}", f"-DHEADS={heads}"]

@@ -37,11 +37,8 @@ def obstacle(decoder: "Decoder") -> str | None:
         return "mixed precision"
     if is_compiled(decoder.blocks[0]):
         return "the blocks are compiled"
-    try:
-        library(size.width, size.heads)
-    except Unbuilt as error:
-        return str(error)
-    return None
+    code = library(size.width, size.heads)
+    return str(code) if isinstance(code, Unbuilt) else None
 
 
 def tiny_loss(
@@ -112,7 +109,9 @@ def _call(
         parts = gradients.split(sizes)
         into = [part.data_ptr() if len(part) else None for part in parts]
     sums = (ctypes.c_double * 2)()
-    failed = library(decoder.size.width, decoder.size.heads).tiny_decoder(
+    code = library(decoder.size.width, decoder.size.heads)
+    assert not isinstance(code, Unbuilt)  # an obstacle
+    failed = code.tiny_decoder(
         decoder.vocab_size,
         len(blocks),
         len(order),

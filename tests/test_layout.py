@@ -15,7 +15,7 @@ PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").rglob("*.md")])
 
 # From the bottom up; a module imports from its own floor and those below it (docs/design.md).
 FLOORS = [
-    {"errors", "files", "keys", "parallel", "plotting", "reading", "signals"},
+    {"cache", "errors", "files", "keys", "parallel", "plotting", "reading", "signals"},
     {"procedural"},
     {"config", "amounts", "selection"},
     {"recipe", "checks"},

@@ -8,7 +8,7 @@ import pytest
 import webdataset
 from tarmaking import encode, random_image, samples, write_tar
 
-from vitwarm.data.cache import cache_dir
+from vitwarm.cache import cache_dir
 from vitwarm.data.decoding import decode
 from vitwarm.data.shards import DamagedSample, ShardSet, check_labels, expand
 from vitwarm.errors import UserError

@@ -15,6 +15,12 @@ from vitwarm.trunk import Decoder, DecoderSize, build_decoder, generate
 VOCAB, LENGTH = 131, 24
 
 
+@pytest.fixture(autouse=True)
+def in_pytorch(monkeypatch):
+    """As of decoders of any size; the fast path of tiny ones is in test_tiny.py."""
+    monkeypatch.setattr("vitwarm.trunk.decoder.tiny_loss", lambda *_: None)
+
+
 def decoder(seed=0, **more):
     """A tiny one whose every tensor matters: no bias is 0, and logits are far from equal."""
     model = build_decoder("2_4_16", VOCAB, LENGTH, "test", seed=seed, **more)
@@ -225,6 +231,34 @@ def test_a_second_backward_pass_is_refused_and_not_wrong():
     loss.backward(retain_graph=True)
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         loss.backward()
+
+
+@pytest.mark.parametrize("rows", [5, 130], ids=["together", "sorted by length"])
+def test_places_that_are_not_asked_are_not_computed_and_change_nothing(rows):
+    """Loss, gradients and features of the asked places, against those of all; dropout has its masks as ever."""
+    model = decoder(tied=False).train()
+    tokens, targets, weights = batch(rows)
+    positions = torch.rand(rows, LENGTH, generator=torch.Generator().manual_seed(0)).argsort(1)[:, :3]
+    targets, weights = targets[:, :3], weights[:, :3]
+    weights[0] = 0
+    everywhere = torch.zeros(rows, LENGTH).scatter(1, positions, weights)
+    loss, correct = plain(model, tokens, torch.zeros(rows, LENGTH).long().scatter(1, positions, targets), everywhere)
+    with FlopCounterMode(display=False) as flops:
+        found = model.loss(tokens, targets, weights, positions=positions)
+    with FlopCounterMode(display=False) as whole:
+        model(tokens)
+    assert flops.get_total_flops() < 0.8 * whole.get_total_flops()
+    torch.testing.assert_close(found.loss, loss)
+    torch.testing.assert_close(found.correct, correct)
+    expected = gradients(model, loss)
+    for name, grad in gradients(model, found.loss).items():
+        torch.testing.assert_close(grad, expected[name], atol=2e-5, rtol=1e-4)
+    dropping = decoder(dropout=0.3).train()
+    torch.manual_seed(0)
+    features = dropping.features(dropping.embed(tokens))
+    torch.manual_seed(0)
+    asked = dropping.features(dropping.embed(tokens), positions=positions)
+    assert torch.equal(asked, features.gather(1, positions[..., None].expand(-1, -1, 16)))
 
 
 class LargestTensor(TorchDispatchMode):

@@ -4,7 +4,7 @@ import io
 from pathlib import Path
 from typing import Literal
 
-from vitwarm.data.cache import cache_dir
+from vitwarm.cache import cache_dir
 from vitwarm.errors import UserError
 from vitwarm.files import whole_folder
 

@@ -20,7 +20,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from vitwarm.data.cache import cache_dir
+from vitwarm.cache import cache_dir
 from vitwarm.data.depth import is_deep
 from vitwarm.data.grouping import LABEL, MOST_BYTES, extends, parse_label, split_name
 from vitwarm.data.tar_reader import BLOCK, DamagedTar, Member, read_tar

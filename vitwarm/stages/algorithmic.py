@@ -85,9 +85,7 @@ class AlgorithmicStage(DecoderStage[TokenBatch]):
 
     def measure(self, model: nn.Module, batch: TokenBatch) -> dict[str, Tensor]:
         assert isinstance(batch, AnswerBatch) and isinstance(model, Decoder)  # as in all of the validation
-        features = model.features(model.embed(batch.tokens))
-        if (positions := batch.positions) is not None:
-            features = features.gather(1, positions[..., None].expand(-1, -1, features.shape[-1]))
+        features = model.features(model.embed(batch.tokens), positions=batch.positions)
         logits, targets = model.logits(features).float(), batch.targets
         loss = nn.functional.cross_entropy(logits.transpose(1, 2), targets, reduction="none")
         right = (logits.argmax(-1) == targets).float()

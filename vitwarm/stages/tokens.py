@@ -17,6 +17,7 @@ from vitwarm.training.batch import Sums, Totals
 from vitwarm.training.param_groups import with_rates
 from vitwarm.training.protocol import B, Stage
 from vitwarm.training.schedule import check_lengths
+from vitwarm.trunk import Decoder
 
 AHEAD = 4  # micro-batches that the background thread may be ahead of the loop
 
@@ -92,6 +93,9 @@ class TokenStage(Stage[B]):
     @abstractmethod
     def losses(self, model: Callable[..., Any], batch: B, step: int) -> Sums:
         """Sums over the micro-batch's predictions."""
+
+    def path(self) -> str | None:
+        return self.model.loss_path() if isinstance(self.model, Decoder) else None
 
     @property
     def samples(self) -> int:

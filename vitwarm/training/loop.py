@@ -172,6 +172,12 @@ class Training:
         context.tracker.start_stage(stage.name, state.step, stage.steps)
         if state.metrics:
             stage.follow(state.metrics)
+        with self._autocast():
+            path = stage.path()
+        if path is not None:
+            self._record(
+                {"event": "path", "stage": stage.name, "step": state.step, "path": path}, f"{stage.name}: {path}"
+            )
         batches = stage.batches(state.step, self.processes.rank, self.processes.world, self.device_batch)
         with contextlib.closing(batches):  # ends its threads and workers, whatever happens
             while state.step < stage.steps:

@@ -85,6 +85,10 @@ class Stage(Protocol[B]):
             step: number of the optimiser step.
         """
 
+    def path(self) -> str | None:
+        """How the losses are computed where there is more than one way, and why, for the log."""
+        return None
+
     @abstractmethod
     def evaluate(self, model: nn.Module, rank: int, world: int, device_batch: int) -> Totals:
         """This rank's sums over its share of the validation set, and their `weight`."""

@@ -79,6 +79,11 @@ def run_blocks(
     return x
 
 
+def is_compiled(block: nn.Module) -> bool:
+    """Whether a block was compiled in place."""
+    return block._compiled_call_impl is not None
+
+
 def in_order(blocks: nn.Sequential | nn.ModuleList, middle_runs: int) -> list[nn.Module]:
     """Blocks in the order in which they run: of three, the middle one comes `middle_runs` times (compact core).
 

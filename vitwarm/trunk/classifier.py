@@ -44,10 +44,13 @@ class Classifier(Decoder):
         with torch.no_grad():  # drawn on the CPU, as all fresh weights
             self.score.weight.copy_(torch.empty(self.score.weight.shape).normal_(std=INIT_STD, generator=generator))
 
+    def loss_path(self) -> None:
+        """No `loss` of tokens, so nothing to choose."""
+        return None
+
     def forward(self, tokens: Tensor) -> Tensor:  # type: ignore[override]  # no tokens to predict, so no targets
         """(B, N) ids to (B, C) logits of the classes."""
         positions = torch.arange(tokens.shape[1], device=tokens.device)
         last = ((tokens != self.pad) * positions).argmax(1)  # (B,); the first position in a sequence of padding alone
-        features = self.features(self.embed(tokens))
-        logits: Tensor = self.score(features[torch.arange(len(tokens), device=tokens.device), last])
+        logits: Tensor = self.score(self.features(self.embed(tokens), positions=last[:, None])[:, 0])
         return logits

@@ -20,18 +20,20 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from timm.layers import GELUTanh, LayerNorm
-from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
 from vitwarm.config import ModelConfig
 from vitwarm.errors import UserError
 from vitwarm.keys import keyed_rng
-from vitwarm.trunk.blocks import in_order, mask_arguments, run_blocks
+from vitwarm.trunk.blocks import in_order, is_compiled, mask_arguments, run_blocks
+from vitwarm.trunk.decoder_block import Block, gather
+from vitwarm.trunk.tiny import obstacle, tiny_loss
 from vitwarm.trunk.token_loss import MAX_LOGITS, HeadChunk, TokenLoss, token_loss
 
 LAYER_NORM_EPS = 1e-5
 INIT_STD = 0.02
 MOST_BLOCKS = 1000
+SORTED_ROWS = 100  # sequences that are computed at once on a CPU, where their lengths differ
 
 
 @dataclass(frozen=True)
@@ -148,6 +150,15 @@ class Decoder(nn.Module):
         """Output weights, (V, D): the token table when tied."""
         return self.token_embed.weight if self.head is None else self.head.weight
 
+    def check_length(self, tokens: int) -> None:
+        """Refuse a sequence of more tokens than the model has positions.
+
+        Raises:
+            UserError: they are more.
+        """
+        if tokens > self.n_positions:
+            raise UserError(f"{tokens} tokens do not fit the decoder's {self.n_positions} positions")
+
     def embed(self, tokens: Tensor, start: int = 0) -> Tensor:
         """(B, N) ids at the positions from `start` on to (B, N, D).
 
@@ -155,21 +166,29 @@ class Decoder(nn.Module):
             UserError: more positions than the model has.
         """
         stop = start + tokens.shape[1]
-        if stop > self.n_positions:
-            raise UserError(f"{stop} tokens do not fit the decoder's {self.n_positions} positions")
+        self.check_length(stop)
         embedded: Tensor = self.embed_drop(self.token_embed(tokens) + self.pos_embed.weight[start:stop])
         return embedded
 
-    def features(self, x: Tensor, attn_mask: Tensor | None = None) -> Tensor:
+    def _may_leave_out(self) -> bool:
+        """Whether to compute only what is asked for: dropout hangs on the shapes, and seeds are stacked whole."""
+        own = isinstance(self.token_embed.weight, nn.Parameter)  # not one that torch.func has put in its place
+        return own and not self.dropout
+
+    def features(self, x: Tensor, attn_mask: Tensor | None = None, positions: Tensor | None = None) -> Tensor:
         """(B, N, D) embedded tokens to (B, N, D) normalised features; a token sees itself and those before it.
 
         Args:
             x: what `embed` gives, or another stem's tokens.
             attn_mask: as in `mask_arguments`, on top of causality; keeps packed documents apart, say.
+            positions: (B, M) indices into the N tokens, the only ones whose features are wanted: (B, M, D).
         """
         blocks = in_order(self.blocks, self.middle_runs)
-        x = run_blocks(blocks, x, mask_arguments(x, attn_mask, True), grad_checkpointing=self.grad_checkpointing)
-        normalised: Tensor = self.norm(x)
+        arguments = [mask_arguments(x, attn_mask, True)] * len(blocks)
+        if positions is not None and attn_mask is None and self._may_leave_out():
+            arguments[-1], positions = {"positions": positions}, None
+        x = run_blocks(blocks, x, arguments, grad_checkpointing=self.grad_checkpointing)
+        normalised: Tensor = self.norm(x if positions is None else gather(x, positions))
         return normalised
 
     def logits(self, features: Tensor) -> Tensor:
@@ -194,10 +213,41 @@ class Decoder(nn.Module):
             positions: (B, M) indices into the N tokens, the only ones to predict at; targets and weights are then
                 (B, M), and no logits of other positions are computed.
         """
-        x = self.features(self.embed(tokens), attn_mask)
-        if positions is not None:
-            x = x.gather(1, positions[..., None].expand(-1, -1, x.shape[-1]))
+        self.check_length(tokens.shape[1])
+        if attn_mask is None and (fast := tiny_loss(self, tokens, targets, weights, positions)):
+            return fast
+        if positions is None or attn_mask is not None or len(tokens) <= SORTED_ROWS or not self._may_cut():
+            return self._loss(tokens, targets, weights, attn_mask, positions)
+        weights = torch.ones(targets.shape) if weights is None else weights
+        lengths = (positions + 1).where(weights != 0, 1).amax(1)
+        parts = []
+        differ = lengths.float().mean() < 0.8 * lengths.max()
+        for rows in lengths.argsort(stable=True).split(SORTED_ROWS if differ else len(lengths)):
+            length = int(lengths[rows].max())  # tokens behind it change nothing
+            asked = positions[rows].clamp(max=length - 1)
+            parts.append(self._loss(tokens[rows, :length], targets[rows], weights[rows], None, asked))
+        return TokenLoss(*(torch.stack(sums).sum() for sums in zip(*parts, strict=True)))
+
+    def _may_cut(self) -> bool:
+        """Whether shapes may hang on the data: not where a device would be waited for, or code compiled."""
+        on_cpu = self.token_embed.weight.device.type == "cpu"
+        return on_cpu and self._may_leave_out() and not is_compiled(self.blocks[0])
+
+    def _loss(
+        self,
+        tokens: Tensor,
+        targets: Tensor,
+        weights: Tensor | None,
+        attn_mask: Tensor | None,
+        positions: Tensor | None,
+    ) -> TokenLoss:
+        x = self.features(self.embed(tokens), attn_mask, positions)
         return token_loss(x, self.head_weight, targets, weights, head=self.head_chunk, max_logits=self.max_logits)
+
+    def loss_path(self) -> str | None:
+        """Which code computes `loss` as things are now, for a log."""
+        why = obstacle(self)
+        return f"losses in PyTorch ({why})" if why else "losses in compiled code for tiny decoders (vitwarm.trunk.tiny)"
 
     def forward(
         self,

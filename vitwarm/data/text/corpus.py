@@ -23,7 +23,7 @@ from typing import IO, Any
 
 import numpy as np
 
-from vitwarm.data.cache import cache_dir
+from vitwarm.cache import cache_dir
 from vitwarm.data.text.encode import Encoded, EncodingJob, encode, question_mark, separator
 from vitwarm.data.text.readers import TextRecord, TextSource, check_format, list_files, read_records, reading
 from vitwarm.data.tokenizers import Tokenizer, read_tokenizer

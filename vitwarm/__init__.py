@@ -5,7 +5,9 @@ from importlib import import_module
 __version__ = "0.2.0.dev0"
 
 _WHERE = {
+    "warm_up": "vitwarm.warming",
     "warm_start": "vitwarm.transfer",
+    "initialise": "vitwarm.trunk",
     "make_rule": "vitwarm.procedural",
     "list_rules": "vitwarm.procedural",
 }

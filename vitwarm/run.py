@@ -267,7 +267,6 @@ def _context(
     return Context(
         accelerator=accelerator,
         processes=processes,
-        folder=folder,
         run=config.run,
         seed=config.seed,
         recipe_hash=recipe_hash(config),

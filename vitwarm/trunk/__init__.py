@@ -10,6 +10,7 @@ from vitwarm.trunk.image_model import ImageModel
 from vitwarm.trunk.initialisations import initialise
 from vitwarm.trunk.stems import SymbolStem
 from vitwarm.trunk.trunk import Trunk, trunk_facts
+from vitwarm.trunk.wrappers import unwrap
 
 __all__ = [
     "Classifier",
@@ -29,4 +30,5 @@ __all__ = [
     "is_drop_rate",
     "merge_causal",
     "trunk_facts",
+    "unwrap",
 ]

@@ -60,7 +60,8 @@ class WarmUpReport:
     def __str__(self) -> str:
         return (
             f"{self.rule['name']}: {self.steps:,} steps, {self.sequences:,} sequences, {self.seconds:.0f} s; "
-            f"{100 * self.accuracy:.1f} % of the predictions right, {100 * self.chance:.1f} % by chance\n{self.transfer}"
+            f"{100 * self.accuracy:.1f} % of the predictions right, {100 * self.chance:.1f} % by chance\n"
+            f"{self.transfer}"
         )
 
 
@@ -184,7 +185,7 @@ class _Target:
         """
         report = merge(self.start, [Part(list(groups), tensors, "the warm-up")])
         if self.start is not self.model:
-            own, names = self.model.state_dict(), to_gpt2({n: t for n, t in self.start.state_dict().items()})
+            own, names = self.model.state_dict(), to_gpt2(self.start.state_dict())
             with torch.no_grad():
                 for name, tensor in names.items():
                     own[name].copy_(tensor)

@@ -26,7 +26,7 @@ from vitwarm.procedural import Vocab
 from vitwarm.procedural.eca import Eca
 from vitwarm.stages.batches import StateBatch, TokenBatch
 from vitwarm.stages.tokens import Split, next_token_batch, next_token_losses
-from vitwarm.stages.warmup import RuleStage, RuleStreams, fresh_trunk, sequence_length
+from vitwarm.stages.warmup import RuleStage, RuleStreams, fresh_trunk, sequence_length, without_dropout
 from vitwarm.training.batch import Sums
 from vitwarm.trunk import Decoder, Trunk, configured_decoder, initialise
 from vitwarm.trunk.decoder import INIT_STD
@@ -37,7 +37,7 @@ class NextTokenWarmup(RuleStage[TokenBatch]):
 
     model: Decoder
 
-    def __init__(self, config: Config, main_samples: int | None, start: nn.Module | None = None):
+    def __init__(self, config: Config, main_samples: int | None, start: Decoder | None = None):
         length = sequence_length(config)
         streams = RuleStreams(config, length)
         sizes, runs = (streams.rule.vocab.size, length), config.warmup.middle_runs

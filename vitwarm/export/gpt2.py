@@ -141,7 +141,7 @@ def _read_config(path: Path) -> dict[str, Any]:
     except OSError as error:
         raise UserError(f"no readable {path.name} in {path.parent}; give a folder of transformers' GPT-2") from error
     except ValueError as error:
-        raise UserError(f"{path} is not JSON") from error
+        raise UserError(f"{path} is not the JSON of a configuration") from error
     if not isinstance(config, dict):
         raise UserError(f"{path} is not the JSON of a configuration")
     return config

@@ -5,7 +5,11 @@ from importlib import import_module
 __version__ = "0.2.0.dev0"
 
 _WHERE = {
+    "train": "vitwarm.run",
+    "warm_up": "vitwarm.warming",
     "warm_start": "vitwarm.transfer",
+    "initialise": "vitwarm.trunk",
+    "RuleDataset": "vitwarm.data.rule_dataset",
     "make_rule": "vitwarm.procedural",
     "list_rules": "vitwarm.procedural",
 }

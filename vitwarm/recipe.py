@@ -13,6 +13,7 @@ neither. A list of parents whose later one comes first in this order is refused.
 import hashlib
 import json
 import re
+from collections.abc import Mapping
 from dataclasses import MISSING, asdict, fields
 from itertools import pairwise, takewhile
 from pathlib import Path
@@ -71,6 +72,30 @@ def load_recipe(arguments: list[str]) -> Config:
         if key != "recipe":
             _insert(overrides, key, value)
     return _resolve([*_lineage(place), ("", overrides)], name=place.name)
+
+
+def build_recipe(overrides: Mapping[str, Any], recipe: str | None = None) -> Config:
+    """A recipe from plain values, checked as a file is.
+
+    Args:
+        overrides: a tree of sections and keys, or full keys such as `images.epochs`, or both.
+        recipe: what they are for: a recipe as after `recipe=`; None is for the defaults.
+
+    Raises:
+        UserError: the recipe is not found, or a key or value is impossible.
+    """
+    tree: dict[str, Any] = {}
+    for name, value in overrides.items():
+        *sections, leaf = name.split(".")
+        section = tree
+        for part in sections:
+            section = section.setdefault(part, {})
+        section[leaf] = {**section.get(leaf, {}), **value} if isinstance(value, Mapping) else value
+    layers, place = [("", tree)], None
+    if recipe is not None:
+        place = _find(recipe)
+        layers = [*_lineage(place), *layers]
+    return _resolve(layers, name=place.name if place else "")
 
 
 def list_recipes() -> list[tuple[str, Path, str]]:

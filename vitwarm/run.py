@@ -21,7 +21,7 @@ from vitwarm.export import push_to_hub, write_model
 from vitwarm.export.layout import EXPORT, PROVENANCE, WARMUP
 from vitwarm.files import write_text
 from vitwarm.reading import read_json
-from vitwarm.recipe import recipe_hash
+from vitwarm.recipe import build_recipe, recipe_hash
 from vitwarm.result import provenance, result_of
 from vitwarm.run_folder import (
     CHECKPOINTS,
@@ -47,6 +47,25 @@ from vitwarm.training.tracking import Tracker, check_trackers
 from vitwarm.transfer import TransferReport
 
 _DISTRIBUTED = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU, DistributedType.FSDP)
+
+
+def train(recipe: str, **overrides: Any) -> dict[str, Any]:
+    """Carry out a recipe, or resume it, as `vitwarm train` does.
+
+        vitwarm.train("digits_proc", seed=1, images={"epochs": 3})
+        vitwarm.train("digits_proc", **{"images.epochs": 3, "run.dir": "mine"})
+
+    Args:
+        recipe: name of a shipped recipe, or a path.
+        overrides: keys and sections of the recipe, by plain values.
+
+    Returns:
+        What stands in the run's result.json.
+
+    Raises:
+        UserError, Interrupted: see `run`.
+    """
+    return run(build_recipe(overrides, recipe))
 
 
 def run(config: Config, stop: list[int] | None = None) -> dict[str, Any]:
@@ -282,7 +301,6 @@ def _context(
     return Context(
         accelerator=accelerator,
         processes=processes,
-        folder=folder,
         run=config.run,
         seed=config.seed,
         recipe_hash=recipe_hash(config),

@@ -125,7 +125,6 @@ def toy_context(folder: Path, stop: list[int] | None = None, log_bytes: int = 0,
     return Context(
         accelerator=accelerator,
         processes=Processes(0, 1, accelerator.device),
-        folder=folder,
         run=config,
         seed=0,
         recipe_hash="h",

@@ -213,7 +213,6 @@ def benchmark_context(accelerator: Accelerator, folder: Path, run: RunConfig) ->
     return Context(
         accelerator=accelerator,
         processes=Processes(0, 1, accelerator.device),
-        folder=folder,
         run=run,
         seed=0,
         recipe_hash="",

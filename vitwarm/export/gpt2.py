@@ -104,7 +104,7 @@ def read_gpt2(folder: str | Path, *, dropout: float = 0.0, grad_checkpointing: b
         UserError: no such folder, another kind of model, or files that do not belong together.
     """
     folder = Path(folder).expanduser()
-    config = _read_config(folder / CONFIG)
+    config = check_gpt2(_read_config(folder / CONFIG), str(folder / CONFIG))
     if (file := find_weights(folder)) is None:
         raise UserError(f"no {WEIGHTS} in {folder}; nothing else is read (save it in transformers with its defaults)")
     tensors = from_gpt2(read_weights(file))
@@ -134,13 +134,27 @@ def read_gpt2(folder: str | Path, *, dropout: float = 0.0, grad_checkpointing: b
 
 def _read_config(path: Path) -> dict[str, Any]:
     try:
-        config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        kind = config.get("model_type")
+        config = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise UserError(f"no readable {path.name} in {path.parent}; give a folder of transformers' GPT-2") from error
-    except (ValueError, AttributeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is not the JSON of a configuration") from error
-    if kind != "gpt2":
+    if not isinstance(config, dict):
+        raise UserError(f"{path} is not the JSON of a configuration")
+    return config
+
+
+def check_gpt2(config: dict[str, Any], path: str) -> dict[str, Any]:
+    """A configuration of transformers, if our decoder computes what it describes.
+
+    Args:
+        config: the content of config.json.
+        path: what to call it in messages.
+
+    Raises:
+        UserError: another kind of model, or a GPT-2 of another make.
+    """
+    if (kind := config.get("model_type")) != "gpt2":
         raise UserError(f"{path} describes a model of type {kind!r}; only gpt2 can be read")
     sizes = [k for k in ("n_embd", "n_layer", "n_head", "vocab_size", "n_positions") if not _whole(config.get(k))]
     if sizes:

@@ -6,20 +6,22 @@ Main stages are found by their name, in `vitwarm.stages.registry`; the warm-up b
 from collections.abc import Callable
 from typing import Any
 
+from torch import nn
+
 from vitwarm.config import Config
 from vitwarm.stages.next_token import NextStateWarmup, NextTokenWarmup
 from vitwarm.stages.warmup import RuleStage, WarmupStage
 
-_OBJECTIVES: dict[str, Callable[[Config, int | None], RuleStage[Any]]] = {
+_OBJECTIVES: dict[str, Callable[..., RuleStage[Any]]] = {
     "masked": WarmupStage,
     "next_token": NextTokenWarmup,
     "next_state": NextStateWarmup,
 }
 
 
-def make_warmup(config: Config, main_samples: int | None) -> RuleStage[Any]:
+def make_warmup(config: Config, main_samples: int | None, start: nn.Module | None = None) -> RuleStage[Any]:
     """The warm-up under the recipe's objective; arguments and errors are those of `WarmupStage`."""
-    return _OBJECTIVES[config.warmup.objective](config, main_samples)
+    return _OBJECTIVES[config.warmup.objective](config, main_samples, start)
 
 
 __all__ = ["NextStateWarmup", "NextTokenWarmup", "RuleStage", "WarmupStage", "make_warmup"]

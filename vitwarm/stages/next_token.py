@@ -26,7 +26,7 @@ from vitwarm.procedural import Vocab
 from vitwarm.procedural.eca import Eca
 from vitwarm.stages.batches import StateBatch, TokenBatch
 from vitwarm.stages.tokens import Split, next_token_batch, next_token_losses
-from vitwarm.stages.warmup import RuleStage, RuleStreams, fresh_trunk, sequence_length
+from vitwarm.stages.warmup import RuleStage, RuleStreams, fresh_trunk, sequence_length, without_dropout
 from vitwarm.training.batch import Sums
 from vitwarm.trunk import Decoder, Trunk, configured_decoder, initialise
 from vitwarm.trunk.decoder import INIT_STD
@@ -37,18 +37,25 @@ class NextTokenWarmup(RuleStage[TokenBatch]):
 
     model: Decoder
 
-    def __init__(self, config: Config, main_samples: int | None):
+    def __init__(self, config: Config, main_samples: int | None, start: Decoder | None = None):
         length = sequence_length(config)
         streams = RuleStreams(config, length)
         sizes, runs = (streams.rule.vocab.size, length), config.warmup.middle_runs
         model = configured_decoder(config.model, *sizes, "warmup", seed=config.seed, middle_runs=runs)
-        initialise(model, config.model.init, seed=config.seed)
+        if start is None:
+            initialise(model, config.model.init, seed=config.seed)
+        else:
+            model.blocks.load_state_dict(start.blocks.state_dict())
+            model.norm.load_state_dict(start.norm.state_dict())
         super().__init__(config, main_samples, streams, model, length, length - 1)
 
     def batch(self, split: Split, start: int, stop: int) -> TokenBatch:
         rows = self.streams.of(split).rows(start, stop)
         loss_mask = rows.scored if self.config.loss_on == "outputs" else rows.tokens != Vocab.pad
         return next_token_batch(rows.tokens, loss_mask)
+
+    def answers(self, batch: TokenBatch) -> Tensor:
+        return batch.targets[batch.weights > 0]
 
     def losses(self, model: Callable[..., Any], batch: TokenBatch, step: int) -> Sums:
         return next_token_losses(model, batch)
@@ -101,7 +108,7 @@ class StateModel(nn.Module):
 class NextStateWarmup(RuleStage[StateBatch]):
     """All states of an elementary cellular automaton; a token is a state, so `length` counts states."""
 
-    def __init__(self, config: Config, main_samples: int | None):
+    def __init__(self, config: Config, main_samples: int | None, start: nn.Module | None = None):
         rule = rule_of(config.warmup.rule)
         if not isinstance(rule, Eca) or rule.width is None or rule.block != 1:
             raise UserError(
@@ -109,7 +116,7 @@ class NextStateWarmup(RuleStage[StateBatch]):
                 "and block=1"
             )
         self.cells = rule.window or rule.width
-        trunk = fresh_trunk(config)
+        trunk = fresh_trunk(config) if start is None else without_dropout(start)
         length = sequence_length(config, trunk)
         streams = RuleStreams(config, length * self.cells)
         how = config.model.grad_checkpointing, config.warmup.middle_runs
@@ -121,6 +128,9 @@ class NextStateWarmup(RuleStage[StateBatch]):
         bits = (rows.tokens - len(Vocab.of((), ()).names)).astype(np.float32)
         states = torch.from_numpy(bits).reshape(stop - start, self.length, self.cells)
         return StateBatch(states=states, weight=float(states[:, 1:].numel()))
+
+    def answers(self, batch: StateBatch) -> Tensor:
+        return batch.states[:, 1:].flatten()
 
     def losses(self, model: Callable[..., Any], batch: StateBatch, step: int) -> Sums:
         """Summed binary cross-entropy over the cells of all states but the first, in nats; how many were right."""

@@ -1,11 +1,14 @@
 """Stage `warmup`: a trunk learns from sequences of a rule; here by masked-token prediction (arXiv 2511.13945)."""
 
+import copy
+from abc import abstractmethod
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from timm.layers import DropPath
 from torch import Tensor, nn
 
 from vitwarm.amounts import Amount
@@ -124,6 +127,17 @@ def fresh_trunk(config: Config) -> nn.Module:
     return initialise(model, config.model.init, seed=config.seed)
 
 
+def without_dropout(model: nn.Module) -> nn.Module:
+    """A copy of a model in fp32, all of it trainable, whose dropouts of any kind are off."""
+    copied = copy.deepcopy(model).float().requires_grad_(True)
+    for module in copied.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+        elif isinstance(module, DropPath):
+            module.drop_prob = 0.0
+    return copied
+
+
 def sequence_length(config: Config, model: nn.Module | None = None) -> int:
     """Tokens of a warm-up's sequence: what the recipe says, else the decoder's positions or the grid of `model`.
 
@@ -179,6 +193,16 @@ class RuleStage(TokenStage[B]):
     def rule(self) -> Rule:
         return self.streams.rule
 
+    @abstractmethod
+    def answers(self, batch: B) -> Tensor:
+        """(M,) what is to be predicted in a micro-batch."""
+
+    def chance(self) -> float:
+        """Accuracy of the best constant answer on the validation sequences."""
+        answers = [self.answers(self.batch("validation", r, r + 1)) for r in range(self.val_samples)]
+        counts = torch.cat(answers).unique(return_counts=True)[1]
+        return float(counts.max() / counts.sum()) if len(counts) else 0.0
+
     def trained_tensors(self, model: nn.Module) -> dict[str, Tensor]:
         """Canonical name -> tensor of what may outlive the stage: that is the trunk."""
         return {n: t.detach().cpu() for n, t in _trunk_in(model).state_dict().items()}
@@ -209,13 +233,14 @@ class WarmupStage(RuleStage[MaskedBatch]):
     Args:
         config: the recipe.
         main_samples: see `RuleStage`.
+        start: model whose trunk and prefix tokens are where the stage starts, copied; None draws fresh ones.
 
     Raises:
         UserError: the rule cannot fill the model's tokens, or the budget cannot be resolved.
     """
 
-    def __init__(self, config: Config, main_samples: int | None):
-        vit = fresh_trunk(config)
+    def __init__(self, config: Config, main_samples: int | None, start: nn.Module | None = None):
+        vit = fresh_trunk(config) if start is None else without_dropout(start)
         length = sequence_length(config, vit)
         streams = RuleStreams(config, length)
         sizes = streams.rule.vocab.size, length, config.seed
@@ -236,6 +261,9 @@ class WarmupStage(RuleStage[MaskedBatch]):
             targets=torch.from_numpy(rows.targets.reshape(-1)[positions]),
             weight=float(len(positions)),
         )
+
+    def answers(self, batch: MaskedBatch) -> Tensor:
+        return batch.targets
 
     def losses(self, model: Callable[..., Any], batch: MaskedBatch, step: int) -> Sums:
         """Summed cross-entropy over the masked tokens, in nats, and how many were right."""

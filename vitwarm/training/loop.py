@@ -6,10 +6,9 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
-from accelerate import Accelerator
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 from torch._dynamo.exc import TorchDynamoException
@@ -38,27 +37,38 @@ from vitwarm.training.tracking import Tracker
 _SUMS = {"mps": torch.float32}
 
 
+class Wrapper(Protocol):
+    """What the loop asks of an Accelerator."""
+
+    def prepare_model(self, model: Any, /) -> Any:
+        """The model on its device, under DDP where there are several processes."""
+
+    def no_sync(self, model: Any, /) -> contextlib.AbstractContextManager[Any]:
+        """Inside, gradients of the processes are not averaged."""
+
+
 @dataclass
 class Context:
     """What the stages of one run share.
 
     Attributes:
+        accelerator: of the run.
         seed: root seed.
         recipe_hash: stored in every checkpoint.
+        checkpoints: None keeps none.
         stop: signals that came so far (`vitwarm.signals`); any ends the run after the step in progress.
         run_step: optimiser steps of the stages that are over.
         results: stage -> outcome, of the stages that are over.
         sharded: split each stage's weights over the processes (`vitwarm.training.sharding`).
     """
 
-    accelerator: Accelerator
+    accelerator: Wrapper
     processes: Processes
-    folder: Path
     run: RunConfig
     seed: int
     recipe_hash: str
     tracker: Tracker
-    checkpoints: Checkpoints
+    checkpoints: Checkpoints | None
     stop: list[int]
     run_step: int = 0
     results: dict[str, Any] = field(default_factory=dict)
@@ -296,7 +306,8 @@ class Training:
             raise UserError(self._not_finite(f"the weights are not finite after step {self.state.step}"))
 
     def _not_finite(self, what: str) -> str:
-        newest = self.context.checkpoints.all()
+        kept = self.context.checkpoints
+        newest = kept.all() if kept else []
         return (
             f"{self.stage.name}: {what}; lower the learning rate ({self.stage.optim.lr:g}) or set clip_grad; last good "
             f"checkpoint: {newest[-1] if newest else 'none'}"
@@ -398,7 +409,9 @@ class Training:
             "seconds": self.seconds_before + self.meter.seconds,
             "flops": samples * self.flops_per_sample,
         }
-
+        checkpoints = self.context.checkpoints
+        if checkpoints is None:
+            return
         self.state.optimizer = optimizer_values(self.model, self.optimizer)
         tensors = {"model": self.model.state_dict(), "optimizer": optimizer_tensors(self.model, self.optimizer)}
         if self.ema is not None:
@@ -408,6 +421,6 @@ class Training:
         @self.context.tracker.writing()
         def write() -> None:
             self.state.log_bytes = self.context.tracker.bytes
-            self.context.checkpoints.save(self.state, tensors)
+            checkpoints.save(self.state, tensors)
 
         self.processes.main_does(write)

@@ -1,4 +1,4 @@
-"""Where a run speaks: log.jsonl always, the terminal, TensorBoard and Weights & Biases by option. Main process only."""
+"""Where a run speaks: log.jsonl, the terminal, TensorBoard and Weights & Biases. Main process only."""
 
 import contextlib
 import hashlib
@@ -6,9 +6,9 @@ import importlib.util
 import json
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from safetensors import SafetensorError
 from tqdm import tqdm
@@ -22,18 +22,21 @@ class Tracker:
     """Writes every record to log.jsonl and shows it.
 
     Args:
-        folder: run folder.
+        folder: run folder; None writes no log.
         log_bytes: cut log.jsonl at this length first, so that a resumed run's log has each step once.
         run_step: optimiser steps that the run has done; TensorBoard likewise drops what lies behind them.
         tensorboard: also write TensorBoard events.
         wandb: also log to this Weights & Biases project.
         config: recipe as a dict, for the trackers.
         active: False on all but the main process.
+        listeners: get each record as well.
+        lines: show records on the terminal.
+        bar: show a progress bar; None shows one on a terminal only.
     """
 
     def __init__(
         self,
-        folder: Path,
+        folder: Path | None,
         *,
         log_bytes: int = 0,
         run_step: int = 0,
@@ -41,11 +44,15 @@ class Tracker:
         wandb: str | None = None,
         config: dict[str, Any] | None = None,
         active: bool = True,
+        listeners: Iterable[Callable[[dict[str, Any]], None]] = (),
+        lines: bool = True,
+        bar: bool | None = None,
     ):
-        self.active = active
+        self.active, self.lines, self.show_bar = active, lines, bar
         self.bar: tqdm | None = None
-        self._sinks: list[Callable[[dict[str, Any]], None]] = []
-        if not active:
+        self._sinks = list(listeners)
+        self._file: BinaryIO | None = None
+        if not active or folder is None:
             return
         self._path = folder / "log.jsonl"
         self._file = open(self._path, "ab", opener=own_file)  # noqa: SIM115 (lives as long as the run)
@@ -61,7 +68,7 @@ class Tracker:
         Raises:
             UserError: it was removed, moved or replaced.
         """
-        if not self.active:
+        if self._file is None:
             return
         try:
             same = os.path.samestat(os.stat(self._path), os.fstat(self._file.fileno()))
@@ -86,7 +93,7 @@ class Tracker:
     @property
     def bytes(self) -> int:
         """Length of the log in bytes, after it was flushed to disk; see `check_folder`."""
-        if not self.active:
+        if self._file is None:
             return 0
         self.check_folder()
         self._file.flush()
@@ -98,11 +105,12 @@ class Tracker:
         if not self.active:
             return
         self.check_folder()
-        self._file.write(json.dumps(entry, allow_nan=False).encode() + b"\n")
-        self._file.flush()
+        if self._file is not None:
+            self._file.write(json.dumps(entry, allow_nan=False).encode() + b"\n")
+            self._file.flush()
         for sink in self._sinks:
             sink(entry)
-        if show:
+        if show and self.lines:
             self.say(show)
 
     def say(self, text: str) -> None:
@@ -116,8 +124,8 @@ class Tracker:
             tqdm.write(f"vitwarm: warning: {shown(text)}", file=sys.stderr)
 
     def start_stage(self, name: str, step: int, steps: int) -> None:
-        """Show a progress bar of the stage, on a terminal only."""
-        if self.active and sys.stderr.isatty():
+        """Show the progress bar of a stage."""
+        if self.active and (sys.stderr.isatty() if self.show_bar is None else self.show_bar):
             self.bar = tqdm(total=steps, initial=step, desc=name, unit="step", dynamic_ncols=True, leave=False)
 
     def advance(self) -> None:
@@ -131,8 +139,15 @@ class Tracker:
 
     def close(self) -> None:
         self.end_stage()
-        if self.active:
+        if self._file is not None:
             self._file.close()
+
+
+def evaluations(log: Path, size: int) -> list[dict[str, Any]]:
+    """The evaluations in the first `size` bytes of a log.jsonl."""
+    with open(log, "rb") as file:
+        entries = [json.loads(line) for line in file.read(size).splitlines()]
+    return [entry for entry in entries if entry["event"] == "eval"]
 
 
 def _numbers(entry: dict[str, Any]) -> dict[str, float]:

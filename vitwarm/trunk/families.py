@@ -381,7 +381,7 @@ def family_of(model: nn.Module) -> Family:
     Raises:
         UserError: the model's blocks cannot serve as a trunk; the message says why.
     """
-    model = _unwrapped(model)
+    model = unwrap(model)
     found = adapter_of(model)
     if reason := found.refusal:
         if inner := next((name for name, child in model.named_children() if adapter_of(child).refusal is None), None):
@@ -397,7 +397,7 @@ def adapter_of(model: nn.Module) -> Family:
     return next((_ADAPTERS[c] for c in type(model).__mro__ if c in _ADAPTERS), Family)(model)
 
 
-def _unwrapped(model: nn.Module) -> nn.Module:
+def unwrap(model: nn.Module) -> nn.Module:
     """The model within what computes the same: data parallelism, compilation, an average, a wrapper of transformers.
 
     Raises:

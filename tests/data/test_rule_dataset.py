@@ -1,0 +1,87 @@
+"""Sequences of a rule as a dataset: those of the stream, once each, whoever reads them."""
+
+import pytest
+import torch
+from torch.utils.data import DataLoader
+
+from vitwarm import RuleDataset, make_rule
+from vitwarm.errors import UserError
+from vitwarm.procedural import RuleStream
+
+SAMPLES = 700  # neither whole chunks nor the same for each reader
+
+
+def read(dataset) -> list[tuple[int, ...]]:
+    return [tuple(item["input_ids"].tolist()) for item in dataset]
+
+
+def test_masked_sequences_are_those_of_the_stream():
+    dataset = RuleDataset({"name": "dyck", "k": 4}, 32, mask_prob=0.3, seed=5, samples=SAMPLES)
+    rows = RuleStream(make_rule("dyck", k=4), 5, "train", 32).masked_rows(0, SAMPLES, 0.3)
+    items = list(dataset)
+    assert dataset.vocab_size == 10 and len(items) == SAMPLES
+    for i in (0, 255, 256, 699):
+        assert items[i]["input_ids"].tolist() == rows.inputs[i].tolist()
+        asked = items[i]["labels"] != -100
+        assert asked.tolist() == rows.masked[i].tolist()
+        assert items[i]["labels"][asked].tolist() == rows.targets[i][rows.masked[i]].tolist()
+
+
+@pytest.mark.parametrize("loss_on", ["outputs", "all"])
+def test_the_next_token_is_asked_where_the_loss_is(loss_on):
+    rule = make_rule("sort", symbols=5)
+    item = next(iter(RuleDataset(rule, 20, objective="next_token", loss_on=loss_on)))
+    tokens = item["input_ids"].tolist()
+    sep = tokens.index(rule.vocab.sep)
+    asked = [i for i, label in enumerate(item["labels"].tolist()) if label != -100]
+    if loss_on == "all":
+        assert asked == [i for i, token in enumerate(tokens) if token != rule.vocab.pad]
+    else:
+        output = [tokens[i] for i in asked if tokens[i] != rule.vocab.end]
+        assert min(asked) == sep + 1 and output == sorted(tokens[:sep])
+    assert all(item["labels"][i] == tokens[i] for i in asked)
+
+
+def test_workers_and_ranks_read_each_sequence_once():
+    whole = read(RuleDataset("set", 24, samples=SAMPLES))
+    ranks = [RuleDataset("set", 24, samples=SAMPLES, rank=r, world=2) for r in range(2)]
+    parts = [[tuple(b[0].tolist()) for b in _batches(dataset, workers=2)] for dataset in ranks]
+    assert sorted(parts[0] + parts[1]) == sorted(whole)
+    assert all(parts)
+
+
+def _batches(dataset, workers):
+    return [batch["input_ids"] for batch in DataLoader(dataset, batch_size=1, num_workers=workers)]
+
+
+def test_a_reader_resumes_where_its_state_was_taken():
+    dataset = RuleDataset("set", 24, samples=SAMPLES, rank=1, world=2)
+    whole = read(dataset)
+    reader = iter(dataset)
+    begun = [next(reader) for _ in range(100)]
+    other = RuleDataset("set", 24, samples=SAMPLES, rank=1, world=2)
+    other.load_state_dict(dataset.state_dict())
+    assert [tuple(i["input_ids"].tolist()) for i in begun] + read(other) == whole
+    assert read(other) == whole, "the next epoch is whole again"
+    with pytest.raises(UserError, match="2 readers, now there are 1"):
+        RuleDataset("set", 24).load_state_dict(dataset.state_dict())
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (("dyk", 8), "did you mean 'dyck'"),
+        (({"name": "dyck", "k": 0}, 8), "k"),
+        (("dyck", 0), "length"),
+    ],
+)
+def test_what_cannot_be_is_refused(arguments, message):
+    with pytest.raises(UserError, match=message):
+        RuleDataset(*arguments)
+    with pytest.raises(UserError, match="rank and world"):
+        RuleDataset("dyck", 8, rank=0)
+
+
+def test_labels_are_torch_tensors_of_whole_numbers():
+    item = next(iter(RuleDataset("dyck", 16)))
+    assert item["labels"].dtype == item["input_ids"].dtype == torch.int64

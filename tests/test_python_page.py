@@ -1,0 +1,35 @@
+"""The page docs/python.md: its code runs as it stands, with fewer steps."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+PAGE = Path(__file__).parents[1] / "docs/python.md"
+FEWER = {
+    "steps=15_000": 'steps=2, global_batch=2, lr_warmup="1 steps", val_rows=2, progress=False',
+    "num_classes=10": "num_classes=10, depth=1, embed_dim=48, num_heads=2",
+    '{"epochs": 1}': '{"epochs": 0.05}, warmup={"budget": "2 steps", "lr_warmup": "1 steps", "val_rows": 8}',
+    "max_steps=250": "max_steps=2",
+    "batch_size=256": "batch_size=4",
+    "batch_size=32": "batch_size=2",
+}
+
+
+@pytest.mark.filterwarnings("ignore")  # of the other libraries
+def test_the_code_of_the_page_runs(tmp_path, monkeypatch, capsys):
+    pytest.importorskip("lightning")
+    monkeypatch.chdir(tmp_path)
+    blocks = re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.S)
+    code = "\n".join(blocks)
+    for long, short in FEWER.items():
+        assert long in code
+        code = code.replace(long, short)
+    names: dict = {}
+    exec(compile(code, str(PAGE), "exec"), names)
+    assert "dyck: 2 steps" in capsys.readouterr().out
+    assert names["result"]["stages"]["images"]["steps"] > 0
+    assert names["batch"]["labels"].shape == (4, 196)
+    ours, theirs = (names[name].model.layers[0].mlp.up_proj.weight for name in ("model", "warmed"))
+    assert ours.equal(theirs)
+    assert names["trainer"].global_step == 2

@@ -1,0 +1,178 @@
+"""`vitwarm.warm_up`: a recipe's warm-up on a model in memory, to the bit."""
+
+import copy
+import json
+import os
+import signal
+
+import pytest
+import timm
+import torch
+from safetensors.torch import load_file
+from timm.utils import ModelEmaV3
+from torch.optim.swa_utils import AveragedModel
+from transformers import GPT2Config, GPT2LMHeadModel
+
+import vitwarm
+from vitwarm.errors import Interrupted, UserError
+from vitwarm.export.gpt2 import from_gpt2
+from vitwarm.recipe import build_recipe
+from vitwarm.run import run
+from vitwarm.stages.warmup import fresh_trunk
+from vitwarm.trunk import build_decoder
+
+ARGS = {"img_size": 16, "patch_size": 4, "embed_dim": 48, "depth": 2, "num_heads": 2}
+RULE = {"name": "dyck", "k": 4}
+SHORT = {"rule": RULE, "steps": 6, "global_batch": 8, "lr_warmup": "2 steps", "val_rows": 64, "eval_every": 3}
+
+
+@pytest.fixture
+def quiet():
+    return {**SHORT, "progress": False}
+
+
+def small(seed: int = 0):
+    torch.manual_seed(seed)
+    return timm.create_model("vit_tiny_patch16_224", num_classes=3, **ARGS)
+
+
+def weights(model):
+    return {name: tensor.clone() for name, tensor in model.state_dict().items()}
+
+
+def differing(before, after):
+    return {name for name in before if not torch.equal(before[name], after[name])}
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory):
+    """A recipe that warms up alone: the model that it starts from, and the tensors that it ends with."""
+    folder = tmp_path_factory.mktemp("runs") / "run"
+    warmup = {**{k: v for k, v in SHORT.items() if k != "steps"}, "budget": "6 steps"}
+    sections = {"model": {"args": {**ARGS, "drop_path_rate": 0.1}, "num_classes": 3}, "warmup": warmup}
+    sections["images"] = {"train": ""}
+    config = build_recipe({**sections, "run.dir": str(folder), "seed": 7})
+    result = run(config)
+    return fresh_trunk(config), load_file(folder / "export/model.safetensors"), result
+
+
+def test_it_is_the_recipes_warm_up_to_the_bit(recipe, quiet):
+    start, wanted, result = recipe
+    before = weights(start)
+    state = torch.random.get_rng_state()
+    report = vitwarm.warm_up(start, seed=7, **quiet)
+    assert torch.equal(state, torch.random.get_rng_state())
+    after = start.state_dict()
+    assert not differing({name: wanted[name] for name in report.transfer.copied}, after)
+    assert set(report.transfer.copied) == {n for n in before if n.startswith(("blocks.", "norm."))}
+    assert differing(before, after) <= set(report.transfer.copied)
+    outcome = result["stages"]["warmup"]
+    assert (report.accuracy, report.loss) == (outcome["metrics"]["accuracy"], outcome["metrics"]["loss"])
+    assert (report.steps, report.sequences, report.tokens) == (6, 48, 48 * 17)
+    assert [entry["step"] for entry in report.curve] == [3, 6]
+
+
+@pytest.mark.parametrize("wrap", [ModelEmaV3, AveragedModel, torch.compile, torch.nn.DataParallel])
+def test_what_is_around_a_model_is_looked_through(wrap, quiet):
+    plain, wrapped = small(), wrap(small())
+    vitwarm.warm_up(plain, **quiet)
+    vitwarm.warm_up(wrapped, **quiet)
+    inner = next(m for m in wrapped.modules() if isinstance(m, type(plain)))
+    assert not differing(plain.state_dict(), inner.state_dict())
+
+
+def test_groups_dtype_and_mode_of_the_model_are_kept(quiet):
+    model = small().to(torch.bfloat16).eval()
+    model.blocks.requires_grad_(False)
+    before = weights(model)
+    vitwarm.warm_up(model, groups=["attention"], **quiet)
+    changed = differing(before, model.state_dict())
+    assert changed and all(".attn." in name for name in changed)
+    assert not model.training and not any(p.requires_grad for p in model.blocks.parameters())
+    assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
+
+
+def test_chance_is_the_best_constant_answer():
+    """Of `set` with two symbols, counted here over the sequences that the dataset gives."""
+    rule = {"name": "set", "symbols": 2}
+    report = vitwarm.warm_up(small(), rule, steps=1, global_batch=4, lr_warmup="0 steps", val_rows=96, progress=False)
+    labels = [
+        label
+        for item in vitwarm.RuleDataset(rule, 16, split="validation", samples=96)
+        for label in item["labels"].tolist()
+        if label != -100
+    ]
+    assert report.chance == pytest.approx(max(map(labels.count, set(labels))) / len(labels))
+
+
+def test_a_gpt2_of_transformers_is_warmed_as_our_decoder_is():
+    torch.manual_seed(0)
+    theirs = GPT2LMHeadModel(
+        GPT2Config(n_layer=2, n_head=2, n_embd=32, vocab_size=50, n_positions=40, bos_token_id=1, eos_token_id=1)
+    )
+    theirs.config.resid_pdrop = theirs.config.attn_pdrop = theirs.config.embd_pdrop = 0.0
+    ours = build_decoder("2_2_32", 50, 40, "test", seed=0)
+    tensors = from_gpt2(weights(theirs))
+    tensors.pop("head.weight")
+    ours.load_state_dict(tensors)
+    short = {"steps": 3, "global_batch": 8, "lr_warmup": "1 steps", "length": 33, "val_rows": 32, "progress": False}
+    first, second = vitwarm.warm_up(theirs, "sort", **short), vitwarm.warm_up(ours, "sort", **short)
+    after = from_gpt2(theirs.state_dict())
+    assert not differing(ours.state_dict(), after)
+    assert differing(tensors, after) == set(second.transfer.copied)
+    assert first.accuracy == second.accuracy
+
+
+def test_a_folder_resumes_and_no_folder_leaves_nothing(tmp_path, monkeypatch, quiet):
+    monkeypatch.chdir(tmp_path)
+    whole, stopped = small(), small()
+    report = vitwarm.warm_up(whole, **quiet)
+    assert not list(tmp_path.iterdir())
+    before = weights(stopped)
+
+    def stop(_entry):
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.raises(Interrupted):
+        vitwarm.warm_up(stopped, dir="folder", on_eval=stop, **quiet)
+    assert not differing(before, stopped.state_dict())
+    resumed = vitwarm.warm_up(stopped, dir="folder", **quiet)
+    assert not differing(whole.state_dict(), stopped.state_dict())
+    untimed = [{k: v for k, v in entry.items() if k != "seconds"} for entry in resumed.curve]
+    assert untimed == [{k: v for k, v in entry.items() if k != "seconds"} for entry in report.curve]
+    assert (resumed.accuracy, resumed.chance) == (report.accuracy, report.chance)
+    steps = [json.loads(line)["step"] for line in (tmp_path / "folder/log.jsonl").read_text().splitlines()]
+    assert steps == sorted(steps)
+    with pytest.raises(UserError, match="another run"):
+        vitwarm.warm_up(small(), dir="folder", **{**quiet, "rule": {"name": "dyck", "k": 5}})
+
+
+def test_what_cannot_be_is_refused_and_the_model_stays(quiet):
+    model = small()
+    before = weights(model)
+    for wrong, message in (
+        ({"budget": "1%"}, "budget"),
+        ({"lr_warmup": "7 steps"}, "lr_warmup"),
+        ({"global_bach": 8}, "global_batch"),
+        ({"rule": "dyk"}, "dyck"),
+        ({"lr": 1e30}, "not finite"),
+        ({"groups": ["head"]}, "no tensor"),
+    ):
+        arguments = {**quiet, **wrong}
+        if "budget" in wrong:
+            del arguments["steps"]
+        with pytest.raises(UserError, match=message):
+            vitwarm.warm_up(model, **arguments)
+        assert not differing(before, model.state_dict())
+    with pytest.raises(UserError, match="not both"):
+        vitwarm.warm_up(model, budget="10 steps", **quiet)
+    with pytest.raises(UserError, match="cannot be warmed up"):
+        vitwarm.warm_up(timm.create_model("resnet18"), **quiet)
+
+
+def test_listeners_hear_what_the_log_would_hold(quiet):
+    logs, evals = [], []
+    model = copy.deepcopy(small())
+    vitwarm.warm_up(model, on_log=logs.append, on_eval=evals.append, **quiet)
+    assert [entry["step"] for entry in logs] == [6] and {"loss", "accuracy", "lr"} <= set(logs[0])
+    assert [entry["step"] for entry in evals] == [3, 6]

@@ -1,0 +1,126 @@
+"""Sequences of a rule as a dataset of torch, for people with a training loop of their own."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any, Literal
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.utils.data import IterableDataset, get_worker_info
+
+from vitwarm.checks import rule_of
+from vitwarm.errors import UserError
+from vitwarm.procedural import Rule, RuleStream, Vocab
+from vitwarm.procedural.stream import CHUNK
+
+IGNORED = -100  # the label that torch's cross-entropy and transformers leave out of the loss
+
+
+class RuleDataset(IterableDataset[dict[str, Tensor]]):
+    """An endless stream of sequences of a rule, the same as `vitwarm.warm_up` and recipes read.
+
+    Each sequence is {"input_ids": (N,) int64, "labels": (N,) int64}, with -100 where nothing is to be predicted.
+    Labels stand at their own token, as transformers expects them: its causal models shift by one themselves.
+
+    Loader workers, and the ranks of a process group, read disjoint parts: chunks of 256 sequences in turn. Together
+    they read each sequence once, in an order that depends on how many they are. `state_dict` says how far this
+    reader has come; loaders that call it (torchdata's StatefulDataLoader) resume anywhere.
+
+    Args:
+        rule: name of a rule, {"name": NAME, PARAMETER: value}, or a `Rule`.
+        length: N.
+        objective: `masked` hides eligible tokens and asks for them; `next_token` hides nothing and asks for them, or
+            for all.
+        loss_on: of `next_token`: the rule's eligible tokens (`outputs`), or every token but PAD (`all`).
+        mask_prob: of `masked`: the probability that an eligible token is hidden.
+        seed: root seed.
+        split: `train`, `validation` or `test`, which share nothing.
+        samples: sequences of an epoch over all readers; None is endless.
+        rank, world: of this process; None are those of the process group.
+
+    Raises:
+        UserError: the rule does not exist, or cannot write sequences of that length.
+    """
+
+    def __init__(
+        self,
+        rule: str | Mapping[str, Any] | Rule,
+        length: int,
+        *,
+        objective: Literal["masked", "next_token"] = "masked",
+        loss_on: Literal["outputs", "all"] = "outputs",
+        mask_prob: float = 0.5,
+        seed: int = 0,
+        split: Literal["train", "validation", "test"] = "train",
+        samples: int | None = None,
+        rank: int | None = None,
+        world: int | None = None,
+    ):
+        if not isinstance(rule, Rule):
+            rule = rule_of({"name": rule} if isinstance(rule, str) else dict(rule))
+        if objective not in ("masked", "next_token") or loss_on not in ("outputs", "all"):
+            raise UserError("objective is masked or next_token, loss_on is outputs or all")
+        if (rank is None) != (world is None):
+            raise UserError("give rank and world together, or neither")
+        try:
+            self.stream = RuleStream(rule, seed, split, length)
+        except ValueError as error:
+            raise UserError(str(error)) from error
+        self.rule, self.objective, self.loss_on, self.mask_prob = rule, objective, loss_on, mask_prob
+        self.samples, self._rank, self._world = samples, rank, world
+        self._read = 0  # sequences that this reader has given
+        self._resumes = False
+
+    @property
+    def vocab_size(self) -> int:
+        """Ids of the rule's symbols, PAD and MASK included."""
+        return self.rule.vocab.size
+
+    def __iter__(self) -> Iterator[dict[str, Tensor]]:
+        if not self._resumes:
+            self._read = 0
+        self._resumes = False
+        reader, readers = self._reader()
+        while True:
+            turn, within = divmod(self._read, CHUNK)
+            start = (turn * readers + reader) * CHUNK
+            stop = start + CHUNK if self.samples is None else min(start + CHUNK, self.samples)
+            if start + within >= stop:
+                return
+            inputs, labels = self._sequences(start + within, stop)
+            for one, asked in zip(inputs, labels, strict=True):
+                self._read += 1  # before it is given: a state that is taken afterwards counts it
+                yield {"input_ids": torch.from_numpy(one), "labels": torch.from_numpy(asked)}
+
+    def state_dict(self) -> dict[str, int]:
+        """Where this reader is; of a loader's workers each has its own."""
+        return {"read": self._read, "readers": self._reader()[1]}
+
+    def load_state_dict(self, state: Mapping[str, int]) -> None:
+        """Go on where `state_dict` was taken: the next iteration starts there.
+
+        Raises:
+            UserError: it was taken with another number of ranks or workers.
+        """
+        readers = self._reader()[1]
+        if state["readers"] != readers:
+            raise UserError(f"the state is that of {state['readers']} readers, now there are {readers}; use as many")
+        self._read, self._resumes = int(state["read"]), True
+
+    def _reader(self) -> tuple[int, int]:
+        """Number of this reader, and how many there are: every worker of every rank is one."""
+        rank, world, info = self._rank, self._world, get_worker_info()
+        if rank is None or world is None:
+            joined = dist.is_available() and dist.is_initialized()
+            rank, world = (dist.get_rank(), dist.get_world_size()) if joined else (0, 1)
+        worker, workers = (info.id, info.num_workers) if info else (0, 1)
+        return rank * workers + worker, world * workers
+
+    def _sequences(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
+        if self.objective == "masked":
+            rows = self.stream.masked_rows(start, stop, self.mask_prob)
+            return rows.inputs, np.where(rows.masked, rows.targets, IGNORED)
+        sequences = self.stream.rows(start, stop)
+        asked = sequences.scored if self.loss_on == "outputs" else sequences.tokens != Vocab.pad
+        return sequences.tokens, np.where(asked, sequences.tokens, IGNORED)

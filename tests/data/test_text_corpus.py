@@ -326,8 +326,8 @@ def test_work_is_bounded(tmp_path):
     for spec, named in (
         ("pipe.jsonl", "is not a regular file"),
         ("pipe*", "is not a regular file"),
-        ("{0..99999999}.jsonl", "more than 1,000,000 names"),
-        ("{1..999}{1..9999}", "more than 1,000,000 names"),
+        ("{0..99999999}.jsonl", "more than 100,000 names"),
+        ("{1..999}{1..9999}", "more than 100,000 names"),
     ):
         with pytest.raises(UserError, match=named):
             opened(tmp_path / spec)

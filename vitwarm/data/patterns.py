@@ -10,7 +10,7 @@ import braceexpand
 
 from vitwarm.errors import UserError
 
-_MOST = 1_000_000  # names that the braces of a specification may stand for
+_MOST = 100_000  # names that the braces of a specification may stand for
 _RANGE = re.compile(r"\{(-?\d+)\.\.(-?\d+)(?:\.\.-?\d+)?\}")
 
 

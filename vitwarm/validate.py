@@ -1,6 +1,5 @@
 """Exact evaluation of an export folder, or any other timm folder, over any number of processes."""
 
-import json
 import time
 from pathlib import Path
 from typing import Any
@@ -16,8 +15,10 @@ from vitwarm.data.mixing import Normalise
 from vitwarm.data.opening import open_shards
 from vitwarm.data.shards import ShardSet, check_labels
 from vitwarm.errors import UserError
+from vitwarm.export.layout import CONFIG
 from vitwarm.export.weights import require_finite
 from vitwarm.parallel import default_workers
+from vitwarm.reading import read_json
 from vitwarm.stages.images import evaluate_images
 from vitwarm.training.processes import Processes, start_accelerator
 
@@ -38,9 +39,9 @@ def validate_export(export: str, shards: str, batch: int = 256, workers: int | N
     processes = Processes(accelerator.process_index, accelerator.num_processes, accelerator.device)
     folder = Path(export).expanduser()
     try:
-        architecture = json.loads((folder / "config.json").read_text(encoding="utf-8"))["architecture"]
+        architecture = read_json(folder / CONFIG, architecture=str)["architecture"]
         model: Any = timm.create_model(f"local-dir:{folder}", pretrained=True).to(processes.device).eval()
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+    except (UserError, OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise UserError(f"{export} holds no timm model ({str(error).splitlines()[0]}); give RUN/export") from error
     require_finite(model.state_dict(), export)
     data = timm.data.resolve_model_data_config(model)

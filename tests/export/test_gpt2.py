@@ -135,9 +135,9 @@ def test_damaged_folders_are_refused_in_one_line(tmp_path):
     weights.unlink()
     refused("no model.safetensors")
     (tmp_path / "config.json").write_text("[")
-    refused("not the JSON")
+    refused("not readable as JSON")
     (tmp_path / "config.json").unlink()
-    refused("no readable config.json")
+    refused("no config.json")
 
 
 # Out
@@ -310,7 +310,7 @@ def test_the_tool_ends_mistakes_in_one_line(tmp_path, capsys):
         ([export, "prompt=a", "temperature=nan"], "temperature must lie in"),
         ([export, "prompt=a", "heat=1"], "no option heat=; known: export="),
         ([export, "prompt=a", "tokens=40"], "do not fit the decoder's 32 positions"),
-        ([f"export={tmp_path / 'none'}", "prompt=a"], "no readable config.json"),
+        ([f"export={tmp_path / 'none'}", "prompt=a"], "no config.json"),
         ([f"export={tmp_path / 'mute'}", "prompt=a"], "no tokenizer at"),
         ([f"export={tmp_path / 'mute'}", "tokenizer=chars", "prompt="], "needs a tokenizer with an end-of-text id"),
     ):

@@ -4,9 +4,10 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path, PurePosixPath
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from vitwarm.errors import UserError
+from vitwarm.reading import parse_json
 
 NAME = "manifest.json"
 VERSION = 1
@@ -91,7 +92,7 @@ def load(text: str | bytes, where: object) -> ShardManifest:
         UserError: it is damaged, or of another format version.
     """
     try:
-        tree: dict[str, Any] = json.loads(text)
+        tree = parse_json(text, where)
         version = tree["format_version"]
         if version == VERSION:
             splits = {
@@ -107,7 +108,7 @@ def load(text: str | bytes, where: object) -> ShardManifest:
                 if shard.name != PurePosixPath(shard.name).name or not counts:
                     raise ValueError(f"{shard.name!r} is not a file name, or its count is not a number")
             return manifest
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+    except (UserError, ValueError, KeyError, TypeError, AttributeError):
         raise UserError(f"{where}: is not a manifest of shards; make it again with vitwarm make-shards") from None
     raise UserError(f"{where}: has format version {version!r}, known is {VERSION}; make it again or update vitwarm")
 

@@ -19,6 +19,7 @@ from vitwarm.errors import UserError
 from vitwarm.export.layout import CONFIG, PROVENANCE, WEIGHTS
 from vitwarm.export.weights import find_weights, read_weights
 from vitwarm.files import whole_folder
+from vitwarm.reading import read_json
 from vitwarm.trunk import Classifier, Decoder, DecoderSize, trunk_facts
 from vitwarm.trunk.decoder import LAYER_NORM_EPS
 
@@ -133,15 +134,9 @@ def read_gpt2(folder: str | Path, *, dropout: float = 0.0, grad_checkpointing: b
 
 
 def _read_config(path: Path) -> dict[str, Any]:
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"no readable {path.name} in {path.parent}; give a folder of transformers' GPT-2") from error
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{path} is not the JSON of a configuration") from error
-    if not isinstance(config, dict):
-        raise UserError(f"{path} is not the JSON of a configuration")
-    return config
+    if not path.is_file():
+        raise UserError(f"no {path.name} in {path.parent}; give a folder of transformers' GPT-2")
+    return read_json(path)
 
 
 def check_gpt2(config: dict[str, Any], path: str) -> dict[str, Any]:

@@ -1,7 +1,6 @@
 """A model from a folder: a timm export or a GPT-2 of `transformers`, with what it takes to write it again."""
 
 import contextlib
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ from vitwarm.errors import UserError
 from vitwarm.export.gpt2 import read_gpt2
 from vitwarm.export.layout import CONFIG, EXPORT, PROVENANCE, WARMUP, WEIGHTS
 from vitwarm.export.weights import find_weights, read_weights
+from vitwarm.reading import read_json
 from vitwarm.trunk import build_decoder, build_model
 
 _COMPOSED = "composed"
@@ -54,10 +54,10 @@ def open_model(place: str, *, fresh: bool = False, seed: int = 0) -> Opened:
     if folder is None:
         raise UserError(f"no model at {place}: expected {CONFIG} and {WEIGHTS}; give RUN/export, or timm:NAME")
     try:
-        described = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+        described = read_json(folder / CONFIG)
         if "architecture" in described:
             return _open_timm(folder, described, fresh, seed)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
+    except (UserError, OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
         raise UserError(f"{folder} holds no model that can be read ({str(error).splitlines()[0]})") from error
     decoder = read_gpt2(folder)
     if fresh:
@@ -71,10 +71,9 @@ def open_model(place: str, *, fresh: bool = False, seed: int = 0) -> Opened:
 
 def _recorded_seed(folder: Path, otherwise: int) -> int:
     try:
-        seed = json.loads((folder / PROVENANCE).read_text(encoding="utf-8"))["seed"]
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return int(read_json(folder / PROVENANCE, seed=int)["seed"])
+    except UserError:
         return otherwise
-    return seed if isinstance(seed, int) else otherwise
 
 
 def preprocessing(description: Mapping[str, Any]) -> dict[str, Any]:
@@ -97,12 +96,11 @@ def preprocessing(description: Mapping[str, Any]) -> dict[str, Any]:
 def preprocessing_beside(weights: Path) -> dict[str, Any]:
     """`preprocessing` of the folder that a file of weights is in; empty if they saw no images, or nobody knows."""
     try:
-        described = json.loads(weights.with_name(CONFIG).read_text(encoding="utf-8"))
-        found = preprocessing(described["pretrained_cfg"])
-        with contextlib.suppress(OSError):
-            if not json.loads(weights.with_name(PROVENANCE).read_text(encoding="utf-8"))["metrics"]:
+        found = preprocessing(read_json(weights.with_name(CONFIG), pretrained_cfg=dict)["pretrained_cfg"])
+        with contextlib.suppress(UserError):
+            if not read_json(weights.with_name(PROVENANCE), metrics=dict)["metrics"]:
                 return {}  # a warm-up alone
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError):
+    except (UserError, TypeError, IndexError):
         return {}
     return found
 

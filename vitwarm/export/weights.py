@@ -1,7 +1,6 @@
 """Weights from files: one .safetensors file or several, whatever module they were saved from, all values finite."""
 
 import hashlib
-import json
 import re
 from pathlib import Path
 
@@ -13,6 +12,7 @@ from torch import Tensor
 from vitwarm.errors import UserError
 from vitwarm.export.layout import INDEX, WEIGHTS
 from vitwarm.files import sha256_of
+from vitwarm.reading import read_json
 
 _BLOCK = re.compile(r"((?:[^.]+\.)*?)(?:transformer\.h|h|blocks)\.\d+\.")  # what stands before the first `blocks.N.`
 _SHARD = re.compile(r".+-\d{5}-of-(\d{5})\.safetensors")
@@ -55,7 +55,7 @@ def sha256_of_weights(file: Path) -> str:
     """SHA-256 of a file of weights; of an index, that of the sorted names and digests of its files, one a line."""
     if not file.name.endswith(INDEX):
         return sha256_of(file)
-    files = sorted(set(json.loads(file.read_text(encoding="utf-8"))["weight_map"].values()))
+    files = sorted(set(read_json(file, weight_map=dict)["weight_map"].values()))
     lines = "".join(f"{name} {sha256_of(file.with_name(name))}\n" for name in files)
     return hashlib.sha256(lines.encode()).hexdigest()
 
@@ -69,16 +69,11 @@ def _one(file: Path) -> dict[str, Tensor]:
 
 def _several(index: Path) -> dict[str, Tensor]:
     """The tensors that an index names; its files lie beside it."""
-    try:
-        places = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-        files = sorted(set(places.values()))
-        known = bool(files) and all(f == Path(f).name and f.endswith(".safetensors") for f in files)
-    except OSError as error:
-        raise UserError(f"{index} cannot be read ({error.strerror})") from error
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise UserError(f"{index} is no index of weights: it has no weight_map of tensors and files") from error
-    if not known:
+    places = read_json(index, weight_map=dict)["weight_map"]
+    names = list(places.values())
+    if not names or not all(type(n) is str and n == Path(n).name and n.endswith(".safetensors") for n in names):
         raise UserError(f"{index} is no index of weights: it names other things than .safetensors files beside it")
+    files = sorted(set(names))
     if missing := [f for f in files if not index.with_name(f).is_file()]:
         raise UserError(f"{index} names {missing[0]}, which is not there; copy all of the {len(files)} files")
     tensors: dict[str, Tensor] = {}

@@ -11,6 +11,7 @@ from vitwarm.errors import UserError
 from vitwarm.export.layout import PROVENANCE, WEIGHTS
 from vitwarm.export.weights import read_weights
 from vitwarm.files import sha256_of, whole_folder
+from vitwarm.reading import read_json
 from vitwarm.transfer.groups import block_of, canonical, group_of
 
 CORE = Path(__file__).with_name("core_vit")
@@ -45,7 +46,7 @@ def pack_core(export: str | Path, folder: str | Path = CORE) -> dict[str, Any]:
         raise UserError(
             f"the core has {size / 1e6:.1f} MB in half precision, more than {MAX_BYTES / 1e6:g}; take a narrower one"
         )
-    record: dict[str, Any] = json.loads((source / PROVENANCE).read_text(encoding="utf-8"))
+    record = read_json(source / PROVENANCE)
     with whole_folder(Path(folder)) as aside:
         save_file(trunk, aside / WEIGHTS, metadata={"format": "pt"})
         record |= {"sha256": sha256_of(aside / WEIGHTS), "dtype": str(torch.float16)}

@@ -1,7 +1,6 @@
 """Copy a warmed trunk into a model, and say what was copied, what stays fresh and what was refused."""
 
 import contextlib
-import json
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -16,6 +15,7 @@ from vitwarm.errors import UserError
 from vitwarm.export.gpt2 import from_gpt2, gpt2_facts, is_gpt2
 from vitwarm.export.layout import CONFIG, EXPORT, PROVENANCE, WARMUP, WEIGHTS
 from vitwarm.export.weights import find_weights, read_weights
+from vitwarm.reading import read_json
 from vitwarm.selection import GROUPS, Selection
 from vitwarm.transfer.core import CORE
 from vitwarm.transfer.expand import Resized
@@ -285,10 +285,11 @@ def _facts_beside(weights: Path) -> dict[str, Any]:
     """Facts of the trunk (`trunk_facts`) from our record or GPT-2's configuration; empty without either."""
     if not weights.is_file():  # timm:NAME
         return {}
-    for name, facts in ((PROVENANCE, lambda record: record["trunk"]), (CONFIG, gpt2_facts)):
-        with contextlib.suppress(OSError, ValueError, KeyError, TypeError, RecursionError):
-            described: dict[str, Any] = facts(json.loads(weights.with_name(name).read_text(encoding="utf-8")))
-            return described
+    with contextlib.suppress(UserError):
+        found: dict[str, Any] = read_json(weights.with_name(PROVENANCE), trunk=dict)["trunk"]
+        return found
+    with contextlib.suppress(UserError, KeyError):
+        return gpt2_facts(read_json(weights.with_name(CONFIG)))
     return {}
 
 

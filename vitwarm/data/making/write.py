@@ -18,6 +18,7 @@ from vitwarm.data.shards import DamagedSample
 from vitwarm.data.tar_index import index_beside, load_index
 from vitwarm.errors import UserError
 from vitwarm.files import sha256_of, whole_file, write_text
+from vitwarm.reading import read_json
 
 
 @dataclass(frozen=True)
@@ -74,7 +75,7 @@ def read_record(job: ShardJob) -> ShardRecord | None:
     One with damaged images is written again: its source may have been mended.
     """
     try:
-        tree = json.loads(record_path(job.tar).read_text(encoding="utf-8"))
+        tree = read_json(record_path(job.tar))
         record = ShardRecord(
             tree.pop("job"),
             Shard(**tree.pop("shard")),
@@ -85,7 +86,7 @@ def read_record(job: ShardJob) -> ShardRecord | None:
         )
         whole = job.tar.stat().st_size == record.shard.bytes
         return record if whole and record.job == job.digest and not record.damaged else None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+    except (UserError, OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
 
 

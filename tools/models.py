@@ -31,7 +31,7 @@ class Row(NamedTuple):
     """What is known of a model.
 
     Attributes:
-        name, kind, width: timm's name, class, and channels of its tokens or last features.
+        name, kind, width: timm's name, class, and channels of its tokens, of the widest.
         label: what people call the family; its class, where none of its models can be warmed up.
         own: why it cannot be warmed up; None where it can.
         core: why the core does not fit it; None where it does.
@@ -63,7 +63,7 @@ def examine(name: str) -> Row:
     own = family.refusal
     if own is None:
         with torch.no_grad():
-            Trunk(model)(torch.empty(1, 4, width_of(model), device="meta"), is_causal=True)
+            Trunk(model)(torch.empty(1, 4, model.embed_dim, device="meta"), is_causal=True)
         try:
             resize(_core(), model, "expand", heads=_HEADS, seed=0)
         except UserError as error:
@@ -127,7 +127,7 @@ attention, the parameters of differential attention. The core's biases are left 
 
 ## All names
 
-Width: channels of the tokens, or of the last features.
+Width: channels of the tokens, of the widest in a hierarchical model.
 
 | model of timm | width | own warm-up | core | why not |
 |---|---:|---|---|---|

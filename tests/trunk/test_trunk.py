@@ -149,7 +149,8 @@ def test_other_families_are_refused_with_the_reason_and_the_nearest_that_is_not(
 
 
 @pytest.mark.parametrize(("name", "width", "near"), [
-    ("swin_tiny_patch4_window7_224", 768, "vit_tiny_patch16_224"), ("samvit_base_patch16", 768, "vit_base_patch16_224"),
+    ("swin_tiny_patch4_window7_224", 768, "vit_base_patch14_dinov2"),
+    ("samvit_base_patch16", 768, "vit_base_patch16_224"),
     ("hit_patch16_224", 192, "vit_tiny_patch16_224"), ("hit_patch16_224", 384, "vit_small_patch16_224"),
     ("hit_patch16_224", 1024, "vit_large_patch16_224"),
 ])  # fmt: skip

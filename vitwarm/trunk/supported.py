@@ -9,16 +9,13 @@ import timm
 from torch import nn
 
 NAMES = Path(__file__).with_name("supported.json")  # {width: names}
-PER_DOUBLING = 0.2  # what a factor of 2 in width counts, of the similarity of names in [0, 1]
+PER_DOUBLING = 0.2  # what a factor of 2 in width counts, where the similarity of names lies in [0, 1]
 
 
 def width_of(model: nn.Module) -> int:
-    """Channels of a timm model's tokens, or of its last features."""
-    for given in (getattr(model, "embed_dim", None), getattr(model, "num_features", None)):
-        width = given[-1] if isinstance(given, (list, tuple)) else given  # hierarchical models have one a stage
-        if isinstance(width, int) and width > 0:
-            return width
-    return 1
+    """Channels of a timm model's tokens, of the widest where there are several kinds."""
+    widths = [getattr(model, name, 1) for name in ("embed_dim", "num_features")]
+    return max(1, *(n for width in widths for n in (width if isinstance(width, (list, tuple)) else [width])))
 
 
 def nearest(model: nn.Module) -> str:

@@ -1,5 +1,6 @@
 """The page docs/python.md: its code runs as it stands, with fewer steps."""
 
+import importlib.util
 import re
 from pathlib import Path
 
@@ -18,10 +19,10 @@ FEWER = {
 
 @pytest.mark.filterwarnings("ignore")  # of the other libraries
 def test_the_code_of_the_page_runs(tmp_path, monkeypatch, capsys):
-    pytest.importorskip("lightning")
     monkeypatch.chdir(tmp_path)
     blocks = re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.S)
-    code = "\n".join(blocks)
+    with_lightning = importlib.util.find_spec("lightning") is not None
+    code = "\n".join(block for block in blocks if with_lightning or "lightning" not in block)
     for long, short in FEWER.items():
         assert long in code
         code = code.replace(long, short)
@@ -32,4 +33,4 @@ def test_the_code_of_the_page_runs(tmp_path, monkeypatch, capsys):
     assert names["batch"]["labels"].shape == (4, 196)
     ours, theirs = (names[name].model.layers[0].mlp.up_proj.weight for name in ("model", "warmed"))
     assert ours.equal(theirs)
-    assert names["trainer"].global_step == 2
+    assert not with_lightning or names["trainer"].global_step == 2

@@ -38,8 +38,7 @@ def one_thread():
 
 
 def recipe(tmp_path, *overrides: str):
-    words = [*TINY, f"run.dir={tmp_path / 'run'}", *overrides]
-    return load_recipe(list({word.partition("=")[0]: word for word in words}.values()))  # the last of a key counts
+    return load_recipe([*TINY, f"run.dir={tmp_path / 'run'}", *overrides])
 
 
 def stage_of(config) -> ImagesStage:

@@ -149,7 +149,12 @@ class _Loader(yaml.SafeLoader):
             raise _Wrong(None, None, f"{shown} is not the same to all readers of YAML; {how}", node.start_mark)
         if kind == "bool":
             return text.lower() == "true"
-        return int(text) if kind == "int" else float(re.sub(r"\.(?=[inIN])", "", text))
+        if kind == "int":
+            return int(text)
+        value = float(re.sub(r"\.(?=[inIN])", "", text))
+        if value == 0 and re.search("[1-9]", re.split("[eE]", text)[0]):
+            raise _Wrong(None, None, f"{text[:40]} is so small that it would be read as 0; write 0", node.start_mark)
+        return value
 
 
 class _Dumper(yaml.SafeDumper):

@@ -7,6 +7,8 @@ import pytest
 from sweeping import Case
 
 from vitwarm.checks import value_of
+from vitwarm.cli.train import Options
+from vitwarm.cli.words import parse
 from vitwarm.recipe import freeze, load_recipe, read_frozen
 
 pytestmark = pytest.mark.long
@@ -97,7 +99,7 @@ def loaded(key, *words):
     """The value of a key; the recipe must also be what is read back from a run folder."""
 
     def act():
-        config = load_recipe(list(words))
+        config = load_recipe(parse(Options, words, "vitwarm train").recipe_words)
         with open("frozen.yaml", "w", encoding="utf-8") as file:
             file.write(freeze(config))
         again = read_frozen("frozen.yaml")

@@ -4,7 +4,6 @@ The modules import what they need once their options are checked, so that help, 
 """
 
 import sys
-import threading
 from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
@@ -50,7 +49,15 @@ def main() -> NoReturn:
 def tool(name: str) -> NoReturn:
     """A file of tools/ that stands for one subcommand."""
     open_standard_files()
-    _exit(guarded(lambda: call(name, sys.argv[1:], f"python {sys.argv[0]}")))
+    _exit(guarded(lambda: _carry_out(name, sys.argv[1:], f"python {sys.argv[0]}")))
+
+
+def _carry_out(name: str, words: Sequence[str], program: str) -> None:
+    """`call` a subcommand, for which this process lives."""
+    if name in _RESUMABLE:
+        listen()  # before the slow imports, and until the process ends
+        end_with_launcher()
+    call(name, words, program)
 
 
 def _exit(code: int) -> NoReturn:
@@ -70,9 +77,6 @@ def call(name: str, words: Sequence[str], program: str | None = None) -> None:
         UserError: a mistake in the words, or whatever the subcommand refuses.
         Interrupted: a signal; the same call resumes.
     """
-    if name in _RESUMABLE and threading.current_thread() is threading.main_thread():
-        listen()  # before the slow imports, and until the process ends
-        end_with_launcher()
     program, module = program or f"vitwarm {name}", _module(name)
     if {"-h", "--help"} & set(words):
         say(usage(module.Options, program))
@@ -100,7 +104,7 @@ def _dispatch(program: str, words: Sequence[str]) -> None:
 
         raise UserError(f"no subcommand {name!r}{nearest(name, SUBCOMMANDS)}; see {program} --help")
     else:
-        call(name, rest, f"{program} {name}")
+        _carry_out(name, rest, f"{program} {name}")
 
 
 def _module(name: str) -> Any:

@@ -175,6 +175,7 @@ def _build(tar: Path, file: int, tar_size: int) -> TarIndex:
     images: dict[str, tuple[int, ...]] = {}  # key -> what a row holds; a dict keeps the order of the tar
     labels: dict[str, int | str] = {}  # a text says what is wrong with a label, should a sample have it
     links: list[tuple[str, str, str, str]] = []
+    values: dict[tuple[bool, str], Any] = {}  # (whether it is a label, name of the member)
     others: list[str] = []
 
     def place(kind: str, key: str, value: Any) -> None:
@@ -194,12 +195,12 @@ def _build(tar: Path, file: int, tar_size: int) -> TarIndex:
             raise UserError(f"{tar}: {member.name!r} has {member.size:,} bytes, more than an image has")
         if member.link is not None:
             links.append((member.name, key, kind, member.link))
-        elif kind == LABEL:
-            place(kind, key, _label(member))
         else:
-            place(kind, key, _row(file, member))
+            value = _label(member) if kind == LABEL else _row(file, member)
+            values[kind == LABEL, posixpath.normpath(member.name)] = value
+            place(kind, key, value)
     for name, key, kind, link in links:
-        place(kind, key, _target(tar, name, link, labels if kind == LABEL else images))
+        place(kind, key, _target(tar, name, link, kind == LABEL, values))
     if not images and not labels:
         seen = f"only {', '.join(map(repr, others))}, ..." if others else "nothing"
         raise UserError(f"{tar}: no images (KEY.jpg with KEY.cls) in it, {seen}")
@@ -226,12 +227,12 @@ def _build(tar: Path, file: int, tar_size: int) -> TarIndex:
     )
 
 
-def _target(tar: Path, name: str, link: str, found: dict[str, Any]) -> Any:
+def _target(tar: Path, name: str, link: str, is_label: bool, values: dict[tuple[bool, str], Any]) -> Any:
     """What the member that a link points to has given."""
     # A hard link names a member as it is; a symbolic one starts from its own folder.
     for way in (link, posixpath.normpath(posixpath.join(posixpath.dirname(name), link))):
-        if (named := split_name(way)) and named[0] in found:
-            return found[named[0]]
+        if (known := (is_label, posixpath.normpath(way))) in values:
+            return values[known]
     raise UserError(f"{tar}: {name!r} is a link to {link!r}, which is not in it; write it with tar --dereference")
 
 

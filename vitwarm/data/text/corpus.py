@@ -94,6 +94,9 @@ class Corpus:
     """
 
     def __init__(self, folder: Path):
+        for path in folder.iterdir():
+            if not path.is_file():  # opening a pipe would wait forever
+                raise DamagedCache(f"{path.name} is no file")
         text = (folder / MANIFEST).read_bytes()
         self.manifest = _read_manifest(text)
         self.sha256 = hashlib.sha256(text).hexdigest()

@@ -172,6 +172,8 @@ def _field(raw: bytes, field: str) -> str:
     text = _at(whole, field)
     if not isinstance(text, str):
         raise Damaged(f"no text in field {field!r}")
+    if re.search("[\ud800-\udfff]", text):
+        raise Damaged("half of a surrogate pair, which is no character")
     return text
 
 

@@ -114,7 +114,7 @@ def test_the_tool(tmp_path, capsys):
         ([f"export={tmp_path / 'e0'}", "k=4", "length=7"], "length"),
         ([f"export={tmp_path}"], "no model at"),
         (["vs=x"], "no export=RUN; see"),
-        ([f"export={tmp_path / 'e0'}", "k=["], "neither JSON nor YAML"),
+        ([f"export={tmp_path / 'e0'}", "k=["], "not readable as YAML"),
         ([f"export={tmp_path / 'e0'}", "--png", "page.jpg"], "--png is a file whose name ends in .png"),
     ]:
         with pytest.raises(UserError, match=says):

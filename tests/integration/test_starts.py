@@ -10,6 +10,8 @@ import torch
 from harness import Command, assert_complete, log, weights, write_recipe
 from safetensors.torch import load_file
 
+from vitwarm.training.checkpoint import relabel
+
 
 def run(recipe, tmp_path, *more, name="run", **options):
     command = Command([f"recipe={recipe}", f"run.dir={tmp_path / name}", *more], tmp_path, **options)
@@ -81,10 +83,10 @@ def test_resume_from_ends_with_the_same_bits(tmp_path, recipe, undisturbed, whic
 def test_a_run_of_another_version_goes_on(tmp_path, recipe, undisturbed):
     """A version that knows more keys gives the same recipe another hash; the recipe beside the checkpoints tells."""
     assert run(recipe, tmp_path, die="/.export.tmp/")[0] == -9
-    state = max((tmp_path / "run").glob("checkpoints/step-*")) / "state.json"
+    checkpoint = max((tmp_path / "run").glob("checkpoints/step-*"))
     frozen = tmp_path / "run" / "recipe.yaml"
-    bears, other = json.loads(state.read_text())["recipe_hash"], "0123456789ab"
-    state.write_text(state.read_text().replace(bears, other))
+    bears, other = json.loads((checkpoint / "state.json").read_text())["recipe_hash"], "0123456789ab"
+    relabel(checkpoint, other)
     code, command = run(recipe, tmp_path)
     assert code == 2
     assert "another recipe" in command.err
@@ -107,13 +109,14 @@ def test_the_own_checkpoint_comes_before_resume_from(tmp_path, recipe, undisturb
 def test_a_kill_while_resume_from_is_brought_in(tmp_path, recipe, undisturbed):
     assert run(recipe, tmp_path, name="source", die="/.export.tmp/")[0] == -9
     half = """
-import os, shutil
-copytree = shutil.copytree
-def cut(source, target, **more):
-    copytree(source, target, **more)
+import os
+from vitwarm import run_folder
+copy_plain = run_folder.copy_plain
+def cut(source, target):
+    copy_plain(source, target)
     if 'step-' in str(target):
         os.kill(os.getpid(), 9)
-shutil.copytree = cut
+run_folder.copy_plain = cut
 """
     assert run(recipe, tmp_path, f"resume_from={tmp_path / 'source'}", before=half)[0] == -9
     assert list((tmp_path / "run" / "checkpoints").glob(".step-*.tmp"))

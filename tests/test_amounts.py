@@ -65,6 +65,11 @@ def test_reads_what_people_write(text, value, unit):
         "True",
         "M steps",
         "١٢",
+        "1,5 steps",
+        "5,0%",
+        "1_0%",
+        "12,34",
+        "1,0000",
     ],
 )
 def test_refuses_the_rest_in_one_line(text):

@@ -15,7 +15,9 @@ GRAMMAR = "a share '1%', or a number (k, M, B) and a unit: '3.84M' (samples), '2
 MOST_STEPS = 2**40  # of one stage: more is a slip, and would run forever
 
 # Exponents are held to two digits: a recipe must not make us compute 10**999999999.
-_AMOUNT = re.compile(r"([0-9][0-9_,]{0,24}\.?[0-9]{0,24}(?:[eE][+-]?[0-9]{1,2})?)\s*([kKMB]?)\s*(%|[a-z]*)")
+_AMOUNT = re.compile(
+    r"((?:[0-9]{1,3}(?:,[0-9]{3}){1,8}|[0-9]{1,25})(?:\.[0-9]{0,24})?(?:[eE][+-]?[0-9]{1,2})?)\s*([kKMB]?)\s*(%|[a-z]*)"
+)
 _SUFFIX = {"": 1, "k": 10**3, "K": 10**3, "M": 10**6, "B": 10**9}
 _UNITS = ("samples", "tokens", "steps", "epochs")
 _MISSING = {
@@ -50,6 +52,8 @@ class Amount:
         match = _AMOUNT.fullmatch(text)
         if match is None:
             trouble = "an amount cannot be negative" if text.startswith("-") else f"write {GRAMMAR}"
+            if re.match(r"[0-9]+[,_]", text):
+                trouble = "decimals stand behind a point, and commas only before each three digits, as in 15,000"
             raise UserError(f"{_prefix(key)}cannot use {text!r}: {trouble}")
         number, suffix, unit = match.groups()
         unit = unit or "samples"
@@ -57,7 +61,7 @@ class Amount:
             unit += "s"
         if unit not in (*_UNITS, "%") or (unit == "%" and suffix):
             raise UserError(f"{_prefix(key)}cannot use {text!r}: write {GRAMMAR}")
-        value = Fraction(number.replace(",", "").replace("_", "")) * _SUFFIX[suffix]
+        value = Fraction(number.replace(",", "")) * _SUFFIX[suffix]
         if unit == "%" and value > 100:
             raise UserError(f"{_prefix(key)}cannot use {text!r}: a share goes up to 100%")
         return cls(value, unit, text, key)

@@ -196,6 +196,7 @@ def test_color_jitter_moves_colours_and_is_off_under_rand_augment_as_in_timm():
         ({"scale": (0.5, 1.2)}, "at most 1"),
         ({"ratio": (0.0, 1.0)}, "images.ratio"),
         ({"auto_augment": "rand-x9"}, "not a timm policy"),
+        ({"auto_augment": "rand-mxx"}, "not a timm policy"),
         ({"auto_augment": "nonsense"}, "not a timm policy"),
     ],
 )

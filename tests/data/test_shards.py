@@ -440,3 +440,23 @@ def test_cache_dir(monkeypatch, tmp_path):
     assert str(cache_dir()) == "/x/vitwarm"
     monkeypatch.setenv("VITWARM_CACHE", str(tmp_path))
     assert cache_dir() == tmp_path
+
+
+@pytest.mark.parametrize("at", [60, 3000, 9000])
+def test_other_bytes_in_an_image_are_another_set(tmp_path, at):
+    """Of equal size, between equal headers: whatever part of an image changes."""
+    content = random_image(1, 60, 60, "BMP")
+    changed = content[:at] + bytes([content[at] ^ 1]) + content[at + 1 :]
+    found = set()
+    for name, image in (("a", content), ("b", changed)):
+        (tmp_path / name).mkdir()
+        write_tar(tmp_path / name / "x.tar", [("s.bmp", image), ("s.cls", b"0")])
+        found.add(ShardSet([tmp_path / name / "x.tar"]).identity)
+    assert len(found) == 2
+
+
+def test_a_tar_without_a_split_beside_others_is_named(tmp_path):
+    for name in ("train-0", "val-0", "more"):
+        write_tar(tmp_path / f"{name}.tar", samples(1))
+    with pytest.raises(UserError, match=r"more\.tar: its name says no split"):
+        expand(str(tmp_path), "train")

@@ -261,6 +261,7 @@ def zipped(*_):
         (zipped(), "a zip archive"),
         (gzip.compress(zipped(), mtime=0), "a zip archive"),
         (b"%PDF-1.4\n%text", "a PDF"),
+        (b"<!DOCTYPE html>\n<p>text", "HTML"),
         (b"ARROW1\0\0text", "an Arrow file"),
         (b"\xff\xff\xff\xff\x80\0\0\0text", "an Arrow stream"),
         (b"\x05\0\0\0\0\0\0\0crc:text", "zero bytes"),  # TFRecord
@@ -274,6 +275,18 @@ def test_what_is_no_text_is_refused_and_named(tmp_path, cache, content, named, n
     assert name in str(error.value) and "\n" not in str(error.value)
     with pytest.raises(UserError, match="an SQLite database"):
         opened(tmp_path / "a.db") if database(tmp_path / "a.db") else None
+
+
+def test_tables_are_refused_and_folders_in_a_folder_are_named(tmp_path, cache, caplog):
+    (tmp_path / "t.csv").write_text("id,text\n1,a\n", encoding="utf-8")
+    with pytest.raises(UserError, match=r"t\.csv: is not text but a table"):
+        opened(tmp_path / "t.csv")
+    (tmp_path / "in/sub").mkdir(parents=True)
+    for name in ("a.txt", "sub/b.txt"):
+        (tmp_path / "in" / name).write_text(name, encoding="utf-8")
+    assert len(documents(opened(tmp_path / "in"))) == 1 and "(sub)" in caplog.text
+    caplog.clear()
+    assert len(documents(opened(tmp_path / "in/**"))) == 2 and not caplog.text
 
 
 @pytest.mark.parametrize("pack", [lambda data: data, gzip.compress, bz2.compress, lzma.compress])

@@ -271,6 +271,7 @@ def test_splits_are_told_by_whole_words():
         "imagenet1k-validation-07.tar": "val",
         "ValImages_3.tar": "val",
         "dev.tar": "val",
+        "devset-0.tar": "val",
         "test2017.tar": "test",
     }.items():
         assert split_of(name) == split, name

@@ -128,7 +128,7 @@ def test_the_names_of_classes_travel_from_the_source_to_timm_and_back(tmp_path, 
     data = [f"images.train={tmp_path / 'out'}", f"images.val={tmp_path / 'alone'}", "model.num_classes=3"]
     result = run(recipe(tmp_path, *data, "images.epochs=1", "images.resident=false"))
     said = capsys.readouterr().out.splitlines()
-    line = "images: train 12 images of 3 classes (ant ... newt) in 1 tars"
+    line = "images: train 12 images of 3 classes (ant ... newt) in 1 tar"
     assert line in said[0]
     entry = json.loads((tmp_path / "run/log.jsonl").read_text().splitlines()[0])
     assert entry["event"] == "data" and entry["train"] == result["data"]["train"] and entry["val"]["images"] == 12
@@ -250,6 +250,11 @@ def test_a_run_writes_its_images_down_and_refuses_others(tmp_path):
     listed.write_text("".join(first.text.splitlines(keepends=True)[1:]))
     with pytest.raises(UserError, match="no longer those of"):
         run(config)
+
+
+def test_padding_that_leaves_nothing_is_refused(tmp_path):
+    with pytest.raises(UserError, match=r"images\.pad=32 leaves nothing of images of \d+ pixels"):
+        stage_of(recipe(tmp_path, "images.crop=pad", "images.pad=32"))
 
 
 def test_repeats_show_an_image_several_times_augmented_anew(tmp_path):

@@ -9,6 +9,7 @@ Images leave as (3, H, W) views of (H, W, 3) memory, as decoders write it; the d
 import contextlib
 import math
 import random
+import re
 from collections.abc import Callable, Iterator
 from typing import Any, Literal, NamedTuple
 
@@ -226,6 +227,8 @@ def _policy(name: str, size: int, resample: Image.Resampling, mean: tuple[float,
         "interpolation": resample,
     }
     try:
+        if not all(re.fullmatch(r"[a-z]+[0-9].*", part) for part in name.split("-")[1:]):
+            raise ValueError(name)  # timm passes over what has no number
         if name.startswith("rand"):
             policy = auto_augment.rand_augment_transform(name, params)
         elif name.startswith("augmix"):

@@ -120,7 +120,7 @@ def data_line(found: dict[str, Any]) -> str:
         ends = " ... ".join(_shown(facts[end]) for end in ("first", "last") if end in facts)
         classes = f" of {facts['classes']:,} classes ({ends})" if ends else ""
         size = f", {_size(facts['bytes'])}" if facts["bytes"] is not None else ""
-        parts.append(f"{split} {images}{classes} in {facts['files']:,} tars{size}")
+        parts.append(f"{split} {images}{classes} in {facts['files']:,} tar{'s' if facts['files'] != 1 else ''}{size}")
         if facts.get("deep"):
             parts[-1] += f" ({facts['deep']:,} of 16 bits, scaled to 8; plain timm would clip them)"
         if facts.get("in_train"):

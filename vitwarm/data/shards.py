@@ -70,7 +70,10 @@ def _in_folder(folder: Path, split: str | None) -> list[Path]:
     else:
         splits = {}
         for path in places:
-            splits.setdefault(split_of(path.name) or "train", []).append(path)
+            splits.setdefault(split_of(path.name) or "", []).append(path)
+        if len(splits) > 1 and "" in splits:
+            raise UserError(f"{splits[''][0]}: its name says no split, others' beside it do; give the tars by a glob")
+        splits = {name or "train": paths for name, paths in splits.items()}
     wanted = [name for name in (split, "test" if split == "val" else None) if name in splits]
     if not wanted and len(splits) > 1:
         raise UserError(f"{folder}: has no {split}, only {', '.join(splits)}; name its tars by a glob")
@@ -134,14 +137,14 @@ class ShardSet:
     @property
     def marks(self) -> np.ndarray:
         """(n,) int64; images that differ in it are not equal."""
-        return np.concatenate([index.size << 32 | index.tail_crc for index in self._indices])
+        return np.concatenate([index.size << 32 | index.content_crc for index in self._indices])
 
     @property
     def identity(self) -> str:
-        """Which images these are, in which order: how many, and a digest of labels, sizes, tar headers, last bytes."""
+        """Which images these are, in which order: how many, and a digest of labels, sizes, tar headers, contents."""
         digest = hashlib.sha256()
         for index in self._indices:
-            for array in (index.label, index.size, index.header_crc, index.tail_crc):
+            for array in (index.label, index.size, index.header_crc, index.content_crc):
                 digest.update(np.ascontiguousarray(array, dtype="<i8").tobytes())
         return f"{len(self):,} images, {digest.hexdigest()[:16]}"
 

@@ -5,9 +5,9 @@ import re
 from vitwarm.errors import UserError
 
 _WORDS = {
-    "train": ("train", "training", "trainset"),
-    "val": ("val", "valid", "validation", "dev", "eval", "evaluation", "valset"),
-    "test": ("test", "testing", "testset"),
+    "train": ("train", "training", "trainset", "trn"),
+    "val": ("val", "valid", "validate", "validation", "dev", "eval", "evaluation", "valset", "devset", "evalset"),
+    "test": ("test", "testing", "testset", "tst"),
 }
 _SPLIT = {word: split for split, words in _WORDS.items() for word in words}
 _NEUTRAL = frozenset(("images", "image", "img", "imgs", "set", "data", "split"))

@@ -29,7 +29,8 @@ from vitwarm.files import whole_file
 
 _FORMAT = 3
 _TICK = 0.02  # seconds; file systems count time in steps of up to a hundredth
-_TAIL = 4096  # bytes at the end of an image: where its next header lies, so that reading them costs nothing more
+_WHOLE = 1 << 16  # bytes of an image whose content is digested whole; of a larger one its ends are
+_END = 4096
 _log = logging.getLogger(__name__)
 
 
@@ -43,7 +44,8 @@ class TarIndex:
         label: (n,) int64.
         header_crc: (n,) int64, CRC-32 of the header block that ends at `offset`: each read checks it, so that an index
             which outlived its tar is noticed.
-        tail_crc: (n,) int64, CRC-32 of the last bytes of the image: images that differ in it or in size are not equal.
+        content_crc: (n,) int64, CRC-32 of the image, of a large one its ends: images that differ in it or in size are
+            not equal.
         deep: (n,) uint8, 1 where the image has more than 8 bits a channel and readers disagree on it (`depth`).
         key_bytes: (k,) uint8, the UTF-8 keys end to end.
         key_end: (n,) int64, where each key ends in `key_bytes`.
@@ -53,7 +55,7 @@ class TarIndex:
     size: np.ndarray
     label: np.ndarray
     header_crc: np.ndarray
-    tail_crc: np.ndarray
+    content_crc: np.ndarray
     deep: np.ndarray
     key_bytes: np.ndarray
     key_end: np.ndarray
@@ -213,14 +215,14 @@ def _build(tar: Path, file: int, tar_size: int) -> TarIndex:
     keys = [key for key in images if key in samples]
     if wrong := next((label for key in keys if isinstance(label := labels[key], str)), None):
         raise UserError(f"{tar}: {wrong}")
-    offset, size, header_crc, tail_crc, deep = np.array([images[key] for key in keys], dtype=np.int64).T
+    offset, size, header_crc, content_crc, deep = np.array([images[key] for key in keys], dtype=np.int64).T
     encoded = [key.encode("utf-8", "surrogateescape") for key in keys]
     return TarIndex(
         offset=np.ascontiguousarray(offset),
         size=np.ascontiguousarray(size),
         label=np.array([labels[key] for key in keys], dtype=np.int64),
         header_crc=np.ascontiguousarray(header_crc),
-        tail_crc=np.ascontiguousarray(tail_crc),
+        content_crc=np.ascontiguousarray(content_crc),
         deep=deep.astype(np.uint8),
         key_bytes=np.frombuffer(b"".join(encoded), dtype=np.uint8),
         key_end=np.cumsum([len(key) for key in encoded], dtype=np.int64),
@@ -237,9 +239,12 @@ def _target(tar: Path, name: str, link: str, is_label: bool, values: dict[tuple[
 
 
 def _row(file: int, member: Member) -> tuple[int, ...]:
-    tail = os.pread(file, min(member.size, _TAIL), member.offset + max(member.size - _TAIL, 0))
+    if member.size <= _WHOLE:
+        content = os.pread(file, member.size, member.offset)
+    else:
+        content = os.pread(file, _END, member.offset) + os.pread(file, _END, member.offset + member.size - _END)
     deep = is_deep(member.read(64), member.read)
-    return member.offset, member.size, zlib.crc32(member.header), zlib.crc32(tail), int(deep)
+    return member.offset, member.size, zlib.crc32(member.header), zlib.crc32(content), int(deep)
 
 
 def _label(member: Member) -> int | str:

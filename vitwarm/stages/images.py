@@ -185,6 +185,10 @@ class ImagesStage(MainStage[ImageBatch]):
         images = self.config
         self.vit: Any = family_of(model).model
         self.model = ImageModel(model, self.model_config.grad_checkpointing)
+        if images.crop == "pad" and images.pad >= self.size:
+            raise UserError(
+                f"images.pad={images.pad} leaves nothing of images of {self.size} pixels; set less than that"
+            )
         (smallest, largest), (narrowest, widest), (red, green, blue) = images.scale, images.ratio, images.mean
         self.transform = TrainTransform(
             self.size,

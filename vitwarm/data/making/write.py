@@ -91,10 +91,10 @@ def read_record(job: ShardJob) -> ShardRecord | None:
 
 
 class _Hashing(io.RawIOBase):
-    """Forwards writes to a file, and hashes them."""
+    """Forwards writes to a file, and hashes them; a write that fails names the tar."""
 
-    def __init__(self, file):
-        self._file, self.digest, self.count = file, hashlib.sha256(), 0
+    def __init__(self, file, tar: Path):
+        self._file, self._tar, self.digest, self.count = file, tar, hashlib.sha256(), 0
 
     def writable(self) -> bool:
         return True
@@ -102,7 +102,10 @@ class _Hashing(io.RawIOBase):
     def write(self, data) -> int:
         self.digest.update(data)
         self.count += len(data)
-        return self._file.write(data)
+        try:
+            return self._file.write(data)
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, str(self._tar)) from error
 
 
 def write_shard(job: ShardJob) -> ShardRecord:
@@ -114,7 +117,7 @@ def write_shard(job: ShardJob) -> ShardRecord:
     notes: Counter[str] = Counter()
     converted, damaged = [], []
     with whole_file(job.tar, shared=True) as aside, open(aside, "wb") as file, Reader() as reader:
-        hashing = _Hashing(file)
+        hashing = _Hashing(file, job.tar)
         with tarfile.open(fileobj=hashing, mode="w|", format=tarfile.USTAR_FORMAT) as archive:
             for sample in job.samples:
                 try:

@@ -19,6 +19,7 @@ import contextlib
 import io
 import itertools
 import json
+import logging
 import os
 import re
 import stat
@@ -58,10 +59,13 @@ _FORMATS = {  # known by their first bytes, and not read as text
     b"SQLite format 3\0": "an SQLite database; write it as parquet or JSON lines",
     b"%PDF-": "a PDF; convert it to text",
     b"{\\rtf": "RTF; convert it to text",
+    b"<!DOCTYPE html": "HTML; convert it to text",
+    b"<!doctype html": "HTML; convert it to text",
     b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1": "an Office document; convert it to text",
     b"\xff\xfe": "UTF-16; convert it to UTF-8 (iconv -f UTF-16 -t UTF-8)",
     b"\xfe\xff": "UTF-16; convert it to UTF-8 (iconv -f UTF-16 -t UTF-8)",
 } | {bytes((0x80, protocol)): "a pickle; write its texts as JSON lines" for protocol in range(2, 6)}
+_log = logging.getLogger(__name__)
 _ARRAY = re.compile(rb"\s*\[\s*\{\s*[\"}]")  # of objects
 _BETWEEN = re.compile(r"[\s,]*")  # elements of an array
 # Before a blank that follows none, every tokenizer here begins anew. White space is that of Unicode.
@@ -152,6 +156,10 @@ def _below(path: str, split: TextSplit | None) -> list[Path]:
     found = sorted(p for p in Path(path).glob(below) if p.is_file() and not p.name.startswith("."))
     if not found:
         raise UserError(f"{path}: no {below} in this folder")
+    if deeper := [] if split else [p.name for p in sorted(Path(path).iterdir()) if p.is_dir() and p.name[0] != "."]:
+        _log.warning(
+            "%s: folders within it are not read (%s); %s/** reads all below", path, ", ".join(deeper[:5]), path
+        )
     return found
 
 
@@ -165,6 +173,8 @@ def check_format(path: Path) -> None:
     Raises:
         UserError: its first bytes are those of another format; it cannot be read.
     """
+    if path.suffix.lower() in (".csv", ".tsv"):
+        raise UserError(f"{path}: is not text but a table; write its texts as JSON lines or parquet")
     with reading(path), open_content(path) as file:
         head = file.peek(16)
         if named := next((text for magic, text in _FORMATS.items() if head.startswith(magic)), None):

@@ -477,6 +477,21 @@ def test_text_that_is_trained_on_is_not_validated_on(tmp_path):
         compared(jsonl(tmp_path / "most.jsonl", [*TEXTS[:2], "new"]))
     assert compared(jsonl(tmp_path / "few.jsonl", [TEXTS[3], "new", "newer"])) == 1
     assert compared(jsonl(tmp_path / "none.jsonl", ["new", "newer"])) == 0
+    with pytest.raises(UserError, match="2 of its 3 documents"):
+        compared(jsonl(tmp_path / "blank.jsonl", [f"\n{TEXTS[1]} \r\n", TEXTS[2].replace(" ", "\n"), "new"]))
+
+
+def test_a_text_in_pieces_is_the_text_with_other_line_ends(tmp_path):
+    lines = [f"{i} {'word ' * (i % 7)}" for i in range(120_000)]
+    (tmp_path / "a.txt").write_bytes("\n".join(lines).encode())
+    (tmp_path / "b.txt").write_bytes(("\r\n".join(lines) + "\r\n").encode())
+    (tmp_path / "c.txt").write_bytes("\n".join(lines[::-1]).encode())
+    train = opened(tmp_path / "a.txt")
+    with pytest.raises(UserError, match="1 of its 1 documents are in text.train=t too"):
+        overlap(train, opened(tmp_path / "b.txt"), "text.train=t", "text.val=v")
+    assert overlap(train, opened(tmp_path / "c.txt"), "text.train=t", "text.val=v") == 0
+    of_all = int.from_bytes("".join("".join(lines).split()).encode(), "big") % (2**64 - 59)
+    assert train.digests().tolist() == [of_all]
 
 
 def test_stretches_end_in_separators(tmp_path):

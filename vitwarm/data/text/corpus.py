@@ -4,7 +4,7 @@
 |---|---|
 | `tokens.bin` | ids end to end, little-endian uint16 (vocabularies up to 65,536) or uint32 |
 | `offsets.bin` | int64, where each document begins, and where the last one ends |
-| `digests.bin` | uint64, a hash of the tokens of each document |
+| `digests.bin` | uint64, a hash of each document's text, white space left out |
 | `manifest.json` | counts, sources with size and SHA-256, tokenizer, damage; SHA-256 of these files and itself |
 | `seen.json` | times and place of each source, so that an unchanged one is not read again |
 
@@ -24,7 +24,7 @@ from typing import IO, Any
 import numpy as np
 
 from vitwarm.cache import cache_dir
-from vitwarm.data.text.encode import Encoded, EncodingJob, encode, question_mark, separator
+from vitwarm.data.text.encode import Encoded, EncodingJob, TextHash, encode, question_mark, separator
 from vitwarm.data.text.readers import TextRecord, TextSource, check_format, list_files, read_records, reading
 from vitwarm.data.tokenizers import Tokenizer, read_tokenizer
 from vitwarm.errors import UserError
@@ -108,7 +108,7 @@ class Corpus:
         self._digests = folder / DIGESTS
 
     def digests(self) -> np.ndarray:
-        """(n,) uint64, a hash of the tokens of each document."""
+        """(n,) uint64, a hash of each document's text, white space left out."""
         return np.fromfile(self._digests, np.uint64)
 
     def __len__(self) -> int:
@@ -265,7 +265,7 @@ def _kept(folder: Path, files: list[Path], workers: int) -> Corpus | None:
 def _made(folder: Path, source: TextSource, files: list[Path], tokenizer: str, workers: int) -> Corpus:
     """The cache, made by this process or by another one that was first."""
     for path in files:
-        check_format(path)
+        check_format(path, source)
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with locked(_lock(folder.name, folder.parent)):
@@ -356,13 +356,13 @@ class _Writer:
         if part.begins and part.ends:
             self._damage(part.damaged)
             self._append(part)
-            self._close(part.lengths, _hashes(part))
+            self._close(part.lengths, part.hashes)
             return
         if part.begins or self._open is None:
             self._open = _OpenDocument(self.tokens, self.text_bytes)
         whole = self._open
         whole.damaged += part.damaged
-        whole.hash.update(part.ids.tobytes())
+        whole.hash = sum(part.hashes, whole.hash)
         if not whole.damaged:
             self._append(part)
         if part.ends:
@@ -373,7 +373,7 @@ class _Writer:
                 self._files[TOKENS].seek(whole.first * self.dtype.itemsize)
                 self.tokens, self.text_bytes = whole.first, whole.text_bytes
             else:
-                self._close([self.tokens - whole.first], [int.from_bytes(whole.hash.digest(), "little")])
+                self._close([self.tokens - whole.first], [whole.hash])
 
     def end(self, separator: int) -> None:
         """Write the separator behind the last document."""
@@ -385,10 +385,10 @@ class _Writer:
         self.tokens += len(part.ids)
         self.text_bytes += part.text_bytes
 
-    def _close(self, lengths: list[int], hashes: list[int]) -> None:
+    def _close(self, lengths: list[int], hashes: list[TextHash]) -> None:
         """Note where documents end whose tokens are written."""
         self._write(OFFSETS, self.tokens - sum(lengths) + np.cumsum(lengths, dtype=np.int64))
-        self._write(DIGESTS, np.array(hashes, np.uint64))
+        self._write(DIGESTS, np.array([found.value for found in hashes], np.uint64))
         self.documents += len(lengths)
 
     def _damage(self, damaged: list[tuple[str, str, int]]) -> None:
@@ -409,16 +409,8 @@ class _OpenDocument:
 
     def __init__(self, first: int, text_bytes: int):
         self.first, self.text_bytes = first, text_bytes
-        self.hash = hashlib.blake2b(digest_size=8)
+        self.hash = TextHash()
         self.damaged: list[tuple[str, str, int]] = []
-
-
-def _hashes(part: Encoded) -> list[int]:
-    """A hash of the ids of each document, as `_OpenDocument` makes it."""
-    ids = memoryview(part.ids.tobytes())
-    ends = (np.cumsum(part.lengths, dtype=np.int64) * part.ids.itemsize).tolist()
-    texts = (ids[start:end] for start, end in zip([0, *ends], ends, strict=False))
-    return [int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "little") for text in texts]
 
 
 def _jobs(

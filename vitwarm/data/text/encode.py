@@ -5,7 +5,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -17,6 +17,7 @@ from vitwarm.errors import UserError
 _CONTROLS = bytes({*range(32), 127} - set(b"\b\t\n\v\f\r\x1b"))
 _STRETCH = 1 << 18  # characters that a tokenizer takes at once
 _CUT = re.compile(r"(?<!\s)(?=[\t-\r ])")
+_PRIME = 2**64 - 59
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,7 @@ class Encoded:
         text_bytes: bytes of UTF-8 of all documents together.
         damaged: (where, why, documents lost) of each record that is not a document.
         empty: documents without text, which are left out.
+        hashes: `TextHash` of each document.
         begins, ends: False where a document goes on from the job before, or into the next one.
     """
 
@@ -52,8 +54,32 @@ class Encoded:
     text_bytes: int
     damaged: list[tuple[str, str, int]]
     empty: int
+    hashes: list["TextHash"]
     begins: bool
     ends: bool
+
+
+class TextHash(NamedTuple):
+    """A number of 64 bits that two texts share if they differ in white space alone, and else by chance.
+
+    It is the text's bytes as one number, modulo a prime; so that of a text follows from those of its parts.
+
+    Attributes:
+        value: the number.
+        length: bytes of UTF-8 without white space.
+    """
+
+    value: int = 0
+    length: int = 0
+
+    @classmethod
+    def of(cls, text: str) -> "TextHash":
+        dense = "".join(text.split()).encode(errors="replace")
+        return cls(int.from_bytes(dense, "big") % _PRIME, len(dense))
+
+    def __add__(self, behind: "TextHash") -> "TextHash":  # type: ignore[override]  # a tuple's would be longer
+        value = self.value * pow(256, behind.length, _PRIME) + behind.value
+        return TextHash(value % _PRIME, self.length + behind.length)
 
 
 class Damaged(Exception):
@@ -90,7 +116,7 @@ def encode(job: EncodingJob) -> Encoded:
     start = separator(tokenizer)
     made: list[np.ndarray] = []
     ids: list[int] = []
-    lengths, damaged, text_bytes, empty = [], [], 0, 0
+    lengths, damaged, hashes, text_bytes, empty = [], [], [], 0, 0
     for record in job.records:
         try:
             texts = _texts(record, job.field)
@@ -117,8 +143,9 @@ def encode(job: EncodingJob) -> Encoded:
                     ids = []
             text_bytes += len(text.encode(errors="replace"))
         lengths.append(length + len(ids))
+        hashes.append(TextHash.of("\0".join([str(record.label or 0), *texts] if labelled else texts)))
     whole = np.concatenate([*made, np.array(ids, np.uint32)])
-    return Encoded(whole, lengths, text_bytes, damaged, empty, job.records[0].begins, job.records[-1].ends)
+    return Encoded(whole, lengths, text_bytes, damaged, empty, hashes, job.records[0].begins, job.records[-1].ends)
 
 
 _tokenizer = lru_cache(maxsize=1)(read_tokenizer)

@@ -167,13 +167,13 @@ def _in_layout(split: TextSplit) -> str:
     return "**/train-*/*.txt" if split == "train" else f"**/{split}/*.txt"
 
 
-def check_format(path: Path) -> None:
+def check_format(path: Path, source: TextSource) -> None:
     """Refuse a file that is not read as text.
 
     Raises:
         UserError: its first bytes are those of another format; it cannot be read.
     """
-    if path.suffix.lower() in (".csv", ".tsv"):
+    if path.suffix.lower() in (".csv", ".tsv") and not source.glue:
         raise UserError(f"{path}: is not text but a table; write its texts as JSON lines or parquet")
     with reading(path), open_content(path) as file:
         head = file.peek(16)

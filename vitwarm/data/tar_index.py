@@ -252,4 +252,5 @@ def _label(member: Member) -> int | str:
     if (label := parse_label(text)) is not None:
         return label
     shown = text[:20].decode("ascii", "backslashreplace")
-    return f"the label {member.name!r} must be a class number in ASCII digits, found {shown!r}"
+    hint = "; labels by name: unpack the images into a folder for each class, and run vitwarm make-shards"
+    return f"the label {member.name!r} must be a class number in ASCII digits, found {shown!r}{hint}"

@@ -277,8 +277,10 @@ def _next(running: Iterator[Any]) -> Any:
                 raise _WorkersFailed(message, stuck=True) from None
 
 
-def _kill(running: Iterator[Any]) -> None:
+def _kill(running: Any) -> None:
     """Kill the workers at once: they ignore SIGTERM, and one may wait for a lock that a dead one held."""
+    # torch's own end of a loader would wait for the lock of this event, which one that is killed here may hold.
+    running._workers_done_event = threading.Event()
     for worker in getattr(running, "_workers", ()):
         worker.kill()
 

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from vitwarm import reading
 from vitwarm.errors import UserError
 from vitwarm.reading import dump_yaml, parse_json, parse_yaml, read_json, read_text, read_yaml
 
@@ -117,3 +118,22 @@ def test_files(tmp_path):
     assert re.search("not a regular file|Is a directory", refusal(read_text, tmp_path))
     (tmp_path / "empty.yaml").touch()
     assert read_yaml(tmp_path / "empty.yaml") == {}
+
+
+def test_a_mapping_of_many_keys_takes_no_more_than_linear_time(monkeypatch, tmp_path):
+    """Counted in comparisons of keys: of few with few others."""
+    compared = []
+
+    class Counted(str):
+        __hash__ = str.__hash__
+
+        def __eq__(self, other):
+            compared.append(other)
+            return str.__eq__(self, other)
+
+    monkeypatch.setattr(reading._Loader, "construct_scalar", lambda self, node: Counted(node.value))
+    tree = parse_yaml("\n".join(f"k{i}: x" for i in range(3000)), "here")
+    assert len(tree) == 3000 and len(compared) < 10 * 3000
+    (tmp_path / "large.yaml").write_text("a: 1\n" + "#" * reading._MOST_YAML, encoding="utf-8")
+    with pytest.raises(UserError, match="more than the 2,097,152 that such a file may have"):
+        read_yaml(tmp_path / "large.yaml")

@@ -19,6 +19,7 @@ import yaml
 from vitwarm.errors import UserError
 
 MOST_BYTES = 2**28  # of a file that is read whole
+_MOST_YAML = 2**21  # bytes of a YAML file: its reader takes a minute for ten times as many
 _MOST_NODES, _DEEPEST = 200_000, 32  # of a YAML tree with its aliases written out, and of any tree
 
 
@@ -135,10 +136,16 @@ class _Loader(yaml.SafeLoader):
     yaml_implicit_resolvers = {None: list(_PATTERNS.items())}
 
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
-        given = [self.construct_object(key, deep=True) for key, _ in node.value if key.tag != f"{_TAG}merge"]
-        for at, key in enumerate(given):
-            if key in given[:at]:
-                raise _Wrong(None, None, f"the key {key} is there twice", node.start_mark)
+        seen = set()
+        for part, _ in node.value:
+            if part.tag == f"{_TAG}merge":
+                continue
+            key = self.construct_object(part, deep=True)
+            if not isinstance(part, yaml.ScalarNode):
+                raise _Wrong(None, None, f"the key {key} is no plain value", part.start_mark)
+            if key in seen:
+                raise _Wrong(None, None, f"the key {key} is there twice", part.start_mark)
+            seen.add(key)
         return super().construct_mapping(node, deep)
 
     def _scalar(self, node: Any) -> Any:
@@ -198,7 +205,7 @@ def parse_yaml(text: str, where: object) -> Any:
 
 def read_yaml(path: Path) -> dict[Any, Any]:
     """A YAML file that holds a mapping; see `read_text` and `parse_yaml`. An empty file is an empty mapping."""
-    tree = parse_yaml(read_text(path), path)
+    tree = parse_yaml(read_text(path, _MOST_YAML), path)
     if not isinstance(tree, dict | None):
         raise UserError(f"{path}: holds a {type(tree).__name__}, not a mapping of keys to values")
     return tree or {}

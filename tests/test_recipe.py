@@ -416,7 +416,7 @@ def test_which_recipe():
 @pytest.mark.parametrize(
     "text, says",
     [
-        ("seed: 1\nseed: 2\n", r"mine\.yaml, line 1: the key seed is there twice"),
+        ("seed: 1\nseed: 2\n", r"mine\.yaml, line 2: the key seed is there twice"),
         ("seed: [1\n", r"mine\.yaml, line 2: not readable"),
         ("model:\n\tname: x\n", r"mine\.yaml, line 2: not readable"),
         ("seed: !!python/object/apply:os.getpid []\n", r"mine\.yaml, line 1: not readable"),

@@ -13,6 +13,7 @@ import os
 import random
 import shutil
 import signal
+import tarfile
 import traceback
 from collections import Counter
 from collections.abc import Callable
@@ -127,4 +128,19 @@ def sweep(
         shutil.rmtree(own, ignore_errors=True)
     if only is None and found.counts["refused"] > most_refused * number + 1:
         found.failures.append(f"{kind}: {found.counts['refused']} of {number} are refused; the sweep tests too little")
+    return found
+
+
+def labelled(tar: Path) -> list[tuple[int, bytes]]:
+    """(label, encoded image) of each sample in a tar that was made."""
+    parts: dict[str, dict[str, bytes]] = {}
+    with tarfile.open(tar) as archive:
+        for member in archive:
+            key, _, ending = member.name.partition(".")
+            parts.setdefault(key, {})[ending] = archive.extractfile(member).read()
+    found = []
+    for part in parts.values():
+        label = int(part.pop("cls"))
+        (image,) = part.values()
+        found.append((label, image))
     return found

@@ -9,7 +9,7 @@ import tarfile
 import numpy as np
 import pytest
 from PIL import Image
-from sweeping import Case, command
+from sweeping import Case, command, labelled
 
 from vitwarm.data.shards import ShardSet, expand
 from vitwarm.data.subset import select_subset
@@ -118,17 +118,8 @@ def labels(rng, folder):
     def act():
         command("make-shards", f"source={source}", f"out={out}", f"labels={path}", "workers=0")
         known = json.loads((out / "manifest.json").read_text(encoding="utf-8"))["classes"]
-        found = {}
-        for tar in out.glob("val-*.tar"):
-            with tarfile.open(tar) as archive:
-                parts = {}
-                for member in archive:
-                    key, _, ending = member.name.partition(".")
-                    parts.setdefault(key, {})[ending] = archive.extractfile(member).read()
-            for part in parts.values():
-                label = known[int(part.pop("cls"))]
-                found[hashlib.sha256(*part.values()).hexdigest()] = label
-        return found
+        samples = [sample for tar in out.glob("val-*.tar") for sample in labelled(tar)]
+        return {hashlib.sha256(image).hexdigest(): known[label] for label, image in samples}
 
     return Case(
         act, lambda found: spoiled is None and found == truth, f"labels, {spoiled}, {coding}: {content[:160]!r}"

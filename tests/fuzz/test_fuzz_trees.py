@@ -5,14 +5,13 @@ import io
 import json
 import os
 import random
-import tarfile
 from collections import Counter
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
-from sweeping import Case, command
+from sweeping import Case, command, labelled
 
 CLASSES = [
     "cat", "Dog", "a b", "été", "日本", "n01440764", "x.y", "#1", "cl'a", '"q"', "0", "10", "9", "-x", "~", "$HOME",
@@ -149,15 +148,7 @@ def shards(out):
     found = {}
     for path in sorted(out.glob("*.tar")):
         own = found.setdefault(path.name.partition("-")[0], Counter())
-        with tarfile.open(path) as archive:
-            parts = {}
-            for member in archive:
-                key, _, ending = member.name.partition(".")
-                parts.setdefault(key, {})[ending] = archive.extractfile(member).read()
-        for part in parts.values():
-            label = int(part.pop("cls"))
-            (data,) = part.values()
-            own[names[label], digest(data)] += 1
+        own.update((names[label], digest(image)) for label, image in labelled(path))
     return found
 
 

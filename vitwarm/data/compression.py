@@ -5,12 +5,26 @@ import gzip
 import io
 import lzma
 import zlib
-from typing import IO, cast
+from collections.abc import Callable
+from typing import IO, Any, cast
 
 from vitwarm.errors import UserError
 
 _ZSTD = b"\x28\xb5\x2f\xfd"
 BROKEN = (EOFError, zlib.error, lzma.LZMAError)  # what decompressors raise beside OSError on bytes that are not theirs
+HEAD = 10  # bytes that tell
+
+
+def decompressor(head: bytes) -> Callable[[IO[bytes]], IO[bytes]] | None:
+    """What reads a file with such first bytes, compressed with gzip, bzip2 or xz; None where it is none of these."""
+    found: Any = None
+    if head.startswith(b"\x1f\x8b"):
+        found = gzip.open
+    elif head.startswith(b"BZh") and head[4:] == b"1AY&SY":
+        found = bz2.open
+    elif head.startswith(b"\xfd7zXZ\0"):
+        found = lzma.open
+    return found
 
 
 def decompressed(file: IO[bytes], where: object) -> io.BufferedReader:
@@ -23,14 +37,10 @@ def decompressed(file: IO[bytes], where: object) -> io.BufferedReader:
     Raises:
         UserError: nothing here reads Zstandard.
     """
-    head = file.read(10)
+    head = file.read(HEAD)
     file.seek(0)
-    if head.startswith(b"\x1f\x8b"):
-        file = gzip.GzipFile(fileobj=file)  # type: ignore[assignment]  # reads as IO does, but is not declared as one
-    elif head.startswith(b"BZh") and head[4:] == b"1AY&SY":
-        file = bz2.BZ2File(file)
-    elif head.startswith(b"\xfd7zXZ\0"):
-        file = lzma.LZMAFile(file)  # noqa: SIM115  # the reader that is returned closes it
+    if found := decompressor(head):
+        file = found(file)
     elif head.startswith(_ZSTD):
         try:
             import pyarrow

@@ -4,27 +4,19 @@ Python's tarfile takes a damaged header, a cut between two members and a missing
 each of them is an error, as are bytes after the end mark and, of compressed tars, a wrong checksum or a cut.
 """
 
-import bz2
-import gzip
 import io
-import lzma
 import tarfile
-import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import IO, Any, BinaryIO, cast
+from typing import IO, BinaryIO, cast
+
+from vitwarm.data.compression import BROKEN, HEAD, decompressor
 
 BLOCK = tarfile.BLOCKSIZE  # 512: a member is one header block, then its data padded to whole blocks
 
-_COMPRESSED: dict[bytes, Callable[[IO[bytes]], Any]] = {
-    b"\x1f\x8b": gzip.open,
-    b"BZh": bz2.open,
-    b"\xfd7zXZ\0": lzma.open,
-}
 _MOST_HEADER = 1 << 24  # bytes of a long name or of extended attributes; real ones have less than a hundred thousand
 # What tarfile and the decompressors raise on bytes that are not theirs.
-_HOSTILE: tuple[type[Exception], ...] = (tarfile.TarError, ValueError, ArithmeticError, LookupError, RecursionError)
-_HOSTILE += (EOFError, zlib.error, lzma.LZMAError)
+_HOSTILE = (tarfile.TarError, ValueError, ArithmeticError, LookupError, RecursionError, *BROKEN)
 
 
 class DamagedTar(Exception):
@@ -110,12 +102,12 @@ def _check_end(forward: "_Forward", offset: int) -> None:
 def _decompressed(file: IO[bytes]) -> IO[bytes]:
     """The content of a compressed file, which its first bytes tell; of others, the file."""
     if isinstance(file, io.BufferedReader):
-        head = file.peek(6)
+        head = file.peek(HEAD)[:HEAD]
     else:
-        head = file.read(6)
+        head = file.read(HEAD)
         file.seek(0)
-    opener = next((opener for magic, opener in _COMPRESSED.items() if head.startswith(magic)), None)
-    return file if opener is None else cast(IO[bytes], opener(file))
+    found = decompressor(head)
+    return found(file) if found else file
 
 
 class _Forward(io.RawIOBase):

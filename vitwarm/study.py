@@ -135,4 +135,4 @@ class StudyFolder:
         """Write the report of what is finished; returns its headline and where it is."""
         found = analyse(self.grid, self.folders.statuses(self.grid), command)
         files = write_report(found, self.out)
-        return "\n".join([*headline(found), f"written: {files[0]}"])
+        return f"{headline(found)}\nwritten: {files[0]}"

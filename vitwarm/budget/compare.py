@@ -1,19 +1,23 @@
 """Arms against a baseline over the same seeds: table, paired differences with intervals, learning curves."""
 
 import json
+import textwrap
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from vitwarm.budget.curves import Curves, learning_curves
 from vitwarm.budget.metrics import METRICS
-from vitwarm.budget.runs import Run
+from vitwarm.budget.runs import WARMUP, Run
 from vitwarm.budget.statistics import holm, paired_interval, paired_p_value
+from vitwarm.budget.style import INK, colour_of, draw_level, style
 from vitwarm.checks import KEYS, MAIN_STAGES, differences, main_stage, nearest, value_of
 from vitwarm.errors import UserError
 from vitwarm.files import write_text
-from vitwarm.plotting import new_figure, save_figure
+from vitwarm.plotting import load_matplotlib, new_figure, save_figure
 
 # The keys in which arms of one comparison may differ: how the trunk starts. All other keys must be equal.
 ARM_KEYS = ("seed", "name", "description", "init_from", "resume_from", "model.init", "warmup", "transfer", "run")
@@ -185,60 +189,57 @@ def _verdict(row: ComparedArm, baseline: str) -> str:
     return f"the interval includes zero; no difference to {baseline} is detectable with these seeds."
 
 
-def plot(arms: dict[str, list[Run]], path: Path) -> None:
-    """Draw the headline metric over samples seen, and the warm-up's accuracy where there is one.
+def plot(rows: list[ComparedArm], curves: dict[str, dict[Any, dict[str, Any]]], stage: str, path: Path) -> None:
+    """Draw the headline metric over samples seen, the differences to the baseline, the accuracy of the warm-ups.
 
-    Thick lines are means over the seeds, thin ones the seeds.
+    Args:
+        rows: the table, baseline first.
+        curves: arm -> seed -> stage -> (samples seen, value) in units of result.json.
+        stage: the main stage.
+        path: PNG to write.
 
     Raises:
         UserError: matplotlib is missing.
     """
-    main, headline = compared(arms)
-    panels = [(main, headline, f"{main}: samples seen", f"validation: {METRICS[headline].label}")]
-    if any("warmup" in runs[0].result["stages"] for runs in arms.values()):
-        panels.insert(0, ("warmup", "accuracy", "warm-up: sequences seen", "validation: accuracy of the warm-up, %"))
-    figure = new_figure(figsize=(5.2 * len(panels) + 1, 4.2), layout="constrained")
-    axes = figure.subplots(1, len(panels), squeeze=False)
-    for (stage, metric, x, y), ax in zip(panels, axes[0], strict=True):
-        for i, (arm, runs) in enumerate(arms.items()):
-            curves = [np.array(r.curve(stage, metric)) for r in runs if stage in r.result["stages"]]
-            for curve in curves:
-                ax.plot(curve[:, 0], METRICS[metric].scale * curve[:, 1], color=f"C{i}", alpha=0.35, linewidth=0.8)
-            if curves and len({len(c) for c in curves}) == 1:
-                mean = np.mean(curves, axis=0)
-                label = f"{arm}, {len(curves)} seed" + ("s" if len(curves) > 1 else "")
-                ax.plot(mean[:, 0], METRICS[metric].scale * mean[:, 1], f"C{i}.-", linewidth=2, label=label)
-        ax.set(xlabel=x, ylabel=y)
-        if METRICS[metric].higher:
-            ax.set_ylim(bottom=0)
-        ax.grid(alpha=0.3)
-        ax.legend(loc="lower right" if METRICS[metric].higher else "upper right", frameon=False)
-    save_figure(figure, path, dpi=120)
+    metric = METRICS[rows[0].metric]
+    shown: dict[str, dict[str, Curves]] = {
+        kind: {
+            arm: {seed: [(x, scale * y) for x, y in stages[kind]] for seed, stages in seeds.items() if stages.get(kind)}
+            for arm, seeds in curves.items()
+        }
+        for kind, scale in ((stage, metric.scale), (WARMUP, METRICS["accuracy"].scale))
+    }
+    warmups = shown[WARMUP] if any(shown[WARMUP].values()) else None
+    seen = f"{'images' if stage == 'images' else 'sequences'} seen"
+    figure = learning_curves(shown[stage], metric, seen, level=rows[0].mean, warmups=warmups)
+    save_figure(figure, path, dpi=160)
 
 
 def plot_differences(rows: list[ComparedArm], path: Path) -> None:
     """Draw the differences to the baseline, one line for each arm: each seed, their mean and its interval."""
     (baseline, *others), metric = rows, METRICS[rows[0].metric]
-    figure = new_figure(figsize=(7.2, 1.4 + 0.3 * len(others)), layout="constrained")
-    ax = figure.subplots()
-    for place, r in enumerate(others):
-        by_seed = [r.per_seed[seed] - value for seed, value in baseline.per_seed.items()]
-        apart = r.low is not None and (r.low > 0 or r.high < 0)
-        ax.scatter(by_seed, [place] * len(by_seed), s=16, facecolors="none", edgecolors="0.3", zorder=5)
-        if r.low is not None:
-            ax.plot([r.low, r.high], [place, place], color="C0", linewidth=2.4 if apart else 1.1, alpha=0.9)
-        ax.plot(r.difference, place, "C0o", markersize=6, zorder=4)
-    ax.axvline(0, color="0.2", linewidth=0.9)
-    ax.set_yticks(range(len(others)), [r.arm for r in others])
-    ax.set(
-        ylim=(len(others) - 0.4, -0.6),
-        xlabel=f"{metric.label.partition(',')[0]} minus that of {baseline.arm}, {metric.unit}",
-    )
-    ax.set_title("circles: seeds; dots: means with 95 % t intervals, thick where they exclude zero", fontsize=9)
-    ax.grid(axis="x", alpha=0.3)
-    ax.spines[["top", "right", "left"]].set_visible(False)
-    ax.tick_params(axis="y", length=0)
-    save_figure(figure, path, dpi=120)
+    with load_matplotlib().rc_context(style()):
+        figure = new_figure(figsize=(4.8, 1.5 + 0.36 * len(others)), layout="constrained")
+        ax = figure.subplots()
+        for place, r in enumerate(others):
+            by_seed = [r.per_seed[seed] - value for seed, value in baseline.per_seed.items()]
+            apart = r.low is not None and (r.low > 0 or r.high < 0)
+            ax.plot(by_seed, [place + 0.28] * len(by_seed), "o", color=INK, markersize=3.5, markerfacecolor="none")
+            if r.low is not None:
+                ax.plot([r.low, r.high], [place, place], color=colour_of(1), linewidth=2.6 if apart else 1.1)
+            ax.plot(r.difference, place, "o", color=colour_of(1), markersize=6)
+        draw_level(ax, 0.0, across=True)
+        ax.set_yticks(range(len(others)), [textwrap.fill(r.arm, 26) for r in others], fontsize=9)
+        title = "dots: means, with 95 % t intervals, thick where they exclude zero; circles: seeds"
+        ax.set_title(textwrap.fill(title, 60), fontsize=9, loc="right")
+        ax.set(
+            ylim=(len(others) - 0.4, -0.6),
+            xlabel=textwrap.fill(f"{metric.label.partition(',')[0]} minus that of {baseline.arm}, {metric.unit}", 34),
+        )
+        ax.grid(axis="y", visible=False)
+        ax.spines["left"].set_visible(False)
+        ax.tick_params(axis="y", length=0)
+    save_figure(figure, path, dpi=160)
 
 
 def report(arms: dict[str, list[Run]], folder: Path, tuned: Sequence[str] = ()) -> str:
@@ -246,14 +247,15 @@ def report(arms: dict[str, list[Run]], folder: Path, tuned: Sequence[str] = ()) 
     rows = compare(arms, tuned)
     text = markdown(rows, arms)
     folder.mkdir(parents=True, exist_ok=True)
-    shown = (("warmup", "accuracy"), compared(arms))
-    curves = {
+    main, headline = compared(arms)
+    shown = ((WARMUP, "accuracy"), (main, headline))
+    curves: dict[str, dict[Any, dict[str, Any]]] = {
         arm: {r.config.seed: {stage: r.curve(stage, metric) for stage, metric in shown} for r in runs}
         for arm, runs in arms.items()
     }
     content = {"rows": [asdict(r) for r in rows], "curves": curves, "versions": arms[rows[0].arm][0].result["versions"]}
     write_text(folder / "compare.md", text)
     write_text(folder / "compare.json", json.dumps(content, indent=1) + "\n")
-    plot(arms, folder / "compare.png")
+    plot(rows, curves, main, folder / "compare.png")
     plot_differences(rows, folder / "differences.png")
     return text

@@ -2,9 +2,10 @@
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, is_dataclass, replace
 from pathlib import Path
-from typing import Any
+from types import UnionType
+from typing import Any, Union, get_args, get_origin, get_type_hints
 
 import numpy as np
 
@@ -24,6 +25,7 @@ from vitwarm.budget.statistics import (
 )
 from vitwarm.checks import differences
 from vitwarm.errors import UserError
+from vitwarm.reading import read_json
 
 _FEW = 3  # seeds below which nothing is claimed
 _LARGE = 0.05  # share of the main stage above which a warm-up is not a small addition
@@ -90,6 +92,7 @@ class ArmRow:
     """An arm at the full budget, against the baseline, and what its start is worth.
 
     Attributes:
+        name, label: its key in the plan; what sentences, tables and figures call it.
         changes: (key, the baseline's value, this arm's value) of their recipes.
         warmup: size of the warm-up, as a share of the full main stage in the plan's unit; None where no rate is known.
         mean, sd: over the seeds that have a result; sd is the sample standard deviation.
@@ -104,6 +107,7 @@ class ArmRow:
     """
 
     name: str
+    label: str
     recipe: str
     settings: dict[str, Any]
     start: str | None
@@ -185,9 +189,52 @@ class Study:
         return [point for point in values if point.metric == self.metric]
 
     @property
+    def base(self) -> str:
+        """What the baseline is called."""
+        return self.arms[0].label
+
+    @property
+    def labels(self) -> dict[str, str]:
+        """What each arm is called, by its name."""
+        return {arm.name: arm.label for arm in self.arms}
+
+    @property
     def others(self) -> list[ArmRow]:
         """The arms to compare with the baseline."""
         return [arm for arm in self.arms if arm.name != self.baseline]
+
+
+def read_study(path: Path) -> Study:
+    """Read the study.json of a report.
+
+    Raises:
+        UserError: it is none.
+    """
+    try:
+        return _rebuilt(Study, read_json(path))
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{path}: not the study.json of a report by this version ({error!r})") from error
+
+
+def _rebuilt(kind: Any, value: Any) -> Any:
+    """A value of an annotated type from what JSON has made of it."""
+    origin, parts = get_origin(kind), get_args(kind)
+    if value is None:
+        return None
+    if origin in (Union, UnionType):
+        fitting = [part for part in parts if not is_dataclass(part) or part.__dataclass_fields__.keys() == value.keys()]
+        return _rebuilt(fitting[0], value)
+    if isinstance(kind, type) and is_dataclass(kind):
+        hints = get_type_hints(kind)
+        return kind(**{name: _rebuilt(hints[name], part) for name, part in value.items()})
+    if origin is dict:
+        return {parts[0](key): _rebuilt(parts[1], part) for key, part in value.items()}
+    if origin is list:
+        return [_rebuilt(parts[0], part) for part in value]
+    if origin is tuple:
+        kinds = parts if Ellipsis not in parts else parts[:1] * len(value)
+        return tuple(_rebuilt(one, part) for one, part in zip(kinds, value, strict=True))
+    return value
 
 
 def analyse(grid: Grid, statuses: Mapping[str, Status], command: str = "") -> Study:
@@ -328,6 +375,7 @@ def _arm(
     targets = {s: float(v) for s, v in zip(plan.seeds, target, strict=True) if np.isfinite(v)}
     return ArmRow(
         name=name,
+        label=plan.arms[name].label or name.replace("_", " "),
         recipe=plan.arms[name].recipe,
         settings=plan.arms[name].set,
         start=next((run.result.get("start") for run in full.values()), None),
@@ -417,7 +465,8 @@ def _warnings(
     if states:
         counts = ", ".join(f"{n} {state}" for state, n in states.items())
         short = [p for p in points if len(p.seeds) < len(plan.seeds)]
-        places = [f"{p.arm} at {100 * p.budget:g} % ({len(p.seeds)} of {len(plan.seeds)})" for p in short]
+        label = {arm.name: arm.label for arm in arms}
+        places = [f"{label[p.arm]} at {100 * p.budget:g} % ({len(p.seeds)} of {len(plan.seeds)})" for p in short]
         listed = ", ".join(places[:_LISTED]) + (f", and {len(places) - _LISTED} more" if len(places) > _LISTED else "")
         found.append(
             f"{sum(states.values())} of {len(cells)} runs have no usable result ({counts}). Nothing stands in for "
@@ -433,16 +482,18 @@ def _warnings(
     for arm in arms:
         if arm.equivalence.interval and arm.equivalence.interval.high is None and arm.equivalence.share is not None:
             top = 100 * arm.equivalence.covered[1]
-            found.append(f"{arm.name}: its interval is open; these seeds do not rule out that {top:g} % is not enough.")
+            found.append(
+                f"{arm.label}: its interval is open; these seeds do not rule out that {top:g} % is not enough."
+            )
         if arm.equivalence.pooled:
-            found.append(f"{arm.name}: its mean got worse from one budget to a larger one; it was made monotone.")
+            found.append(f"{arm.label}: its mean got worse from one budget to a larger one; it was made monotone.")
         if (arm.warmup or 0) > _LARGE:
             found.append(
-                f"{arm.name}: its warm-up is {100 * arm.warmup:.3g} % of the main stage, not a small addition."
+                f"{arm.label}: its warm-up is {100 * arm.warmup:.3g} % of the main stage, not a small addition."
             )
     if len(plan.arms) > 2:
         found.append(
-            f"{len(plan.arms) - 1} arms are compared with {plan.baseline}: each interval holds for itself alone; "
+            f"{len(plan.arms) - 1} arms are compared with {arms[0].label}: each interval holds for itself alone; "
             "the adjusted p values (Holm) hold for all of them together."
         )
     if len(devices) > 1:

@@ -1,107 +1,79 @@
 """The figures of a study, in matplotlib, legible on paper, on a dark page and on a phone."""
 
 import io
+import textwrap
 from typing import Any
 
 import numpy as np
 
+from vitwarm.budget.curves import Curves, learning_curves
 from vitwarm.budget.efficiency import ArmRow, Study
 from vitwarm.budget.equivalence import NEVER, REACHED, Equivalence, Interval
+from vitwarm.budget.metrics import METRICS
 from vitwarm.budget.plan import Published
+from vitwarm.budget.style import (
+    BASELINE,
+    INK,
+    MARKERS,
+    colour_of,
+    draw_legend,
+    draw_level,
+    draw_published,
+    stay_possible,
+    style,
+)
 from vitwarm.plotting import load_matplotlib, new_figure
-
-INK = "#010203"  # of text and axes; a page puts its own colour in its place
-_BASELINE, _COLOURS = "#7b8794", ("#2f7fc1", "#d97a1f", "#2c9c6d", "#9466cf", "#d1495b", "#a08a15", "#1798a8")
-_MARKERS = "osD^vPX*"
-_LINES = ("-", (0, (4, 1.2)), (0, (1.2, 1.2)))  # of the arms that share a colour, in turn
-_EARLY = 0.1  # part of a run that may fall outside the axes of the learning curves
 
 
 def efficiency(study: Study) -> Any:
     """Above: final value over budget. Below: the budget at which each arm is as good as the baseline with all."""
     rows = study.others
-    with load_matplotlib().rc_context(_style()):
-        height = 3.5 + 0.34 * len(rows)
+    with load_matplotlib().rc_context(style()):
+        height = 3.5 + 0.48 * len(rows)
         figure = new_figure(figsize=(4.8, height), layout="constrained")
-        top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=[3.0, 0.34 * len(rows) + 0.1])
+        top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=[3.0, 0.48 * len(rows) + 0.1])
         for i, arm in enumerate(study.arms):
             _budget_line(top, study, arm, i)
         _published_values(top, study, 1.0)
-        target = study.arms[0].mean.value
-        if target is not None:
-            top.axhline(target, color=_BASELINE, linewidth=1, linestyle=(0, (4, 3)), zorder=1)
+        draw_level(top, study.arms[0].mean.value)
         top.set(ylabel=study.label, xscale="log")
-        _legend(top)
+        stay_possible(top, METRICS[study.metric])
+        draw_legend(top)
         for row, arm in enumerate(rows):
             _needed_row(bottom, study, arm, row)
-        bottom.set_yticks(range(len(rows)), [arm.name for arm in rows])
-        bottom.set(ylim=(len(rows) - 0.4, -0.6), xlim=(study.budgets[0] / 1.09, 1.09))
+        names = [f"{_wrapped(arm)}\nnot reached" if arm.equivalence.state == NEVER else _wrapped(arm) for arm in rows]
+        bottom.set_yticks(range(len(rows)), names)
+        read = [arm.crossing.mean for arm in rows if arm.crossing.mean is not None]
+        first = min(study.budgets[0], *read)
+        bottom.set(ylim=(len(rows) - 0.4, -0.6), xlim=(first / 1.09, 1.09))
         bottom.set_xticks(study.budgets, [f"{100 * b:.3g}" for b in study.budgets])
         bottom.minorticks_off()
-        bottom.set_xlabel(f"{_budget_label(study)} (log scale)")
+        bottom.set_xlabel(textwrap.fill(f"{_budget_label(study)} (log scale)", 44))
         bottom.tick_params(axis="y", length=0)
         bottom.grid(axis="y", visible=False)
+        for ax in (top, bottom):
+            ax.spines["bottom"].set_bounds(first, 1.0)  # what lies beside it is room for points side by side
     return figure
 
 
 def curves(study: Study) -> Any:
-    """Above: the metric along the full-length runs; bands span the seeds. Below: paired differences."""
-    with load_matplotlib().rc_context(_style()):
-        figure = new_figure(figsize=(4.8, 5.0), layout="constrained")
-        top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=[3, 2])
-        late: dict[Any, list[float]] = {top: [], bottom: []}
-        base = study.curves.get(study.baseline, {})
-        for i, arm in enumerate(study.arms):
-            runs = {seed: np.array(curve).T for seed, curve in study.curves.get(arm.name, {}).items() if curve}
-            label = f"{arm.name}, {len(runs)} seed{'s' if len(runs) > 1 else ''}"
-            look = {"color": _colour(study, i), "linestyle": _LINES[(i - 1) // len(_COLOURS) % len(_LINES) if i else 0]}
-            late[top] += _band(top, list(runs.values()), look, label)
-            if arm.name != study.baseline:
-                late[bottom] += _band(bottom, _paired(runs, base), look)
-        _published_values(top, study, 100.0)
-        late[top] += [point.value for point in study.published_values]
-        target = study.arms[0].mean.value
-        for ax, level in ((top, target), (bottom, 0.0)):
-            if level is not None:
-                ax.axhline(level, color=_BASELINE, linewidth=1, linestyle=(0, (4, 3)), zorder=1)
-            if late[ax]:
-                room = 0.06 * (max(late[ax]) - min(late[ax])) or 1.0
-                ax.set_ylim(min(late[ax]) - room, max(late[ax]) + room)
-        _legend(top)
-        top.set(ylabel=study.label)
-        bottom.set(xlabel=f"{_budget_label(study)}, so far", xlim=(0, 102))
-        bottom.set_ylabel(f"minus {study.baseline}, {study.unit}")
-    return figure
+    """The learning curves of the full-length runs."""
+    runs = {arm.label: _percent(study.curves.get(arm.name, {})) for arm in study.arms}
+    marks = [(study.labels[point.arm], point) for point in study.published_values]
+    metric, xlabel = METRICS[study.metric], f"{_budget_label(study)}, so far"
+    return learning_curves(runs, metric, xlabel, level=study.arms[0].mean.value, published=marks, end=100.0)
 
 
-def _paired(runs: dict[int, Any], base: dict[int, Any]) -> list[Any]:
-    """(share, difference) of the seeds that both arms have; none where they were not evaluated at the same shares."""
-    pairs = [(run, np.array(base[seed]).T) for seed, run in runs.items() if base.get(seed)]
-    if not all(x.shape == other.shape and np.allclose(x[0], other[0], atol=1e-6) for x, other in pairs):
-        return []
-    return [np.stack([x[0], x[1] - other[1]]) for x, other in pairs]
-
-
-def _band(ax: Any, runs: list[Any], look: dict[str, Any], label: str | None = None) -> list[float]:
-    """Mean and span of (share, value) curves; returns the values after the first part of the run."""
-    if not runs:
-        return []
-    if all(x.shape == runs[0].shape and np.array_equal(x[0], runs[0][0]) for x in runs):
-        share, values = 100 * runs[0][0], np.stack([y for _, y in runs])
-        ax.fill_between(share, values.min(0), values.max(0), color=look["color"], alpha=0.22, linewidth=0)
-        ax.plot(share, values.mean(0), **look, linewidth=1.8, label=label)
-    else:  # evaluated at different steps: no mean to draw
-        for k, (x, y) in enumerate(runs):
-            ax.plot(100 * x, y, **look, linewidth=1, label=None if k else label)
-    return [v for x, y in runs for share, v in zip(x, y, strict=True) if share >= _EARLY * x[-1]]
+def _percent(curves: dict[int, list[tuple[float, float]]]) -> Curves:
+    return {seed: [(100 * share, value) for share, value in curve] for seed, curve in curves.items()}
 
 
 def needed(study: Study) -> Any:
     """Draw the data needed over the size of the warm-up, with published points."""
-    with load_matplotlib().rc_context(_style()):
+    with load_matplotlib().rc_context(style()):
         figure = new_figure(figsize=(4.8, 3.4), layout="constrained")
         ax = figure.subplots()
-        ax.axhline(100, color=_BASELINE, linewidth=1, linestyle=(0, (4, 3)), zorder=1)
+        ax.axhline(100, color=BASELINE, linewidth=1, linestyle=(0, (4, 3)), zorder=1)
         lowest = min(_main_share(study, point) for point in study.published_shares)
         for k, point in enumerate(study.published_shares):
             ax.plot(
@@ -109,18 +81,19 @@ def needed(study: Study) -> Any:
                 _main_share(study, point),
                 label=f"{point.label} (published)",
                 color=INK,
-                marker=_MARKERS[k % 8],
+                marker=MARKERS[k % 8],
                 markerfacecolor="none",
                 markersize=10,
                 linestyle="none",
+                clip_on=False,
             )
         for i, arm in enumerate(study.arms):
             found = arm.equivalence
             if arm.crossing.mean is not None and arm.name != study.baseline:
                 read = 100 * arm.crossing.mean
-                style: dict[str, Any] = {"markerfacecolor": "none", "linestyle": "none", "markersize": 6}
-                label = None if found.state == REACHED else arm.name  # one entry an arm
-                ax.plot(100 * (arm.warmup or 0), read, marker="o", color=_colour(study, i), label=label, **style)
+                ring: dict[str, Any] = {"marker": "o", "markerfacecolor": "none", "linestyle": "none", "markersize": 6}
+                label = None if found.state == REACHED else arm.label  # one entry an arm
+                ax.plot(100 * (arm.warmup or 0), read, color=colour_of(i), label=label, clip_on=False, **ring)
                 lowest = min(lowest, read)
             if found.state == REACHED:
                 low, high = _drawn(found)
@@ -129,37 +102,27 @@ def needed(study: Study) -> Any:
                     100 * (arm.warmup or 0),
                     100 * found.share,
                     error,
-                    label=arm.name,
-                    color=_colour(study, i),
-                    marker=_MARKERS[i % 8],
+                    label=arm.label,
+                    color=colour_of(i),
+                    marker=MARKERS[i % 8],
                     markersize=6,
                     capsize=3,
                     linestyle="none",
+                    clip_on=False,
                 )
                 lowest = min(lowest, 100 * low)
         ax.set(xlabel=f"warm-up, % of the full {study.data}", ylabel=f"{study.data} needed, %")
-        ax.set_xlim(-0.05 * ax.get_xlim()[1], 1.1 * ax.get_xlim()[1])
+        ax.set_xlim(0, 1.1 * ax.get_xlim()[1])
         ax.set_ylim(max(0, lowest - 12), 104)
-        _legend(ax)
+        draw_legend(ax)
     return figure
 
 
 def _published_values(ax: Any, study: Study, full: float) -> None:
     """Draw published final values at the full budget, with the marker of the arm that they correspond to."""
-    arms = [arm.name for arm in study.arms]
-    for k, point in enumerate(study.published_values):
-        first = point.label not in [earlier.label for earlier in study.published_values[:k]]
-        ax.plot(
-            full,
-            point.value,
-            label=f"{point.label} (published)" if first else None,
-            color=INK,
-            marker=_MARKERS[arms.index(point.arm) % 8],
-            markerfacecolor="none",
-            markersize=9,
-            linestyle="none",
-            clip_on=False,
-        )
+    names = list(study.labels)
+    for point in study.published_values:
+        draw_published(ax, full, point, names.index(point.arm))
 
 
 def _main_share(study: Study, point: Published) -> float:
@@ -183,8 +146,11 @@ def _budget_line(ax: Any, study: Study, arm: ArmRow, i: int) -> None:
     points = [p for p in study.points if p.arm == arm.name and p.mean.value is not None]
     if not points:
         return
-    colour, marker = _colour(study, i), _MARKERS[i % 8]
-    shift = 1.02 ** (i - (len(study.arms) - 1) / 2)
+    colour, marker = colour_of(i), MARKERS[i % 8]
+    # beside each other: no bar hides another one, and no budget's points reach into the next one's
+    places = np.log(study.budgets)
+    apart = min([0.03, *(0.6 * np.diff(places) / len(study.arms))])
+    shift = np.exp(apart * (i - (len(study.arms) - 1) / 2))
     for point in points:
         ax.plot(
             [shift * point.budget] * len(point.seeds),
@@ -194,18 +160,18 @@ def _budget_line(ax: Any, study: Study, arm: ArmRow, i: int) -> None:
             color=colour,
             alpha=0.55,
             linestyle="none",
+            clip_on=False,
         )
-    x, y = [p.budget for p in points], [p.mean.value for p in points]
+    x, y = [shift * p.budget for p in points], [p.mean.value for p in points]
     line = "--" if study.points_are == "branched" else "-"
-    ax.plot(x, y, label=arm.name, color=colour, marker=marker, markersize=4.5, linewidth=1.6, linestyle=line)
-    bars = [p for p in points if p.mean.low is not None]
-    ax.vlines(
-        [p.budget for p in bars], [p.mean.low for p in bars], [p.mean.high for p in bars], color=colour, linewidth=1
-    )
+    look = {"color": colour, "marker": marker, "markersize": 4.5, "linewidth": 1.6, "linestyle": line, "clip_on": False}
+    ax.plot(x, y, label=arm.label, **look)
+    bars = [(place, p.mean) for place, p in zip(x, points, strict=True) if p.mean.low is not None]
+    ax.vlines([place for place, _ in bars], [m.low for _, m in bars], [m.high for _, m in bars], color=colour, lw=1)
 
 
 def _needed_row(ax: Any, study: Study, arm: ArmRow, row: int) -> None:
-    colour, found = _colour(study, row + 1), arm.equivalence
+    colour, found = colour_of(row + 1), arm.equivalence
     if found.interval:
         low, high = _drawn(found)
         ax.plot([low, high], [row, row], color=colour, linewidth=2.2, solid_capstyle="butt")
@@ -213,11 +179,9 @@ def _needed_row(ax: Any, study: Study, arm: ArmRow, row: int) -> None:
             if open_end is None:
                 ax.plot(end, row, marker=marker, color=colour, markersize=6, clip_on=False)
     if found.state == REACHED:
-        ax.plot(found.share, row, marker=_MARKERS[(row + 1) % 8], color=colour, markersize=7)
-    elif found.state == NEVER:
-        ax.text(study.budgets[0], row, "not reached", color=colour, va="center", fontsize=9)
-    if arm.crossing.mean is not None:
-        ax.plot(arm.crossing.mean, row, marker="o", markersize=6, markerfacecolor="none", color=colour)
+        ax.plot(found.share, row, marker=MARKERS[(row + 1) % 8], color=colour, markersize=7)
+    if arm.crossing.mean is not None:  # below the interval, which would run through it
+        ax.plot(arm.crossing.mean, row + 0.3, marker="o", markersize=6, markerfacecolor="none", color=colour)
 
 
 def _drawn(found: Equivalence) -> tuple[float, float]:
@@ -234,36 +198,5 @@ def _budget_label(study: Study) -> str:
     return f"{whole}, % of the full budget"
 
 
-def _colour(study: Study, i: int) -> str:
-    return _BASELINE if study.arms[i].name == study.baseline else _COLOURS[(i - 1) % len(_COLOURS)]
-
-
-def _legend(ax: Any) -> None:
-    if labels := ax.get_legend_handles_labels()[1]:
-        columns = (
-            len(labels) if sum(map(len, labels)) + 5 * len(labels) < 54 else 2 if 2 * max(map(len, labels)) <= 46 else 1
-        )
-        ax.legend(
-            loc="lower left",
-            bbox_to_anchor=(-0.02, 1.0),
-            ncols=columns,
-            frameon=False,
-            columnspacing=1.2,
-            handlelength=2.2,
-        )
-
-
-def _style() -> dict[str, Any]:
-    text = ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color")
-    return dict.fromkeys(text, INK) | {
-        "font.family": "DejaVu Sans",
-        "font.size": 10.5,
-        "axes.facecolor": "none",
-        "axes.spines.top": False,
-        "axes.spines.right": False,
-        "axes.grid": True,
-        "axes.axisbelow": True,
-        "grid.color": "#8d99a5",
-        "grid.alpha": 0.22,
-        "legend.fontsize": 9.5,
-    }
+def _wrapped(arm: ArmRow) -> str:
+    return textwrap.fill(arm.label, 18)

@@ -1,5 +1,6 @@
 """Metrics of main stages, as comparisons and studies show them."""
 
+import math
 from dataclasses import dataclass
 
 
@@ -12,12 +13,15 @@ class Metric:
         unit: unit of a difference, for sentences.
         scale: factor from result.json to that unit.
         higher: whether more is better.
+        least, most: the values that it can have, in that unit; the axes of figures stay between them.
     """
 
     label: str
     unit: str
     scale: float
     higher: bool
+    least: float = 0.0
+    most: float = 100.0
 
 
 METRICS = {
@@ -26,6 +30,16 @@ METRICS = {
     "accuracy": Metric("accuracy, %", "points", 100.0, True),
     "exact": Metric("whole answers, %", "points", 100.0, True),
     "f1": Metric("F1, %", "points", 100.0, True),
-    "matthews": Metric("Matthews correlation, %", "points", 100.0, True),
-    "loss": Metric("validation loss, nats", "nats", 1.0, False),
+    "matthews": Metric("Matthews correlation, %", "points", 100.0, True, least=-100.0),
+    "loss": Metric("validation loss, nats", "nats", 1.0, False, most=math.inf),
 }
+
+
+def metric_of(name: str) -> Metric:
+    """How a metric of result.json is shown; one that is no headline is a share, but for losses and perplexities."""
+    words = name.replace("_", " ")
+    if name.endswith(("loss", "perplexity")):
+        other = Metric(words, "", 1.0, False, most=math.inf)
+    else:
+        other = Metric(f"{words}, %", "points", 100.0, True)
+    return METRICS.get(name, other)

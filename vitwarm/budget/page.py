@@ -8,7 +8,7 @@ from html import escape as _escape
 
 @dataclass(frozen=True)
 class Text:
-    """A paragraph; `lead` is the answer, `next` what qualifies it, `small` the setting."""
+    """A paragraph; `lead` is the answer, `small` the setting."""
 
     text: str
     kind: str = ""
@@ -121,12 +121,13 @@ def _html(block: Block) -> str:
             lines = ("".join(f"<td{k}>{escape(cell)}</td>" for cell, k in zip(row, kinds, strict=True)) for row in rows)
             body = "\n".join(f"<tr>{line}</tr>" for line in lines)
             table = f"<table><thead><tr>{head}</tr></thead><tbody>\n{body}\n</tbody></table>"
-            return f'<div class="wide" tabindex="0">{table}</div>'
+            hint = '<p class="hint"><span>wider than the page: scrolls sideways \u2192</span></p>'
+            return f'<div class="wide" tabindex="0"><div>{hint}{table}</div></div>'
         case Figure(svg, _, caption):
             label = f'<svg role="img" aria-label="{escape(caption, quote=True)}"'
             return f"<figure>{svg.replace('<svg', label, 1)}<figcaption>{escape(caption)}</figcaption></figure>"
         case Code(text):
-            return f'<pre tabindex="0">{escape(text)}</pre>'
+            return f"<pre>{escape(text)}</pre>"
         case Folded(name, inner):
             return f"<details><summary>{escape(name)}</summary>\n{chr(10).join(_html(b) for b in inner)}\n</details>"
     raise TypeError(block)
@@ -157,7 +158,6 @@ h2 { font-size: 1.2rem; margin: 2.6rem 0 .7rem; line-height: 1.3; }
 p { max-width: 46rem; margin: .6rem 0; overflow-wrap: anywhere; }
 p.lead { font-size: 1.45rem; line-height: 1.4; font-weight: 600; max-width: 54rem; margin: .4rem 0 1rem;
   text-wrap: pretty; }
-p.next { font-size: 1.05rem; max-width: 54rem; margin: .7rem 0; }
 p.small { color: var(--soft); font-size: .92rem; }
 ul { padding-left: 1.2rem; max-width: 54rem; } li { margin: .3rem 0; overflow-wrap: anywhere; }
 ul.warning { list-style: none; margin: 1.4rem 0; padding: .7rem 1.1rem; background: var(--markbg); border-radius: .4rem;
@@ -166,14 +166,21 @@ figure, .wide, pre { background: var(--card); border: 1px solid var(--line); bor
 figure { margin: 1.2rem 0; padding: 1rem; }
 figure svg { display: block; width: 100%; height: auto; color: var(--ink); max-width: 38rem; margin: 0 auto; }
 figcaption { color: var(--soft); font-size: .88rem; line-height: 1.45; margin-top: .6rem; max-width: 52rem; }
-.wide { overflow-x: auto; margin: .8rem 0; }
+.wide { overflow-x: auto; margin: .8rem 0; container-type: inline-size; }
+.wide > div { width: min-content; min-width: 100%; }
+/* as high as its padding, which is none unless the table (100%) is wider than its frame (100cqi) */
+.hint { position: sticky; left: 0; width: 100cqi; max-width: none; height: 0; margin: 0; overflow: hidden;
+  color: var(--mark); background: var(--markbg); font-size: .82rem;
+  padding: clamp(0px, (100% - 100cqi) * 999, 1.8rem) 0 0; }
+.hint span { position: absolute; top: .25rem; left: .75rem; }
 table { border-collapse: collapse; width: 100%; font-size: .9rem; font-variant-numeric: tabular-nums; }
 th, td { padding: .45rem .75rem; text-align: left; vertical-align: top; border-bottom: 1px solid var(--line); }
 th { font-weight: 600; color: var(--soft); vertical-align: bottom; line-height: 1.3; }
 tbody tr:last-child td { border-bottom: 0; } td { white-space: nowrap; } td:first-child { font-weight: 600; }
 td:first-child, th:first-child { position: sticky; left: 0; background: var(--card); }
+td:first-child { white-space: normal; min-width: 6rem; }
 .n { text-align: right; }
-pre { overflow-x: auto; padding: .8rem 1rem;
+pre { white-space: pre-wrap; overflow-wrap: anywhere; padding: .8rem 1rem;
   font: .84rem/1.5 ui-monospace, "SF Mono", Menlo, Consolas, "DejaVu Sans Mono", monospace; }
 details { margin: .8rem 0; } summary { cursor: pointer; font-weight: 600; padding: .3rem 0; }
 :focus-visible { outline: 2px solid var(--mark); outline-offset: 2px; }

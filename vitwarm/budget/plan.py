@@ -23,11 +23,17 @@ POINTS = ("scheduled", "branched", "crossing")
 
 @dataclass(frozen=True)
 class Arm:
-    """An arm: a recipe and the keys that the plan sets in it (full keys)."""
+    """An arm: a recipe and the keys that the plan sets in it (full keys).
+
+    Attributes:
+        name: its key in the plan, part of the names of folders.
+        label: its name in words, for the report; if empty, the key with spaces.
+    """
 
     name: str
     recipe: str
     set: dict[str, Any] = field(default_factory=dict)
+    label: str = ""
 
 
 @dataclass(frozen=True)
@@ -242,15 +248,18 @@ def _mapping(path: Path, tree: dict, key: str) -> dict[str, Any]:
 
 
 def _arm(path: Path, name: str, spec: Any) -> Arm:
-    if not isinstance(spec, dict) or not isinstance(spec.get("recipe"), str) or spec.keys() - {"recipe", "set"}:
-        raise UserError(f"{path}: arms.{name}: write {{recipe: NAME}} or {{recipe: NAME, set: {{key: value}}}}")
+    words = [spec.get("recipe"), spec.get("label", "")] if isinstance(spec, dict) else [None]
+    if not all(isinstance(word, str) for word in words) or spec.keys() - {"recipe", "set", "label"}:
+        raise UserError(
+            f"{path}: arms.{name}: write {{recipe: NAME}}, and if needed set: {{key: value}} and label: TEXT"
+        )
     if not re.fullmatch(r"[A-Za-z0-9_.-]+", name) or name.startswith("."):
         raise UserError(f"{path}: arms: {name!r} becomes part of a folder's name; use letters, digits and _")
     recipe = spec["recipe"]
     beside = path.parent / recipe.partition(":")[0]
     if beside.suffix in (".yaml", ".yml") and beside.is_file():
         recipe = str(path.parent / recipe)
-    return Arm(name, recipe, _mapping(path, spec, "set"))
+    return Arm(name, recipe, _mapping(path, spec, "set"), spec.get("label", ""))
 
 
 def _budgets(path: Path, values: Any) -> tuple[float, ...]:

@@ -11,13 +11,15 @@ from typing import Any
 
 from vitwarm.budget import figures
 from vitwarm.budget.cells import DONE
+from vitwarm.budget.curves import TOGETHER
 from vitwarm.budget.efficiency import ArmRow, CellRow, Study
 from vitwarm.budget.page import Code, Figure, Folded, Heading, Points, Table, Text, inline, to_html, to_markdown
 from vitwarm.budget.statistics import bootstrap_ceiling
+from vitwarm.budget.style import INK
 from vitwarm.budget.wording import (
+    arm_sentences,
     bootstrap_text,
     crossing_text,
-    difference_sentence,
     headline,
     mean_text,
     needed_text,
@@ -46,7 +48,7 @@ def write_report(study: Study, folder: Path) -> list[Path]:
     files: dict[str, str | bytes] = {}
     for name, figure in _figures(study).items():
         inner, files[f"{name}.svg"], files[f"{name}.png"] = figures.save(figure)
-        drawn[name] = inline(inner, name, figures.INK)
+        drawn[name] = inline(inner, name, INK)
     title, blocks = f"{study.name}: how much data a start is worth", page(study, drawn)
     files |= {
         "report.md": to_markdown(title, blocks),
@@ -67,8 +69,8 @@ def page(study: Study, drawn: dict[str, str]) -> list[Any]:
         study: the study.
         drawn: name -> SVG for the inside of a page.
     """
-    blocks: list[Any] = [Text(text, "next" if i else "lead") for i, text in enumerate(headline(study))]
-    blocks += [Points([difference_sentence(study, arm) for arm in study.others]), Text(_facts(study), "small")]
+    blocks: list[Any] = [Text(headline(study), "lead")]
+    blocks += [Points([arm_sentences(study, arm) for arm in study.others]), Text(_facts(study), "small")]
     if study.warnings:
         blocks.append(Points(study.warnings, "warning"))
     captions = {
@@ -89,14 +91,20 @@ def page(study: Study, drawn: dict[str, str]) -> list[Any]:
     blocks += [Heading("At the full budget"), _arm_table(study)]
     if published := study.published_values:
         blocks.append(Text(f"Published by others, in their recipes, {study.label}:"))
-        blocks.append(Points([f"{p.label}, {p.arm}: {p.value:{study.form}} ({p.source})" for p in published]))
+        blocks.append(
+            Points([f"{p.label}, {study.labels[p.arm]}: {p.value:{study.form}} ({p.source})" for p in published])
+        )
     if len(study.budgets) > 1:
-        blocks += [Heading(f"Difference to {study.baseline} at each budget"), _point_table(study)]
+        blocks += [Heading(f"Difference to {study.base} at each budget"), _point_table(study)]
     if "curves" in drawn:
         blocks += [Heading("Learning curves"), Figure(drawn["curves"], "curves.svg", captions["curves"])]
     blocks += [Heading("Every run"), Text(_cells_text(study)), _seed_table(study)]
     if lost := [c for c in study.cells if c.note]:
-        blocks.append(Points([f"{c.arm} at {share_text(c.budget)}, seed {c.seed}: {c.state}: {c.note}" for c in lost]))
+        blocks.append(
+            Points(
+                [f"{study.labels[c.arm]} at {share_text(c.budget)}, seed {c.seed}: {c.state}: {c.note}" for c in lost]
+            )
+        )
     blocks += [Heading("What differs between the arms"), *_changes(study)]
     blocks += [Heading("How the numbers come about"), Points(_method(study))]
     return blocks + [Heading("Reproduce"), *_provenance(study)]
@@ -135,7 +143,7 @@ def _efficiency_caption(study: Study) -> str:
     drawn = "branches of one trunk a seed" if study.points_are == "branched" else "runs scheduled for their budget"
     return (
         f"Above: final {study.label} of {drawn}; small dots are seeds, set apart sideways, bars 95 % t intervals of "
-        f"the mean. Below: the budget at which an arm is as good as {study.baseline} with all (dashed), with its 95 "
+        f"the mean. Below: the budget at which an arm is as good as {study.base} with all (dashed), with its 95 "
         "% interval; an arrow is an open end. Hollow rings: read off one long run."
     ) + _black(study)
 
@@ -150,9 +158,13 @@ def _needed_caption(study: Study) -> str:
 
 
 def _curve_caption(study: Study) -> str:
+    many = len(study.others) > TOGETHER
+    first, second = ("Left", "Right") if many else ("Above", "Below")
+    rows = f" A row for each arm; grey, {study.base}." if many else ""
     return (
-        f"Full-length runs. Above: mean over the seeds, bands from the worst to the best; dashed, the final value of "
-        f"{study.baseline}. Below: paired differences to {study.baseline}, likewise. The first tenth may lie outside."
+        f"Full-length runs. {first}: mean over the seeds, bands from the worst to the best; dashed, the final value of "
+        f"{study.base}. {second}: paired differences to {study.base}, likewise, of arms that are evaluated where it "
+        f"is. The first tenth may lie outside.{rows}"
     ) + _black(study)
 
 
@@ -176,9 +188,9 @@ def _needed_table(study: Study) -> Table:
         # where the total is the budget, the warm-up is in it already
         costs = (-(arm.warmup or 0.0), 0.0) if total else (0.0, arm.warmup or 0.0)
         saved = [saved_text(arm, cost) for cost in costs]
-        rows.append([arm.name, share_text(arm.warmup), needed_text(arm), *saved, crossing_text(arm)])
+        rows.append([arm.label, share_text(arm.warmup), needed_text(arm), *saved, crossing_text(arm)])
     own = study.arms[0]
-    return Table(heads, [*rows, [own.name, share_text(own.warmup), "all, by definition", "", "", crossing_text(own)]])
+    return Table(heads, [*rows, [own.label, share_text(own.warmup), "all, by definition", "", "", crossing_text(own)]])
 
 
 def _detail_table(study: Study) -> Table:
@@ -187,7 +199,7 @@ def _detail_table(study: Study) -> Table:
         found = arm.equivalence
         between = " to ".join(share_text(b) for b in found.between) if found.between else ""
         pairs = ", ".join(f"{n}" for n in found.pairs)
-        rows.append([arm.name, between, pairs, bootstrap_text(arm)])
+        rows.append([arm.label, between, pairs, bootstrap_text(arm)])
     heads = ["arm", "interpolated between", f"seeds at {', '.join(share_text(b) for b in study.budgets)}"]
     return Table([*heads, "bootstrap of the seeds, 95 %"], rows)
 
@@ -210,7 +222,7 @@ def _arm_table(study: Study) -> Table:
         )
         least = "" if arm.detectable is None else f"{arm.detectable:{study.form}}"
         cost = [_times(arm.flops, base.flops), _hours(arm.device_seconds)]
-        rows.append([arm.name, mean, mean_text(arm.difference, study.signed), boot, *p, least, *cost])
+        rows.append([arm.label, mean, mean_text(arm.difference, study.signed), boot, *p, least, *cost])
     return Table(heads, rows)
 
 
@@ -219,7 +231,7 @@ def _point_table(study: Study) -> Table:
     for arm in study.others:
         points = [p for p in study.points if p.arm == arm.name]
         texts = [mean_text(p.difference, study.signed) + _short(p.pairs, study) for p in points]
-        rows.append([arm.name, *texts])
+        rows.append([arm.label, *texts])
     return Table(["arm", *(share_text(b) for b in study.budgets)], rows)
 
 
@@ -238,7 +250,7 @@ def _seed_table(study: Study) -> Table:
         cells = [c for c in study.cells if c.arm == arm.name and c.budget == budget]
         return " · ".join(c.state if c.value is None else f"{c.value:{study.form}}" for c in cells)
 
-    rows = [[arm.name, *(text(arm, b) for b in study.budgets)] for arm in study.arms]
+    rows = [[arm.label, *(text(arm, b) for b in study.budgets)] for arm in study.arms]
     return Table(["arm", *(share_text(b) for b in study.budgets)], rows)
 
 
@@ -246,13 +258,13 @@ def _changes(study: Study) -> list[Any]:
     blocks: list[Any] = []
     for arm in study.others:
         rows = [[key, _value(theirs), _value(ours)] for key, theirs, ours in arm.changes]
-        title = f"{arm.name} ({Path(arm.recipe).stem}) against {study.baseline}: {len(rows)} key{'s'[: len(rows) != 1]}"
-        blocks.append(Folded(title, [Table(["key", study.baseline, arm.name], rows, names=3)]))
+        title = f"{arm.label} ({Path(arm.recipe).stem}) against {study.base}: {len(rows)} key{'s'[: len(rows) != 1]}"
+        blocks.append(Folded(title, [Table(["key", study.base, arm.label], rows, names=3)]))
     return blocks
 
 
 def _method(study: Study) -> list[str]:
-    worth = f"the final value of {study.baseline} with its full budget"
+    worth = f"the final value of {study.base} with its full budget"
     found = [
         "Seeds are paired: a difference is taken between runs of the same root seed, which see the same samples in "
         "the same order. Intervals are 95 % Student t intervals of paired differences.",
@@ -272,7 +284,7 @@ def _method(study: Study) -> list[str]:
     found += [
         f"Read off one long run: the first evaluation of a full-length run at which it passes {worth}, as papers "
         "often do. The learning rate has not come down there, evaluations scatter, and the earliest lucky one "
-        f"counts; the same reading of {study.baseline} itself, in the table, shows how much of it is luck.",
+        f"counts; the same reading of {study.base} itself, in the table, shows how much of it is luck.",
         "Detectable: the true difference that a paired t test of these seeds finds four times in five, if the "
         "scatter between seeds is as estimated here; from three seeds that estimate is rough.",
     ]

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import numpy as np
 
+from vitwarm.budget.metrics import metric_of
 from vitwarm.budget.runs import Run
 from vitwarm.budget.statistics import paired_interval
+from vitwarm.budget.style import INK, colour_of, draw_level, style
 from vitwarm.errors import UserError
-from vitwarm.plotting import new_figure, save_figure
-
-_PLAIN = ("loss", "perplexity")  # metrics that are not shares; all others are shown in per cent
+from vitwarm.plotting import load_matplotlib, new_figure, save_figure
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ def seed_rows(arms: dict[str, list[Run]], metrics: list[str]) -> list[SeedRow]:
             for arm, runs in members.items():
                 if any(metric not in r.result["metrics"] for r in runs):
                     raise UserError(f"{arm} has no metric {metric}; it has {', '.join(runs[0].result['metrics'])}")
-                scale = 1 if metric.endswith(_PLAIN) else 100
+                scale = metric_of(metric).scale
                 values = {r.config.seed: scale * r.result["metrics"][metric] for r in runs}
                 baseline, first = not first, first or values
                 if list(values) != list(first):
@@ -89,7 +89,7 @@ def markdown(rows: list[SeedRow]) -> str:
             title = f"{r.panel} {r.metric}".strip()
             lines += ["", f"| {title} | mean | sd | difference [95 %] | each seed |", "|---|---|---|---|---|"]
             before = r.panel, r.metric
-        digits = 3 if r.metric.endswith(_PLAIN) else 1
+        digits = 1 if metric_of(r.metric).scale == 100 else 3
         values = np.array(list(r.values.values()))
         deviation = f"{values.std(ddof=1):.{digits}f}" if len(values) > 1 else ""
         difference = "" if r.difference is None else f"{r.difference:+.{digits}f}"
@@ -111,19 +111,24 @@ def plot(rows: list[SeedRow], path: Path) -> None:
     panels: dict[str, list[SeedRow]] = {}
     for r in rows:
         panels.setdefault(r.panel, []).append(r)
-    metric = rows[0].metric
+    metric = metric_of(rows[0].metric)
     heights = [len(p) + 1.5 for p in panels.values()]
-    figure = new_figure(figsize=(7, 0.3 * sum(heights) + 0.4), layout="constrained")
-    axes = figure.subplots(len(panels), squeeze=False, sharex=True, height_ratios=heights)
-    for ax, (panel, members) in zip(axes[:, 0], panels.items(), strict=True):
-        for place, r in enumerate(members):
-            values = np.array(list(r.values.values()))
-            ax.scatter(values, np.full(len(values), place), s=22, color=f"C{min(place, 1)}", alpha=0.55, linewidth=0)
-            ax.plot([values.mean()] * 2, [place - 0.32, place + 0.32], color="black", linewidth=1.5)
-        ax.axvline(np.mean(list(members[0].values.values())), color="C0", linewidth=0.8, linestyle=":")
-        ax.set_yticks(range(len(members)), [r.arm for r in members])
-        ax.set_ylim(len(members) - 0.4, -0.6)
-        ax.set_title(panel, loc="left", fontsize=10)
-        ax.grid(axis="x", alpha=0.3)
-    axes[-1, 0].set_xlabel(metric if metric.endswith(_PLAIN) else f"{metric.replace('_', ' ')}, %")
-    save_figure(figure, path, dpi=120)
+    with load_matplotlib().rc_context(style()):
+        figure = new_figure(figsize=(4.8, 0.28 * sum(heights) + 0.6), layout="constrained")
+        axes = figure.subplots(len(panels), squeeze=False, sharex=True, height_ratios=heights)[:, 0]
+        for ax, (panel, members) in zip(axes, panels.items(), strict=True):
+            for place, r in enumerate(members):
+                values = np.array(list(r.values.values()))
+                look = {"color": colour_of(min(place, 1)), "markersize": 4.5, "alpha": 0.6, "clip_on": False}
+                ax.plot(values, np.full(len(values), place), "o", markeredgewidth=0, **look)
+                ax.plot([values.mean()] * 2, [place - 0.36, place + 0.36], color=INK, linewidth=1.5, clip_on=False)
+            draw_level(ax, float(np.mean(list(members[0].values.values()))), across=True)
+            ax.set_yticks(range(len(members)), [r.arm for r in members], fontsize=9)
+            ax.set_ylim(len(members) - 0.4, -0.6)
+            ax.set_title(panel, loc="left", fontsize=10.5)
+            ax.grid(axis="y", visible=False)
+            ax.tick_params(axis="y", length=0)
+        low, high = axes[-1].get_xlim()
+        axes[-1].set_xlim(max(low, metric.least), min(high, metric.most))
+        axes[-1].set_xlabel(metric.label)
+    save_figure(figure, path, dpi=160)

@@ -1,7 +1,11 @@
 """The results of a study in sentences: every number with its uncertainty beside it."""
 
 from vitwarm.budget.efficiency import ArmRow, Mean, Study
-from vitwarm.budget.equivalence import AT_MOST, NEVER, REACHED, Interval
+from vitwarm.budget.equivalence import AT_MOST, NEVER, UNKNOWN, Interval
+
+_NUMBERS = dict(enumerate(("two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"), start=2))
+
+_LISTED = 4  # arms that a sentence on all of them names
 
 
 def share_text(share: float | None) -> str:
@@ -53,67 +57,119 @@ def crossing_text(arm: ArmRow) -> str:
     if not crossing.shares:
         return "unknown"
     if crossing.mean is None:
-        return f"{len(found)} of {len(crossing.shares)} seeds pass it"
+        return f"{len(found)} of {len(crossing.shares)} seeds pass"
     if crossing.low is None:
         return _estimate(crossing.mean)
     return f"{_estimate(crossing.mean)} [{100 * max(crossing.low, 0):.1f}, {100 * min(crossing.high, 1):.1f}]"
 
 
-def headline(study: Study) -> list[str]:
-    """The answer, a sentence or two for each arm."""
-    return [_answer(study, arm) for arm in study.others]
+def headline(study: Study) -> str:
+    """What the study found, without numbers: a sentence for all arms of which the same can be said."""
+    found: dict[tuple[str, str, str], list[str]] = {}
+    for arm in study.others:
+        found.setdefault(_finding(study, arm), []).append(arm.label)
+    every = f"any of the {len(study.others)} other arms" if len(study.others) > _LISTED else None
+    sentences = []
+    for (text, last, more), arms in found.items():
+        named = every if every and len(arms) == len(study.others) and last == "or" else _listed(arms, last)
+        sentences.append(f"{text} {named}{more}.")
+    return " ".join(sentence[0].upper() + sentence[1:] for sentence in sentences)
 
 
-def _answer(study: Study, arm: ArmRow) -> str:
-    found, base, data = arm.equivalence, study.baseline, study.data
-    if found.state == NEVER:
+def _finding(study: Study, arm: ArmRow) -> tuple[str, str, str]:
+    """(Words before the arm, how several arms are joined, words after it)."""
+    found, cost = arm.equivalence, arm.warmup or 0.0
+    if found.state == UNKNOWN:
+        return _final_finding(study, arm)
+    seeds = _seeds(max(found.pairs))
+    low, high = (found.interval.low or 0.0, found.interval.high) if found.interval else (0.0, None)
+    net = _net(study, arm)
+    if found.share is None and found.interval and low >= found.covered[1]:
+        return f"{seeds} rule out that anything is saved by", "or", ""
+    if high is None or not _adjusted(arm):
+        costly = ", and the warm-up costs more than it could save" if net and low + cost > 1 else ""
+        return f"{seeds} do not show that anything is saved by", "or", costly
+    if not net:
+        more = ", the cost of the warm-up included" if cost else ""
+    elif high + cost < 1:
+        more = ", also after the cost of the warm-up"
+    elif low + cost > 1:
+        more = ", but the warm-up costs more than it saves"
+    else:
+        more = ", but not that anything is left after the cost of the warm-up"
+    return f"{seeds} show a saving of {study.data} by", "and", more
+
+
+def _final_finding(study: Study, arm: ArmRow) -> tuple[str, str, str]:
+    """The same for an arm without runs at two budgets: what its runs at the full budget show."""
+    mean, metric, seeds = arm.difference, f"final {study.label.partition(',')[0]}", _seeds(arm.pairs)
+    if mean.value is None:
+        return "nothing can be said yet, for want of finished runs, about", "or", ""
+    if mean.low is None or mean.low <= 0 <= mean.high or not _adjusted(arm):
+        return f"{seeds} do not show a difference in {metric} between {study.base} and", "or", ""
+    side = "better" if (mean.value > 0) == study.higher else "worse"
+    return f"{seeds} show a {side} {metric} than that of {study.base} for", "and", ""
+
+
+def _seeds(number: int) -> str:
+    return "the runs of one seed" if number == 1 else f"{_NUMBERS.get(number, number)} seeds"
+
+
+def _adjusted(arm: ArmRow) -> bool:
+    """Whether the difference at the full budget is one among all comparisons of the study too."""
+    return arm.p_holm is None or arm.p_holm < 0.05
+
+
+def _net(study: Study, arm: ArmRow) -> bool:
+    """Whether the cost of the arm's warm-up is still to be taken from what it saves."""
+    return bool(arm.warmup) and study.setting == "additive"
+
+
+def _listed(words: list[str], last: str) -> str:
+    return f" {last} ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
+
+
+def arm_sentences(study: Study, arm: ArmRow) -> str:
+    """What the runs of an arm give, every number with its interval."""
+    if arm.equivalence.state == UNKNOWN:
+        return f"{difference_sentence(study, arm)} {_read_off(study, arm)}"
+    return f"{_needed(study, arm)} {difference_sentence(study, arm)}"
+
+
+def _needed(study: Study, arm: ArmRow) -> str:
+    """How much data the arm needs."""
+    found, base, data = arm.equivalence, study.base, study.data
+    them = "it" if data == "device time" else "them"
+    start = f"{arm.label}, a warm-up of {share_text(arm.warmup)}:" if arm.warmup else f"{arm.label}:"
+    if found.share is None:
         text = (
-            f"The arm {arm.name} does not reach the full-budget value of {base} with up to "
-            f"{share_text(found.covered[1])} of the {data}, so no number can be given."
+            f"{start} the mean does not reach the final value of {base} with up to {share_text(found.covered[1])} of "
         )
+        text += f"the {data}, so no number can be given."
         if found.interval and found.interval.low is not None and found.interval.low < found.covered[1]:
-            text += f" These seeds do not rule out that {_estimate(found.interval.low)} or more would be enough."
+            text += f" It is not ruled out that {_estimate(found.interval.low)} or more would be enough."
         return text
-    if found.state not in (REACHED, AT_MOST):
-        return _read_off(study, arm)
-    net = bool(arm.warmup) and study.setting == "additive"
-    start = (
-        f"{share_text(arm.warmup)} warm-up ({arm.name})" if arm.warmup else f"The start {arm.name}, without a warm-up,"
-    )
-    paid = ", its own cost included" if arm.warmup and not net else ""
-    text = f"{start} is worth {saved_text(arm)} of the {data} in this recipe{paid}: {needed_text(arm)} of "
-    text += f"{'it' if data == 'device time' else 'them'} are enough to be as good as {base} with all."
+    are = "is" if data == "device time" else "are"
+    text = f"{start} {needed_text(arm)} of the {data} {are} enough to be as good as {base} with all of {them}, "
+    text += f"a saving of {saved_text(arm)}{', its own cost included' if arm.warmup and not _net(study, arm) else ''}."
     if found.state == AT_MOST:
         text += " That is the smallest budget of the plan; smaller ones would give the number."
-    if net:
-        costly = ": it costs more than it saves" if 1 - found.share < arm.warmup else ""
-        text += f" Less its own cost, {saved_text(arm, arm.warmup)} is left{costly}."
-    return text + _doubt(study, arm, net)
-
-
-def _doubt(study: Study, arm: ArmRow, net: bool) -> str:
-    """A sentence on what the interval does not rule out."""
-    interval, seeds = arm.equivalence.interval, max(arm.equivalence.pairs)
-    if interval is None:
-        return " One seed has no interval; no difference is detectable."
-    if interval.high is None:
-        return f" The interval is open: {seeds} seeds do not show that anything is saved."
-    if net and interval.high + arm.warmup >= 1 > arm.equivalence.share + arm.warmup:
-        return f" That interval includes zero: {seeds} seeds do not show that anything is left."
-    return ""
+    if _net(study, arm):
+        text += f" Less its own cost, the saving is {saved_text(arm, arm.warmup)}."
+    return text
 
 
 def difference_sentence(study: Study, arm: ArmRow) -> str:
     """The arm against the baseline at the full budget."""
     mean = arm.difference
     if mean.value is None:
-        return f"{arm.name} at the full budget: no seed has a result in both arms."
-    text = f"{arm.name} at the full budget: {mean_text(mean, study.signed)} {study.unit} against {study.baseline}"
+        return f"{arm.label} at the full budget: no seed has a result in both arms."
+    text = f"{arm.label} at the full budget: {mean_text(mean, study.signed)} {study.unit} against {study.base}"
     if mean.low is None:
         return f"{text}; no difference is detectable with one seed."
     if not (mean.low > 0 or mean.high < 0):
         return f"{text}; no difference is detectable with {arm.pairs} seeds."
-    if arm.p_holm is not None and arm.p_holm >= 0.05:
+    if not _adjusted(arm):
         alone = f"show a difference by itself, not among {len(study.others)} comparisons"
         return f"{text}; {arm.pairs} seeds {alone} (p {arm.p_holm:.2g} by Holm)."
     return f"{text}; {arm.pairs} seeds show a difference."
@@ -121,21 +177,17 @@ def difference_sentence(study: Study, arm: ArmRow) -> str:
 
 def _read_off(study: Study, arm: ArmRow) -> str:
     """A sentence on an arm without runs at two budgets."""
-    base, crossing = study.baseline, arm.crossing
+    base, crossing = study.base, arm.crossing
     if not crossing.shares:
-        return f"Nothing can be said about the arm {arm.name} yet: it, or {base}, lacks finished runs."
+        return f"It, or {base}, lacks finished runs."
     if crossing.mean is None:
-        text = (
-            f"The arm {arm.name}, read off one long run: {crossing_text(arm)}, the final value of {base}, on the way."
-        )
+        text = f"Read off its long runs, {crossing_text(arm)} the final value of {base} on the way"
     else:
         own = study.arms[0].crossing.mean
         itself = "" if own is None else f" ({base} itself after {_estimate(own)})"
-        text = (
-            f"Read off one long run, {arm.name} first passes the final value of {base} after {crossing_text(arm)} of "
-            f"the {study.data}{itself}."
-        )
-    return f"{text} No run was scheduled to end there, so this is no saving that was measured."
+        text = f"Read off its long runs, it first passes the final value of {base} after {crossing_text(arm)} of "
+        text += f"the {study.data}{itself}"
+    return f"{text}: no run was scheduled to end there, so no saving was measured."
 
 
 def _estimate(share: float) -> str:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Literal
 
 from vitwarm.cli.words import flag, listing, option, rest, typed
+from vitwarm.errors import UserError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -15,7 +16,10 @@ class Options:
     docs/budgets.md explains plans.
     """
 
-    plan: str = option("a shipped plan (plan=list lists them) or a YAML file", form="NAME")
+    plan: str = option(
+        "a shipped plan (plan=list lists them), a YAML file, or with --report a study.json to write its report again",
+        form="NAME",
+    )
     out: Path | None = option("folder of the study; runs/budget/NAME if not given", None, form="FOLDER")
     runs: Path | None = option(
         "folder of the run folders; OUT/cells if not given. Plans that share it share their common cells",
@@ -48,6 +52,9 @@ def run(options: Options) -> None:
     if options.plan == "list":
         print(listing(list_plans()))
         return
+    if (numbers := Path(options.plan).expanduser()).suffix == ".json":
+        _report_again(numbers, options)
+        return
     plan = read_plan(find_plan(options.plan), options.overrides)
     submit = {key: int(value) if value.isdecimal() else value for key, value in options.submit.items()}
     launch = Launch(options.executor, options.jobs, options.accelerate, submit)
@@ -63,3 +70,16 @@ def run(options: Options) -> None:
         with stop_signals() as stop:
             study.run(stop)
     print(study.report(shlex.join(["vitwarm", "budget", *options.words])))
+
+
+def _report_again(numbers: Path, options: Options) -> None:
+    """Write the pages and figures of an earlier report from its numbers, without its runs."""
+    from vitwarm.budget.efficiency import read_study
+    from vitwarm.budget.report import write_report
+    from vitwarm.budget.wording import headline
+
+    if not options.report or options.overrides:
+        raise UserError(f"plan={numbers} holds the numbers of a report: write only --report, and out=FOLDER, beside it")
+    study = read_study(numbers)
+    files = write_report(study, options.out or numbers.parent)
+    print(f"{headline(study)}\nwritten: {files[0]}")

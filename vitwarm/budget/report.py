@@ -17,6 +17,7 @@ from vitwarm.budget.page import Code, Figure, Folded, Heading, Points, Table, Te
 from vitwarm.budget.statistics import bootstrap_ceiling
 from vitwarm.budget.style import INK
 from vitwarm.budget.wording import (
+    LISTED,
     arm_sentences,
     bootstrap_text,
     crossing_text,
@@ -70,7 +71,11 @@ def page(study: Study, drawn: dict[str, str]) -> list[Any]:
         drawn: name -> SVG for the inside of a page.
     """
     blocks: list[Any] = [Text(headline(study), "lead")]
-    blocks += [Points([arm_sentences(study, arm) for arm in study.others]), Text(_facts(study), "small")]
+    said = Points([arm_sentences(study, arm) for arm in study.others])
+    blocks += [
+        said if len(study.others) <= LISTED else Folded("Each arm in words", [said]),
+        Text(_facts(study), "small"),
+    ]
     if study.warnings:
         blocks.append(Points(study.warnings, "warning"))
     captions = {

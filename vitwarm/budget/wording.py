@@ -5,7 +5,7 @@ from vitwarm.budget.equivalence import AT_MOST, NEVER, UNKNOWN, Interval
 
 _NUMBERS = dict(enumerate(("two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"), start=2))
 
-_LISTED = 4  # arms that a sentence on all of them names
+LISTED = 4  # arms that a sentence on all of them names, and that the head of a page describes
 
 
 def share_text(share: float | None) -> str:
@@ -68,7 +68,7 @@ def headline(study: Study) -> str:
     found: dict[tuple[str, str, str], list[str]] = {}
     for arm in study.others:
         found.setdefault(_finding(study, arm), []).append(arm.label)
-    every = f"any of the {len(study.others)} other arms" if len(study.others) > _LISTED else None
+    every = f"any of the {len(study.others)} other arms" if len(study.others) > LISTED else None
     sentences = []
     for (text, last, more), arms in found.items():
         named = every if every and len(arms) == len(study.others) and last == "or" else _listed(arms, last)

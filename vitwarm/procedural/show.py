@@ -57,14 +57,18 @@ def natural_length(rule: Rule) -> int:
 
 
 def render(rule: Rule, rows: Sequences, masked: np.ndarray, width: int, colour: bool) -> str:
-    """The sequences as text: tokens over marks, in lines of at most `width` characters; of automata, a state a line."""
+    """The sequences as text, in lines of at most `width` characters: tokens over marks.
+
+    Of automata a line is a state; the diagram is followed, beside it or below, by the same one with the marks in the
+    place of what is hidden.
+    """
     texts, palette = glyphs(rule.vocab), (colours(rule.vocab) * 255).astype(int)
     cell = max(len(texts[token]) for token in np.unique(rows.tokens)) if rows.tokens.size else 1
     cell += cell > 1
     marks = np.where(masked, np.where(rows.determined, "?", "~"), " ")
     per_line = max(1, width // cell)
     rule = learnt(rule)
-    if isinstance(rule, Eca):
+    if diagram := isinstance(rule, Eca):
         per_line = rule.row_tokens(rows.tokens.shape[1])
     lines = []
     for index, tokens in enumerate(rows.tokens):
@@ -72,17 +76,27 @@ def render(rule: Rule, rows: Sequences, masked: np.ndarray, width: int, colour: 
             f"sequence {index}: {masked[index].sum()} hidden of {rows.scored[index].sum()} eligible tokens, "
             f"{(masked[index] & rows.determined[index]).sum()} of them determined"
         )
-        for start in range(0, len(tokens), per_line):
-            part = slice(start, start + per_line)
-            words = [texts[token].ljust(cell) for token in tokens[part]]
-            if colour:
-                words = [
-                    _paint(word, palette[token], hidden)
-                    for word, token, hidden in zip(words, tokens[part], masked[index, part], strict=True)
-                ]
-            lines.append("".join(words).rstrip())
-            if masked[index, part].any() and not isinstance(rule, Eca):  # marks would break up the diagram
-                lines.append("".join(mark.ljust(cell) for mark in marks[index, part]).rstrip())
+        words = [texts[token].ljust(cell) for token in tokens]
+        left = [  # the diagram with marks in it, since lines of marks would break it up
+            word if mark == " " else (mark * len(word.rstrip())).ljust(cell)
+            for word, mark in zip(words, marks[index], strict=True)
+        ]
+        if colour:
+            hues = palette[tokens]
+            words = [_paint(*one) for one in zip(words, hues, masked[index] & (not diagram), strict=True)]
+            left = [_paint(*one) for one in zip(left, hues, masked[index], strict=True)]
+        parts = [slice(start, start + per_line) for start in range(0, len(tokens), per_line)]
+        if diagram and 2 * cell * per_line + 3 <= width:
+            room = " " * cell * (-len(tokens) % per_line)  # beside a last line of padding
+            lines += [f"{''.join(words[part])}   {''.join(left[part])}".rstrip() for part in parts[:-1]]
+            lines.append(f"{''.join(words[parts[-1]])}{room}   {''.join(left[parts[-1]])}".rstrip())
+        elif diagram:
+            lines += ["".join(row[part]).rstrip() for row in (words, left) for part in parts]
+        else:
+            for part in parts:
+                lines.append("".join(words[part]).rstrip())
+                if masked[index, part].any():
+                    lines.append("".join(mark.ljust(cell) for mark in marks[index, part]).rstrip())
     return "\n".join(lines)
 
 

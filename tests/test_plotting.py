@@ -1,7 +1,9 @@
 """Figures need no display, and leave alone the backend that a notebook chose."""
 
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -46,3 +48,15 @@ def test_without_matplotlib_one_line_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     with pytest.raises(UserError, match=r"need matplotlib: pip install 'vitwarm\[plot\]'"):
         new_figure()
+
+
+def test_pages_and_pictures_of_the_documentation_name_each_other():
+    root = Path(__file__).parents[1]
+    shown = set()
+    for page in [root / "README.md", *(root / "docs").rglob("*.md")]:
+        for alternative, file in re.findall(r"!\[([^]]*)\]\(([^)]+)\)", page.read_text(encoding="utf-8")):
+            assert alternative, f"{page}: {file} has no text for those who do not see it"
+            shown.add(file if "://" in file else (page.parent / file).resolve())
+    drawn = {path for kind in ("png", "svg") for path in (root / "docs").rglob(f"*.{kind}")}
+    assert drawn - shown <= {root / "docs/images/idea.svg"}  # shown on the package index by its address
+    assert all(path in drawn for path in shown if isinstance(path, Path))

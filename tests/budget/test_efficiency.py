@@ -10,8 +10,9 @@ from studymaking import ARMS, make
 
 from vitwarm.budget.cells import CRASHED, DONE, Status
 from vitwarm.budget.efficiency import analyse, plan_warnings
+from vitwarm.budget.equivalence import Interval
 from vitwarm.budget.plan import Arm
-from vitwarm.budget.wording import difference_sentence, headline
+from vitwarm.budget.wording import arm_sentences, difference_sentence, headline
 
 NOISE = np.random.default_rng(0).normal(0, 0.001, (4, 3, 9))
 
@@ -40,16 +41,18 @@ def test_the_share_that_is_needed_comes_out_and_the_warmup_is_paid_for(tmp_path)
     arm = arm_of(study)
     assert arm.equivalence.share == pytest.approx(0.4) and arm.warmup == pytest.approx(0.1)
     assert arm.equivalence.between == (0.25, 0.5) and arm.equivalence.pairs == (3, 3, 3)
-    (text,) = headline(study)
-    assert "10 % warm-up (warmed) is worth 60.0 % [60.0, 60.0] of the images" in text
-    assert "Less its own cost, 50.0 % [50.0, 50.0] is left." in text
+    assert headline(study) == "Three seeds show a saving of images by warmed, also after the cost of the warm-up."
+    text = arm_sentences(study, arm)
+    assert "warmed, a warm-up of 10 %: 40.0 % [40.0, 40.0] of the images are enough" in text
+    assert "a saving of 60.0 % [60.0, 60.0]. Less its own cost, the saving is 50.0 % [50.0, 50.0]." in text
 
 
 def test_a_total_budget_counts_the_warmup(tmp_path):
     """The warmed arm's main stage is a tenth shorter; 0.4 of it is what the target needs, and so half of the total."""
     study = analyse(*make(tmp_path, exact(0.4), setting="substitutive"))
     assert arm_of(study).equivalence.share == pytest.approx(0.5)
-    assert "worth 50.0 % [50.0, 50.0] of the images in this recipe, its own cost included" in headline(study)[0]
+    assert headline(study) == "Three seeds show a saving of images by warmed, the cost of the warm-up included."
+    assert "a saving of 50.0 % [50.0, 50.0], its own cost included." in arm_sentences(study, arm_of(study))
 
 
 def test_differences_are_paired_and_have_the_intervals_of_scipy(tmp_path):
@@ -102,19 +105,41 @@ def test_a_lost_cell_never_changes_what_the_others_say(tmp_path):
 def test_without_a_single_run_nothing_is_claimed(tmp_path):
     everything = [(a, b, s) for a in ARMS for b in (0.25, 0.5, 1.0) for s in (0, 1, 2)]
     study = analyse(*make(tmp_path, exact(0.4), lost=everything))
-    assert headline(study) == ["Nothing can be said about the arm warmed yet: it, or default, lacks finished runs."]
+    assert headline(study) == "Nothing can be said yet, for want of finished runs, about warmed."
+    assert arm_sentences(study, arm_of(study)).endswith("It, or default, lacks finished runs.")
     assert arm_of(study).equivalence.share is None and arm_of(study).mean.value is None
 
 
 @pytest.mark.parametrize(
     ("crossing", "said"),
     [
-        (0.1, "at least 75.0 % [above 75] of the images"),
-        (4.0, "does not reach the full-budget value of default with up to 100 % of the images, so no number"),
+        (0.1, "at most 25.0 % [below 25] of the images are enough"),
+        (0.1, "a saving of at least 75.0 % [above 75]. That is the smallest budget of the plan"),
+        (4.0, "does not reach the final value of default with up to 100 % of the images, so no number"),
     ],
 )
 def test_censored_answers_are_said_in_words(tmp_path, crossing, said):
-    assert said in headline(analyse(*make(tmp_path, value(crossing))))[0]
+    study = analyse(*make(tmp_path, value(crossing)))
+    assert said in arm_sentences(study, arm_of(study))
+    assert ("rule out that anything is saved by warmed" in headline(study)) == (crossing > 1)
+
+
+def test_the_headline_says_one_finding_for_all_arms_that_share_it(tmp_path):
+    """With a saving that is clear, one that is not, and one that is clear alone but not among all comparisons."""
+    study = analyse(*make(tmp_path, value(0.4)))
+    clear = arm_of(study)
+    open_end = replace(clear.equivalence, interval=Interval(0.3, None))
+    unclear = [replace(clear, name=n, label=n, equivalence=open_end) for n in ("a", "b", "c", "d", "e")]
+    alone = replace(clear, name="f", label="f", p_holm=0.06)
+
+    def said(*arms):
+        return headline(replace(study, arms=[study.arms[0], *arms]))
+
+    shown = "Three seeds show a saving of images by warmed, also after the cost of the warm-up."
+    assert said(clear, alone, *unclear[:2]) == f"{shown} Three seeds do not show that anything is saved by f, a or b."
+    assert said(*unclear) == "Three seeds do not show that anything is saved by any of the 5 other arms."
+    costly = replace(clear, warmup=0.8, label="costly")
+    assert said(costly).endswith("by costly, but the warm-up costs more than it saves.")
 
 
 def test_an_interval_that_is_open_says_so(tmp_path):
@@ -124,13 +149,17 @@ def test_an_interval_that_is_open_says_so(tmp_path):
 
 
 def test_a_warmup_that_costs_more_than_it_saves(tmp_path):
-    text = headline(analyse(*make(tmp_path, exact(0.95))))[0]
-    assert "worth 5.0 %" in text and "-5.0 %" in text and "it costs more than it saves" in text
+    study = analyse(*make(tmp_path, exact(0.95)))
+    assert headline(study) == "Three seeds show a saving of images by warmed, but the warm-up costs more than it saves."
+    assert "a saving of 5.0 % [5.0, 5.0]. Less its own cost, the saving is -5.0 %" in arm_sentences(
+        study, arm_of(study)
+    )
 
 
 def test_one_seed_has_no_interval(tmp_path):
     study = analyse(*make(tmp_path, exact(0.4), seeds=(5,)))
-    assert arm_of(study).equivalence.interval is None and "One seed has no interval" in headline(study)[0]
+    assert arm_of(study).equivalence.interval is None
+    assert headline(study) == "The runs of one seed do not show that anything is saved by warmed."
     assert any(w.startswith("1 seed: too few") for w in study.warnings)
 
 
@@ -143,8 +172,9 @@ def test_reading_one_long_run_stands_apart(tmp_path):
     assert arm_of(study, "default").crossing.mean == pytest.approx(0.9)  # the default against itself: luck
     assert study.curves["warmed"][1][6] == pytest.approx((0.7, 66.0))
     only = analyse(*make(tmp_path / "b", exact(0.4), budgets=(1.0,), points="crossing", curve=curve))
-    assert "after 70.0 % [70.0, 70.0] of the images (default itself after 90.0 %)" in headline(only)[0]
-    assert "no saving that was measured" in headline(only)[0]
+    assert headline(only) == "Three seeds show a better final top-1 accuracy than that of default for warmed."
+    said = arm_sentences(only, arm_of(only))
+    assert "after 70.0 % [70.0, 70.0] of the images (default itself after 90.0 %): no run was scheduled" in said
 
 
 def test_a_long_run_of_a_total_budget_begins_after_its_warmup(tmp_path):

@@ -10,11 +10,12 @@ import pytest
 from studymaking import ARMS, make
 
 from vitwarm.budget import figures
-from vitwarm.budget.efficiency import analyse
+from vitwarm.budget.efficiency import analyse, read_study
 from vitwarm.budget.page import Code, Figure, Folded, Heading, Points, Table, Text, inline, to_html, to_markdown
-from vitwarm.budget.plan import Published, PublishedValue
+from vitwarm.budget.plan import Arm, Published, PublishedValue
 from vitwarm.budget.report import write_report
 from vitwarm.budget.wording import headline
+from vitwarm.cli import call
 from vitwarm.errors import UserError
 
 FILES = ["report.html", "report.md", "study.json", "cells.csv"]
@@ -29,16 +30,18 @@ def curve(arm, share, seed):
     return 0.5 * share
 
 
+POINTS = (
+    Published("some <authors>", 1.0, 72.0, "a paper & its page"),
+    PublishedValue("the others", "default", "top1", 61.5, "their table"),
+    PublishedValue("the others", "warmed", "top1", 77.25, "their table"),
+    PublishedValue("the others", "warmed", "loss", 1.5, "their appendix"),
+)
+
+
 @pytest.fixture(scope="module")
 def study(tmp_path_factory):
-    published = (
-        Published("some <authors>", 1.0, 72.0, "a paper & its page"),
-        PublishedValue("the others", "default", "top1", 61.5, "their table"),
-        PublishedValue("the others", "warmed", "top1", 77.25, "their table"),
-        PublishedValue("the others", "warmed", "loss", 1.5, "their appendix"),
-    )
     lost = [("warmed", 0.25, 1)]
-    made = make(tmp_path_factory.mktemp("runs"), value, curve=curve, lost=lost, published=published)
+    made = make(tmp_path_factory.mktemp("runs"), value, curve=curve, lost=lost, published=POINTS)
     return analyse(*made, "python tools/budget.py plan=tiny")
 
 
@@ -93,7 +96,7 @@ def test_all_files_are_there_and_no_scratch(study, out):
 
 def test_the_answer_comes_first_in_both_pages(study, out):
     markdown = (out / "report.md").read_text()
-    assert markdown.split("\n\n")[1] == headline(study)[0]
+    assert markdown.split("\n\n")[1] == headline(study)
     assert (out / "report.html").read_text().index('<p class="lead">') < (out / "report.html").read_text().index(
         "<table>"
     )
@@ -110,6 +113,51 @@ def test_what_others_reached_is_drawn_at_the_full_budget(study, out):
         assert top.get_legend_handles_labels()[1].count("the others (published)") == 1
     for text in ((out / "report.md").read_text(), (out / "report.html").read_text()):
         assert "the others, warmed: 77.25 (their table)" in text and "their appendix" not in text  # another metric
+
+
+def test_axes_stay_within_what_is_possible(tmp_path):
+    """Accuracies near 0 and 100 %, whose intervals reach beyond both; a warm-up cannot be smaller than none."""
+    spread = {"default": (0.01, 0.9, 0.99), "warmed": (0.02, 0.95, 1.0)}
+    one = analyse(*make(tmp_path, lambda arm, main, seed: spread[arm][seed], curve=curve, published=POINTS))
+    top, bottom = figures.efficiency(one).axes
+    assert top.get_ylim() == (0, 100) and top.spines["bottom"].get_bounds() == (0.25, 1)
+    assert {text.get_text() for text in bottom.get_yticklabels()} == {"warmed"} and not bottom.texts
+    value_axis, difference = figures.curves(one).axes
+    assert value_axis.get_ylim()[0] >= 0 and value_axis.get_ylim()[1] <= 100 and value_axis.get_xlim() == (0, 100)
+    assert difference.get_xlim() == (0, 100) and figures.needed(one).axes[0].get_xlim()[0] == 0
+
+
+def test_bars_of_arms_stand_beside_each_other(study):
+    top = figures.efficiency(study).axes[0]
+    bars = [{round(float(segment[0][0]), 6) for segment in lines.get_segments()} for lines in top.collections]
+    assert len(bars) == 2 and not bars[0] & bars[1]
+
+
+def test_many_arms_have_a_row_each_and_are_named_in_words(tmp_path):
+    arms = {"default": ARMS["default"], **{f"a_{i}": Arm(f"a_{i}", "digits_proc") for i in range(3)}}
+    arms["b"] = Arm("b", "digits_proc", label="k-Dyck, one percent")
+    found = analyse(*make(tmp_path / "runs", value, curve=curve, budgets=(1.0,), arms=arms))
+    axes = figures.curves(found).axes
+    assert len(axes) == 2 * 4 and all(len(ax.collections) <= 2 for ax in axes)  # bands: the baseline's and an arm's
+    names = [ax.get_title("left") for ax in axes[::2]]
+    assert names == ["a 0, 3 seeds", "a 1, 3 seeds", "a 2, 3 seeds", "k-Dyck, one percent, 3 seeds"]
+    assert len({ax.get_ylim() for ax in axes[1::2]}) == 1
+    write_report(found, tmp_path / "out")
+    assert "a_0" not in (tmp_path / "out/report.md").read_text().split("## Reproduce")[0]
+
+
+def test_a_report_can_be_written_again_from_its_numbers(study, out, tmp_path, capsys):
+    assert read_study(out / "study.json") == study
+    call("budget", [f"plan={out}/study.json", "--report", f"out={tmp_path}/again"])
+    assert {p.name: p.read_bytes() for p in (tmp_path / "again").iterdir()} == {
+        p.name: p.read_bytes() for p in out.iterdir()
+    }
+    assert capsys.readouterr().out.startswith(headline(study))
+    with pytest.raises(UserError, match="write only --report"):
+        call("budget", [f"plan={out}/study.json"])
+    (tmp_path / "x.json").write_text('{"name": "x"}')
+    with pytest.raises(UserError, match=r"x\.json: not the study\.json of a report"):
+        call("budget", [f"plan={tmp_path}/x.json", "--report"])
 
 
 def test_numbers_are_there_for_machines(study, out):
@@ -166,6 +214,7 @@ def test_every_block_has_both_forms():
     ]
     html, markdown = to_html("T", blocks), to_markdown("T", blocks)
     assert not Page(html).open and "a &lt; b" in html and "77\u00a0%" in html and "&quot;caption&quot;" in html
+    assert html.count("scrolls sideways") == 1  # of the table; the style shows it only where that is so
     assert "| a\\|b | 77 % |" in markdown and "- two" in markdown and "    b" in markdown and "### more" in markdown
 
 

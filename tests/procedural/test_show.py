@@ -46,6 +46,22 @@ def test_text_shows_the_tokens_and_marks_the_hidden_ones():
     assert coloured.count("\x1b[7;38;2;") == rows.scored.sum()
 
 
+@pytest.mark.parametrize("block", [1, 2])
+def test_automata_show_the_diagram_and_what_is_left_of_it(block):
+    rule = make_rule("eca", width=8, block=block)
+    length = 3 * 8 // block + 1  # three states, and a token of padding
+    rows = rule.sample(keyed_rng(3), 1, length)
+    masked = rows.scored & (np.arange(length) % 3 == 0)
+    beside = render(rule, rows, masked, 80, False).splitlines()[1:]
+    below = render(rule, rows, masked, 16, False).splitlines()[1:]
+    assert below[: len(beside)] == [line[: 8 // block * (block + (block > 1))].rstrip() for line in beside]
+    assert [line.split("   ")[-1].strip() for line in beside] == [line.strip() for line in below[len(beside) :]]
+    cells = "".join(below[: len(beside)]).replace(" ", ""), "".join(below[len(beside) :]).replace(" ", "")
+    hidden = np.repeat(masked[0], block)[: len(cells[1])]
+    assert [mark == "?" for mark in cells[1]] == hidden.tolist()
+    assert all(mark == cell for cell, mark, gone in zip(*cells, hidden, strict=True) if not gone)
+
+
 def test_narrow_terminals_break_lines():
     rule = make_rule("sort")
     rows = rule.sample(keyed_rng(1), 1, 40)

@@ -42,8 +42,8 @@ def plot(found: dict[str, Inspection], path: Path, about: str) -> None:
         depth, heads = one.entropy.shape
         x = np.repeat(np.arange(depth), heads) + (0.12 * (2 * i - 1) if len(found) > 1 else 0)
         look = {"color": "C0", "alpha": 0.85} if i == 0 else {"facecolors": "none", "edgecolors": GREY}
-        ax.scatter(x, one.entropy.ravel(), s=28, **look)
-    ax.set(title="attention entropy of each head", ylabel="share of the highest possible", ylim=(0, 1.05))
+        ax.scatter(x, one.entropy.ravel(), s=28, clip_on=False, **look)
+    ax.set(title="attention entropy of each head", ylabel="share of the highest possible", ylim=(0, 1))
     for column, (title, value, bottom) in enumerate(
         (
             ("size of the entries (RMS)", lambda one, n: one.rms[n], 0),

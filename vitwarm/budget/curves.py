@@ -78,8 +78,9 @@ def learning_curves(
         if len(rows) > 1:
             for (arm,), panels in zip(rows, grid, strict=True):
                 panels[0].set_title(_with_seeds(arm, runs[arm]), loc="left", fontsize=9.5, color=colour_of(places[arm]))
-            shown = grid[0][0].get_legend_handles_labels()
-            figure.legend(shown[0][:1], shown[1][:1], loc="outside upper right", frameon=False)
+            shown = zip(*grid[0][0].get_legend_handles_labels(), strict=True)
+            rest = [(handle, label) for handle, label in shown if label != _with_seeds(others[0], runs[others[0]])]
+            figure.legend(*zip(*rest, strict=True), loc="outside upper right", ncols=2, frameon=False)
         else:
             draw_legend(grid[0][0])
             grid[0][0].set_xlabel("")  # that of the panel below
@@ -104,7 +105,7 @@ def _finish(column: list[Any], name: str, xlabel: str, values: list[float], many
         column[0].set_ylim(min(values) - room, max(values) + room)
     if many:
         above: dict[str, Any] = {"xycoords": "axes fraction", "textcoords": "offset points", "va": "bottom"}
-        column[0].annotate(textwrap.fill(name, 22), (0, 1), (0, 22), weight="bold", **above)
+        column[0].annotate(textwrap.fill(name, 20), (0, 1), (0, 22), weight="bold", **above)
     for ax in column:
         ax.xaxis.set_major_formatter(load_matplotlib().ticker.EngFormatter(sep=""))
         ax.locator_params(axis="both", nbins=5)

@@ -24,14 +24,21 @@ from vitwarm.budget.style import (
 )
 from vitwarm.plotting import load_matplotlib, new_figure
 
+_LINE = 0.19  # inches: height of a line of text
+
 
 def efficiency(study: Study) -> Any:
     """Above: final value over budget. Below: the budget at which each arm is as good as the baseline with all."""
     rows = study.others
     with load_matplotlib().rc_context(style()):
-        height = 3.5 + 0.48 * len(rows)
-        figure = new_figure(figsize=(4.8, height), layout="constrained")
-        top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=[3.0, 0.48 * len(rows) + 0.1])
+        wrapped = [textwrap.fill(arm.label, 18) for arm in rows]
+        names = [
+            f"{n}\nnot reached" if arm.equivalence.state == NEVER else n for n, arm in zip(wrapped, rows, strict=True)
+        ]
+        rooms = [max(2, name.count("\n") + 1) + 0.8 for name in names]  # of each row, in lines of text
+        places, height = np.cumsum(rooms) - np.array(rooms) / 2, _LINE * sum(rooms)
+        figure = new_figure(figsize=(4.8, 3.5 + height), layout="constrained")
+        top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=[3.0, height + 0.1])
         for i, arm in enumerate(study.arms):
             _budget_line(top, study, arm, i)
         _published_values(top, study, 1.0)
@@ -39,13 +46,12 @@ def efficiency(study: Study) -> Any:
         top.set(ylabel=study.label, xscale="log")
         stay_possible(top, METRICS[study.metric])
         draw_legend(top)
-        for row, arm in enumerate(rows):
-            _needed_row(bottom, study, arm, row)
-        names = [f"{_wrapped(arm)}\nnot reached" if arm.equivalence.state == NEVER else _wrapped(arm) for arm in rows]
-        bottom.set_yticks(range(len(rows)), names)
+        for i, (arm, place) in enumerate(zip(rows, places, strict=True), start=1):
+            _needed_row(bottom, arm, i, place)
+        bottom.set_yticks(places, names)
         read = [arm.crossing.mean for arm in rows if arm.crossing.mean is not None]
         first = min(study.budgets[0], *read)
-        bottom.set(ylim=(len(rows) - 0.4, -0.6), xlim=(first / 1.09, 1.09))
+        bottom.set(ylim=(sum(rooms), 0), xlim=(first / 1.09, 1.09))
         bottom.set_xticks(study.budgets, [f"{100 * b:.3g}" for b in study.budgets])
         bottom.minorticks_off()
         bottom.set_xlabel(textwrap.fill(f"{_budget_label(study)} (log scale)", 44))
@@ -149,7 +155,7 @@ def _budget_line(ax: Any, study: Study, arm: ArmRow, i: int) -> None:
     colour, marker = colour_of(i), MARKERS[i % 8]
     # beside each other: no bar hides another one, and no budget's points reach into the next one's
     places = np.log(study.budgets)
-    apart = min([0.03, *(0.6 * np.diff(places) / len(study.arms))])
+    apart = min([0.03, 0.14 / len(study.arms), *(0.6 * np.diff(places) / len(study.arms))])
     shift = np.exp(apart * (i - (len(study.arms) - 1) / 2))
     for point in points:
         ax.plot(
@@ -170,8 +176,8 @@ def _budget_line(ax: Any, study: Study, arm: ArmRow, i: int) -> None:
     ax.vlines([place for place, _ in bars], [m.low for _, m in bars], [m.high for _, m in bars], color=colour, lw=1)
 
 
-def _needed_row(ax: Any, study: Study, arm: ArmRow, row: int) -> None:
-    colour, found = colour_of(row + 1), arm.equivalence
+def _needed_row(ax: Any, arm: ArmRow, i: int, row: float) -> None:
+    colour, found = colour_of(i), arm.equivalence
     if found.interval:
         low, high = _drawn(found)
         ax.plot([low, high], [row, row], color=colour, linewidth=2.2, solid_capstyle="butt")
@@ -179,9 +185,9 @@ def _needed_row(ax: Any, study: Study, arm: ArmRow, row: int) -> None:
             if open_end is None:
                 ax.plot(end, row, marker=marker, color=colour, markersize=6, clip_on=False)
     if found.state == REACHED:
-        ax.plot(found.share, row, marker=MARKERS[(row + 1) % 8], color=colour, markersize=7)
+        ax.plot(found.share, row, marker=MARKERS[i % 8], color=colour, markersize=7)
     if arm.crossing.mean is not None:  # below the interval, which would run through it
-        ax.plot(arm.crossing.mean, row + 0.3, marker="o", markersize=6, markerfacecolor="none", color=colour)
+        ax.plot(arm.crossing.mean, row + 0.75, marker="o", markersize=6, markerfacecolor="none", color=colour)
 
 
 def _drawn(found: Equivalence) -> tuple[float, float]:
@@ -196,7 +202,3 @@ def _drawn(found: Equivalence) -> tuple[float, float]:
 def _budget_label(study: Study) -> str:
     whole = f"{study.data}, warm-up included" if study.setting == "substitutive" else study.data
     return f"{whole}, % of the full budget"
-
-
-def _wrapped(arm: ArmRow) -> str:
-    return textwrap.fill(arm.label, 18)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from vitwarm.checks import MAIN_STAGES, main_stage, rule_of, starts_from_given, warms_up
 from vitwarm.config import Config
 from vitwarm.errors import UserError
-from vitwarm.export.opening import preprocessing, preprocessing_beside
+from vitwarm.exports.opening import preprocessing, preprocessing_beside
 from vitwarm.parallel import default_workers
 from vitwarm.selection import Selection
 from vitwarm.stages import RuleStage, make_warmup

@@ -9,7 +9,7 @@ import torch
 
 from vitwarm.assembly import Experiment
 from vitwarm.config import Config
-from vitwarm.export.layout import CONFIG, EXPORT, WARMUP
+from vitwarm.exports.layout import CONFIG, EXPORT, WARMUP
 from vitwarm.reading import read_json
 from vitwarm.recipe import recipe_hash
 

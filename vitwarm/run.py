@@ -17,8 +17,8 @@ from vitwarm.assembly import Experiment, assemble, start_record
 from vitwarm.checks import starts_from_given
 from vitwarm.config import Config
 from vitwarm.errors import UserError
-from vitwarm.export import push_to_hub, write_model
-from vitwarm.export.layout import EXPORT, PROVENANCE, WARMUP
+from vitwarm.exports import push_to_hub, write_model
+from vitwarm.exports.layout import EXPORT, PROVENANCE, WARMUP
 from vitwarm.files import write_text
 from vitwarm.reading import read_json
 from vitwarm.recipe import build_recipe, recipe_hash

@@ -13,7 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from vitwarm.config import Config
 from vitwarm.errors import UserError
-from vitwarm.export.gpt2 import check_gpt2, from_gpt2, gpt2_facts, to_gpt2
+from vitwarm.exports.gpt2 import check_gpt2, from_gpt2, gpt2_facts, to_gpt2
 from vitwarm.recipe import build_recipe, recipe_hash
 from vitwarm.run_folder import CHECKPOINTS, LOG, check_folder, newest_checkpoint, open_folder, warn
 from vitwarm.signals import stop_signals

@@ -16,7 +16,7 @@ from torch import nn
 from vitwarm.assembly import assemble
 from vitwarm.data.subset import balanced
 from vitwarm.errors import UserError
-from vitwarm.export import export_model
+from vitwarm.exports import export_model
 from vitwarm.recipe import list_recipes, load_recipe
 from vitwarm.run import run
 from vitwarm.stages.images import ImagesStage

@@ -16,8 +16,8 @@ from vitwarm.cli import call
 from vitwarm.config import Config, ModelConfig
 from vitwarm.data.tokenizers import ByteTokenizer, read_tokenizer
 from vitwarm.errors import UserError
-from vitwarm.export import export_gpt2, export_model
-from vitwarm.export.opening import open_model
+from vitwarm.exports import export_gpt2, export_model
+from vitwarm.exports.opening import open_model
 from vitwarm.trunk import build_decoder
 
 TOOL = Path(__file__).resolve().parents[2] / "tools/compose.py"

@@ -45,8 +45,8 @@ def run(options: Options) -> None:
     """Compose; prints where each tensor comes from."""
     if options.out.exists():
         raise UserError(f"{options.out} exists; choose another out")
-    from vitwarm.export import write_model
-    from vitwarm.export.opening import open_model
+    from vitwarm.exports import write_model
+    from vitwarm.exports.opening import open_model
     from vitwarm.transfer.compose import compose, record_of
 
     opened = open_model(options.target, fresh=options.fresh, seed=options.seed)

@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from vitwarm.errors import UserError
-from vitwarm.export.weights import sha256_of_weights
+from vitwarm.exports.weights import sha256_of_weights
 from vitwarm.selection import Selection
 from vitwarm.transfer.groups import block_of, canonical, select
 from vitwarm.transfer.perturb import perturb

@@ -11,9 +11,9 @@ from timm.data import resolve_model_data_config
 
 from vitwarm.config import Config, ImagesConfig, ModelConfig
 from vitwarm.errors import UserError
-from vitwarm.export import export_model, push_to_hub
-from vitwarm.export.opening import open_model
-from vitwarm.export.timm_folder import model_card
+from vitwarm.exports import export_model, push_to_hub
+from vitwarm.exports.opening import open_model
+from vitwarm.exports.timm_folder import model_card
 from vitwarm.trunk import ImageModel, build_model
 
 SMALL = {"img_size": 32, "patch_size": 8, "embed_dim": 48, "depth": 2, "num_heads": 3}
@@ -187,7 +187,7 @@ def test_an_older_export_is_replaced_as_a_whole(tmp_path):
     assert not (tmp_path / "export" / "left_over.txt").exists() and not (tmp_path / "export" / "half").exists()
 
 
-@pytest.mark.parametrize("broken", ["export.timm_folder.save_for_hf", "export.timm_folder.model_card", "files.flush"])
+@pytest.mark.parametrize("broken", ["exports.timm_folder.save_for_hf", "exports.timm_folder.model_card", "files.flush"])
 def test_a_full_disk_leaves_the_older_export(tmp_path, monkeypatch, broken):
     _, model = exported(tmp_path / "export")
     before = {p.name: p.read_bytes() for p in (tmp_path / "export").iterdir()}

@@ -9,7 +9,7 @@ from torch import nn
 
 from vitwarm.config import Config
 from vitwarm.errors import UserError
-from vitwarm.export.layout import CONFIG, PROVENANCE
+from vitwarm.exports.layout import CONFIG, PROVENANCE
 from vitwarm.files import whole_folder
 from vitwarm.trunk import family_of, is_drop_rate, trunk_facts
 

@@ -16,8 +16,8 @@ from torch import Tensor
 
 from vitwarm.data.tokenizers import Tokenizer
 from vitwarm.errors import UserError
-from vitwarm.export.layout import CONFIG, PROVENANCE, WEIGHTS
-from vitwarm.export.weights import find_weights, read_weights
+from vitwarm.exports.layout import CONFIG, PROVENANCE, WEIGHTS
+from vitwarm.exports.weights import find_weights, read_weights
 from vitwarm.files import whole_folder
 from vitwarm.reading import read_json
 from vitwarm.trunk import Classifier, Decoder, DecoderSize, trunk_facts

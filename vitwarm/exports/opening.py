@@ -11,9 +11,9 @@ from torch import nn
 from vitwarm.config import Config, ImagesConfig, ModelConfig
 from vitwarm.data.tokenizers import Tokenizer, read_tokenizer
 from vitwarm.errors import UserError
-from vitwarm.export.gpt2 import read_gpt2
-from vitwarm.export.layout import CONFIG, EXPORT, PROVENANCE, WARMUP, WEIGHTS
-from vitwarm.export.weights import find_weights, read_weights
+from vitwarm.exports.gpt2 import read_gpt2
+from vitwarm.exports.layout import CONFIG, EXPORT, PROVENANCE, WARMUP, WEIGHTS
+from vitwarm.exports.weights import find_weights, read_weights
 from vitwarm.reading import read_json
 from vitwarm.trunk import build_decoder, build_model
 

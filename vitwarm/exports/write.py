@@ -7,8 +7,8 @@ from torch import nn
 
 from vitwarm.config import Config
 from vitwarm.data.tokenizers import Tokenizer
-from vitwarm.export.gpt2 import export_gpt2
-from vitwarm.export.timm_folder import export_model
+from vitwarm.exports.gpt2 import export_gpt2
+from vitwarm.exports.timm_folder import export_model
 from vitwarm.trunk import Decoder
 
 

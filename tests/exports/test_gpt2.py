@@ -16,7 +16,7 @@ import vitwarm
 from vitwarm.cli import call
 from vitwarm.data.tokenizers import BPETokenizer, ByteTokenizer, CharTokenizer
 from vitwarm.errors import UserError
-from vitwarm.export import export_gpt2, read_gpt2
+from vitwarm.exports import export_gpt2, read_gpt2
 from vitwarm.transfer import read_source
 from vitwarm.trunk import Trunk, build_decoder, generate
 

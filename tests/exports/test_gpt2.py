@@ -155,7 +155,7 @@ def test_an_export_gives_the_same_logits_in_transformers(tmp_path, tied):
     assert all(torch.equal(t, again[n]) for n, t in decoder.state_dict().items()) and len(again) == 28 + (not tied)
     names = {p.name for p in (tmp_path / "export").iterdir()}
     assert names == {"config.json", "generation_config.json", "model.safetensors", "vitwarm.json", "vocab.json",
-                     "merges.txt", "tokenizer_config.json"}  # fmt: skip
+                     "merges.txt", "tokenizer_config.json", "README.md"}  # fmt: skip
     record = json.loads((tmp_path / "export" / "vitwarm.json").read_text())
     assert record == {"seed": 3, "trunk": {"block": "Block", "width": 48, "depth": 2, "heads": 3}}
 

@@ -52,6 +52,6 @@ def run(options: Options) -> None:
     opened = open_model(options.target, fresh=options.fresh, seed=options.seed)
     report = compose(opened.model, options.sources, options.controls, seed=options.seed)
     facts = {name: getattr(options, name) for name in ("target", "fresh", "seed", "controls")}
-    record = {"recipe_hash": "none", "metrics": {}} | record_of(options.sources, report, **facts)
+    record = record_of(options.sources, report, opened.weights, **facts)
     write_model(opened.model, options.out, opened.config, opened.tokenizer, record)
     print(f"{report}\nwritten: {options.out}")

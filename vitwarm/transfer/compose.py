@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from vitwarm.errors import UserError
+from vitwarm.exports.opening import lineage
 from vitwarm.exports.weights import sha256_of_weights
 from vitwarm.selection import Selection
 from vitwarm.transfer.groups import block_of, canonical, select
@@ -119,12 +120,15 @@ def compose(
     return merge(model, parts, controls, seed=seed)
 
 
-def record_of(sources: Mapping[str, str | Path], report: TransferReport, **more: Any) -> dict[str, Any]:
+def record_of(
+    sources: Mapping[str, str | Path], report: TransferReport, weights: Path | None, **more: Any
+) -> dict[str, Any]:
     """The provenance of a composition.
 
     Args:
         sources: as in `compose`.
         report: what it returned.
+        weights: file that the model came from; None if it was fresh.
         more: further facts to write down.
 
     Returns:
@@ -141,6 +145,8 @@ def record_of(sources: Mapping[str, str | Path], report: TransferReport, **more:
         }
     return {
         "start": "composed: " + ", ".join(f"{groups} of {o['file']}" for groups, o in origins.items()),
+        "trained": None,
+        **lineage([str(file) for file in (*(o["file"] for o in origins.values()), weights) if file]),
         "sources": origins,
         "warmed_keys": report.copied,
         "fresh_keys": report.fresh,

@@ -25,8 +25,9 @@ def test_of_a_trained_model():
     (result,) = data.eval_results  # of what is a measure of the Hub's: a loss and a count are none
     found = (result.task_type, result.dataset_name, result.dataset_type, result.metric_type, result.metric_value)
     assert found == ("image-classification", "digits", "digits", "accuracy", 0.5)
-    for piece in ("A timm `vit_tiny_patch16_224`, trained on images (digits). On `x: y`, # and 'quotes'.",
-                  "| recipe | `a_recipe` |", "| recipe hash | `0123456789ab` |", "| seed | 3 |", "| top1 | 0.5000 |",
+    for piece in ("A timm `vit_tiny_patch16_224`, trained on images (digits).", "| recipe | `a_recipe` |",
+                  "| what the recipe is for | On `x: y`, # and 'quotes'. |",
+                  "| recipe hash | `0123456789ab` |", "| seed | 3 |", "| top1 | 0.5000 |",
                   "| start | warm-up of 5 steps on dyck |", "| count | 10 |",
                   "local-dir:PATH_TO_THIS_FOLDER"):  # fmt: skip
         assert piece in body, piece

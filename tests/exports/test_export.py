@@ -14,6 +14,7 @@ from transformers import AutoModelForCausalLM, AutoModelForImageClassification, 
 
 import vitwarm
 from vitwarm.errors import UserError
+from vitwarm.exports.opening import lineage
 from vitwarm.trunk import build_decoder
 
 SMALL = {"img_size": 32, "patch_size": 8, "embed_dim": 48, "depth": 2, "num_heads": 3}
@@ -150,6 +151,23 @@ def test_preprocessing_and_licence_are_those_of_the_model(tmp_path):
         assert (weights["license"], weights["tag"]) == (named, "vitwarm")
         assert (weights["mean"], weights["input_size"]) == (list(model.pretrained_cfg["mean"]), [3, 32, 32])
     assert ModelCard.load(tmp_path / "out/README.md").data.license == "mit"
+
+
+def test_licence_and_base_models_follow_the_sources(tmp_path):
+    """Weights of others without a record have a licence that nobody knows."""
+    model = made()
+    vitwarm.export(model, tmp_path / "mine", license="mit")
+    (tmp_path / "alone").mkdir()
+    dinov3, mine, alone = "timm:vit_small_patch16_dinov3", tmp_path / "mine/model.safetensors", tmp_path / "alone/x"
+    base = ["timm/vit_small_patch16_dinov3.lvd1689m"]
+    for sources, wanted in (
+        ([], {"base_models": [], "license": "apache-2.0"}),
+        ([dinov3], {"base_models": base, "license": "dinov3-license"}),
+        ([str(mine)], {"base_models": [], "license": "mit"}),
+        ([dinov3, str(mine)], {"base_models": base, "license": "unknown"}),
+        ([str(alone)], {"base_models": [], "license": "unknown"}),
+    ):
+        assert lineage(sources) == wanted
 
 
 def test_the_card_of_a_warmed_model_says_no_more_than_is_known(tmp_path):

@@ -79,17 +79,18 @@ def model_card(name: str, record: Mapping[str, Any], architecture: str | None = 
     warmed = record.get("warmed_keys")
     facts = {
         "recipe": f"`{record['recipe']}`" if record.get("recipe") else None,
+        "what the recipe is for": record.get("description") or None,
         "recipe hash": f"`{record['recipe_hash']}`" if record.get("recipe_hash") else None,
         "seed": record.get("seed"),
         "start": record.get("start"),
-        "warmed tensors": f"{len(warmed)} (listed in `{PROVENANCE}`)"
+        "tensors from there": f"{len(warmed)} (listed in `{PROVENANCE}`)"
         if (warmed := record.get("warmed_keys"))
         else None,
         **{f"{key} on the rule's sequences" if trained == "warmup" else key: value for key, value in metrics.items()},
     }
-    rows = [(key, f"{v:.4f}" if isinstance(v, float) else v) for key, v in facts.items() if v is not None]
+    rows = [(key, f"{v:.4f}" if isinstance(v, float) and v % 1 else v) for key, v in facts.items() if v is not None]
     table = "\n".join(f"| {key} | {value} |" for key, value in [("", ""), ("---", "---"), *rows])
-    story = f"{_kind(name, architecture)}, {_story(record)}. {record.get('description', '')}".rstrip()
+    story = f"{_kind(name, architecture)}, {_story(record)}."
     return f"""---
 {data.to_yaml()}
 ---

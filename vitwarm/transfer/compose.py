@@ -143,8 +143,9 @@ def record_of(
             "sha256": sha256_of_weights(Path(file)),
             "tensors": [own for own, name in canonical(report.copied).items() if name in taken],
         }
+    given = ", ".join(f"{groups} of {o['file']}" for groups, o in origins.items())
     return {
-        "start": "composed: " + ", ".join(f"{groups} of {o['file']}" for groups, o in origins.items()),
+        "start": f"composed: {given}; the rest {f'of {weights}' if weights else 'fresh'}",
         "trained": None,
         **lineage([str(file) for file in (*(o["file"] for o in origins.values()), weights) if file]),
         "sources": origins,

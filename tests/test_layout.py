@@ -21,7 +21,7 @@ FLOORS = [
     {"recipe", "checks"},
     {"trunk"},
     {"data"},
-    {"export"},
+    {"exports"},
     {"transfer"},
     {"training"},
     {"stages"},

@@ -15,7 +15,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 import vitwarm
 from vitwarm.errors import Interrupted, UserError
-from vitwarm.export.gpt2 import from_gpt2
+from vitwarm.exports.gpt2 import from_gpt2
 from vitwarm.recipe import build_recipe
 from vitwarm.run import run
 from vitwarm.stages.warmup import fresh_trunk

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from vitwarm.errors import UserError
-from vitwarm.export.layout import PROVENANCE
+from vitwarm.exports.layout import PROVENANCE
 from vitwarm.transfer import read_source, resize
 from vitwarm.transfer.core import CORE
 from vitwarm.transfer.warm_start import PACKAGED

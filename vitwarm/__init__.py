@@ -7,6 +7,7 @@ __version__ = "0.2.0.dev0"
 _WHERE = {
     "train": "vitwarm.run",
     "warm_up": "vitwarm.warming",
+    "export": "vitwarm.exports",
     "warm_start": "vitwarm.transfer",
     "initialise": "vitwarm.trunk",
     "RuleDataset": "vitwarm.data.rule_dataset",

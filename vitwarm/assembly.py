@@ -1,7 +1,7 @@
 """What a recipe is made of: its main stage, the model, the warm-up, the weights that were given. Decided here alone."""
 
 import contextlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from vitwarm.checks import MAIN_STAGES, main_stage, rule_of, starts_from_given, warms_up
 from vitwarm.config import Config
 from vitwarm.errors import UserError
-from vitwarm.export.opening import preprocessing, preprocessing_beside
+from vitwarm.exports.opening import lineage, preprocessing, preprocessing_beside
 from vitwarm.parallel import default_workers
 from vitwarm.selection import Selection
 from vitwarm.stages import RuleStage, make_warmup
@@ -48,6 +48,7 @@ class Experiment:
         warmup: None when the budget is nothing, or given weights take its place.
         given: what `init_from` or `transfer.sources` brought in; None without them.
         warnings: what may be wrong with them, a line each.
+        sources: files that they came from, or `timm:NAME`.
     """
 
     config: Config
@@ -56,6 +57,7 @@ class Experiment:
     warmup: RuleStage[Any] | None
     given: TransferReport | None
     warnings: list[str] = field(default_factory=list)
+    sources: list[str] = field(default_factory=list)
 
     @property
     def stages(self) -> list[RuleStage[Any] | MainStage[Any]]:
@@ -90,11 +92,14 @@ class Experiment:
         sources = self.config.transfer.sources
         several = ", ".join(f"{groups} of {source}" for groups, source in sources.items())
         text = f"weights of {self.config.init_from}" if self.config.init_from else several or "fresh weights"
-        return start_record(self.config, text, self.given)
+        return start_record(self.config, text, self.given, self.sources)
 
 
-def start_record(config: Config, text: str, report: TransferReport | None) -> dict[str, Any]:
-    """How the weights of the main stage came about: `start`, `warmed_keys`, `fresh_keys` of result and provenance."""
+def start_record(
+    config: Config, text: str, report: TransferReport | None, sources: Sequence[str] = ()
+) -> dict[str, Any]:
+    """How the weights of the main stage came about: `start`, `warmed_keys`, `fresh_keys` of result and provenance, and
+    whose weights they were."""
     notes = [f"attention: {config.model.init}"] if config.model.init != "default" else []
     if report and config.transfer.controls:
         notes.append(f"controls: {describe(config.transfer.controls)}")
@@ -102,6 +107,7 @@ def start_record(config: Config, text: str, report: TransferReport | None) -> di
         "start": f"{text} ({'; '.join(notes)})" if notes else text,
         "warmed_keys": report.copied if report else [],
         "fresh_keys": report.fresh if report else [],
+        **lineage(sources),
     }
 
 
@@ -148,6 +154,7 @@ def assemble(
     if starts_from_given(config) and not resumes and not estimate:
         parts = _given_parts(config, model)
         experiment.given = experiment.transfer(parts)
+        experiment.sources = [part.source for part in parts]
         if isinstance(main, ImagesStage):
             experiment.warnings = [text for part in parts if (text := _other_images(config, main.size, part.source))]
     return experiment

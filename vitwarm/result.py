@@ -9,7 +9,8 @@ import torch
 
 from vitwarm.assembly import Experiment
 from vitwarm.config import Config
-from vitwarm.export.layout import CONFIG, EXPORT, WARMUP
+from vitwarm.exports.card import dataset_name
+from vitwarm.exports.layout import CONFIG, EXPORT, WARMUP
 from vitwarm.reading import read_json
 from vitwarm.recipe import recipe_hash
 
@@ -44,16 +45,37 @@ def result_of(
     return result
 
 
-def provenance(config: Config, start: dict[str, Any], metrics: dict[str, float]) -> dict[str, Any]:
-    """The record in an export of where its weights come from."""
+def provenance(
+    config: Config, start: dict[str, Any], trained: str | None = None, metrics: dict[str, float] | None = None
+) -> dict[str, Any]:
+    """The record in an export of where its weights come from.
+
+    Args:
+        config: the recipe.
+        start: `assembly.start_record`.
+        trained: stage that the weights come out of; None if they were put together and not trained since.
+        metrics: what that stage measured.
+    """
     return {
         "recipe": config.name,
+        "description": config.description,
         "recipe_hash": recipe_hash(config),
         "seed": config.seed,
         **start,
-        "metrics": metrics,
+        "trained": trained,
+        **({"dataset": name} if (name := _dataset(config, trained)) else {}),
+        "metrics": metrics or {},
         "versions": versions(),
     }
+
+
+def _dataset(config: Config, trained: str | None) -> str | None:
+    """What to call the data that a main stage is measured on."""
+    if trained == "images":
+        return dataset_name(config.images.val or config.images.train)
+    if trained == "text" and config.text.task == "language":
+        return dataset_name(config.text.val or config.text.train)
+    return {"text": config.text.task, "algorithmic": config.algorithmic.task}.get(trained or "")
 
 
 def versions() -> dict[str, str]:

@@ -17,8 +17,9 @@ from vitwarm.assembly import Experiment, assemble, start_record
 from vitwarm.checks import starts_from_given
 from vitwarm.config import Config
 from vitwarm.errors import UserError
-from vitwarm.export import push_to_hub, write_model
-from vitwarm.export.layout import EXPORT, PROVENANCE, WARMUP
+from vitwarm.exports import check_push, push_to_hub, write_model
+from vitwarm.exports.layout import EXPORT, PROVENANCE, WARMUP
+from vitwarm.exports.opening import LINEAGE
 from vitwarm.files import write_text
 from vitwarm.reading import read_json
 from vitwarm.recipe import build_recipe, recipe_hash
@@ -39,6 +40,7 @@ from vitwarm.run_folder import (
 from vitwarm.signals import stop_signals
 from vitwarm.stages.ensemble import EnsembleStage, seed_log
 from vitwarm.training.checkpoint import Checkpoints, State
+from vitwarm.training.logins import check_wandb_login
 from vitwarm.training.loop import Context, check_compile, device_batch_size, train_stage
 from vitwarm.training.processes import Processes, start_accelerator
 from vitwarm.training.protocol import Stage
@@ -205,11 +207,17 @@ def _carry_out(
             if main is not None:
                 record_data(member.folder, main.data_read(), main.fixed_files())
 
+    def check_logins() -> None:
+        if together.run.push:
+            check_push(together.run.push)
+        check_wandb_login(together.run)
+
     def check_compilers() -> None:
         for stage in filter(None, (joint.warmup, joint.main)):
             check_compile(stage.optim, processes.device)
 
     processes.all_do(check_compilers)
+    processes.main_does(check_logins)
     processes.check_stop(stop)
     processes.main_does(open_folders)
     resume = processes.main_does(lambda: newest_checkpoint(folder, together, warn))
@@ -238,7 +246,7 @@ def _carry_out(
     def finish() -> None:
         for member, model, start, result in zip(joint.members, models, starts, results, strict=True):
             config, main = member.experiment.config, member.experiment.main
-            record = provenance(config, start, result["metrics"])
+            record = provenance(config, start, main.name if main else WARMUP, result["metrics"])
             tokenizer, classes = (main.tokenizer, main.class_names) if main else (None, None)
             write_model(model.cpu(), member.folder / EXPORT, config, tokenizer, record, classes)
             if member.folder != folder:
@@ -352,7 +360,8 @@ def _first_weights(joint: _Joint, context: Context, resume: tuple[State, Path] |
                 for text in member.experiment.warnings:
                     context.tracker.record({"event": "warning", "text": text})
                     context.tracker.warn(text)
-                record, tokenizer = provenance(config, start, {}), main.tokenizer if main else None
+                stage = WARMUP if member.experiment.warmup else None
+                record, tokenizer = provenance(config, start, stage), main.tokenizer if main else None
                 write_model(member.experiment.model, member.folder / WARMUP, config, tokenizer, record)
 
     context.processes.main_does(write)
@@ -364,7 +373,7 @@ def _read_start(member: _Member) -> dict[str, Any]:
     if not file.is_file():
         return start_record(member.experiment.config, "fresh weights", None)
     record = read_json(file, start=str, warmed_keys=list, fresh_keys=list)
-    return {key: record[key] for key in ("start", "warmed_keys", "fresh_keys")}
+    return {key: record[key] for key in ("start", "warmed_keys", "fresh_keys", *LINEAGE) if key in record}
 
 
 def _push(config: Config, folder: Path) -> None:

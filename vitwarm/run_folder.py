@@ -14,7 +14,7 @@ from vitwarm.checks import LENGTHS, differences, value_of
 from vitwarm.config import Config
 from vitwarm.data.subset import SUBSET
 from vitwarm.errors import UserError, shown
-from vitwarm.export.layout import EXPORT, WARMUP
+from vitwarm.exports.layout import EXPORT, WARMUP
 from vitwarm.files import copy_plain, locked, whole_folder, write_text
 from vitwarm.reading import read_json, read_text
 from vitwarm.recipe import NOT_IDENTITY, freeze, frozen_hash, read_frozen, recipe_hash

@@ -15,8 +15,8 @@ from vitwarm.data.mixing import Normalise
 from vitwarm.data.opening import open_shards
 from vitwarm.data.shards import ShardSet, check_labels
 from vitwarm.errors import UserError
-from vitwarm.export.layout import CONFIG
-from vitwarm.export.weights import require_finite
+from vitwarm.exports.layout import CONFIG
+from vitwarm.exports.weights import require_finite
 from vitwarm.parallel import default_workers
 from vitwarm.reading import read_json
 from vitwarm.stages.images import evaluate_images

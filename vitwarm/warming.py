@@ -13,7 +13,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 from vitwarm.config import Config
 from vitwarm.errors import UserError
-from vitwarm.export.gpt2 import check_gpt2, from_gpt2, gpt2_facts, to_gpt2
+from vitwarm.exports.gpt2 import check_gpt2, from_gpt2, gpt2_facts, is_gpt2_model, to_gpt2
+from vitwarm.exports.write import WARMED
 from vitwarm.recipe import build_recipe, recipe_hash
 from vitwarm.run_folder import CHECKPOINTS, LOG, check_folder, newest_checkpoint, open_folder, warn
 from vitwarm.signals import stop_signals
@@ -132,6 +133,10 @@ def warm_up(
         stage = make_warmup(config, None, target.start)
         outcome, curve, trained = _train(stage, config, device, progress, on_log, on_eval, held)
     report = target.take(stage.trained_tensors(trained), groups)
+    text = f"warm-up of {outcome['steps']} steps on {stage.rule.spec()['name']}"
+    setattr(
+        target.model, WARMED, {"start": text, "seed": seed, "warmed_keys": report.copied, "fresh_keys": report.fresh}
+    )
     metrics = outcome["metrics"]
     return WarmUpReport(
         rule=stage.rule.spec(),
@@ -169,7 +174,7 @@ class _Target:
             UserError: no model that can be warmed up; the message says why.
         """
         model = unwrap(given)
-        start = require_values(_decoder_of_gpt2(model) if type(model).__name__ == "GPT2LMHeadModel" else model)
+        start = require_values(_decoder_of_gpt2(model) if is_gpt2_model(model) else model)
         if not isinstance(start, Decoder):
             name = getattr(model, "pretrained_cfg", {}).get("architecture") or type(model).__name__
             return cls(model, start, {"name": name})

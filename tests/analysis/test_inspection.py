@@ -10,7 +10,7 @@ from vitwarm.analysis.inspection import inspect_trunk
 from vitwarm.cli import call
 from vitwarm.config import Config, ModelConfig
 from vitwarm.errors import UserError
-from vitwarm.export import export_gpt2, export_model
+from vitwarm.exports import export_gpt2, export_model
 from vitwarm.procedural import RuleStream, make_rule
 from vitwarm.transfer import compose
 from vitwarm.trunk import SymbolStem, build_decoder

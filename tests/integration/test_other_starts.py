@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 
 from vitwarm.assembly import assemble
 from vitwarm.errors import UserError
+from vitwarm.reading import read_json
 from vitwarm.recipe import load_recipe
 from vitwarm.run import run
 from vitwarm.transfer import read_source
@@ -160,6 +161,9 @@ def test_a_run_of_a_vit_starts_a_decoder(tmp_path, books, source):
     decoder = [*NARROW_DECODER, *books]
     done = run(load_recipe([*decoder, f"init_from={tmp_path / 'source'}", f"run.dir={tmp_path / 'decoder'}"]))
     assert done["start"].startswith("weights of") and done["metrics"]["perplexity"] > 1
+    records = [read_json(tmp_path / f / "vitwarm.json") for f in ("source/export", "decoder/warmup", "decoder/export")]
+    assert [record["trained"] for record in records] == ["images" if source == "images" else "warmup", None, "text"]
+    assert records[2]["dataset"] and {record["license"] for record in records} == {"apache-2.0"}
     start = ours(tmp_path / "decoder/warmup")
     assert same_by_group(start, ours(tmp_path / "source/export"))["trunk"] == {True}
     fresh = assemble(load_recipe(decoder), 1).model.state_dict()

@@ -10,7 +10,7 @@ from test_language import automaton, config
 
 from vitwarm.assembly import assemble
 from vitwarm.errors import Interrupted, UserError
-from vitwarm.export import read_gpt2
+from vitwarm.exports import read_gpt2
 from vitwarm.run import run, run_ensemble
 
 SEEDS = (3, 4, 9)

@@ -15,7 +15,7 @@ from vitwarm.config import Config, DecoderConfig, ModelConfig, OptimConfig, Text
 from vitwarm.data.text.glue import TASKS
 from vitwarm.data.tokenizers import ByteTokenizer
 from vitwarm.errors import Interrupted, UserError
-from vitwarm.export import export_gpt2, read_gpt2
+from vitwarm.exports import export_gpt2, read_gpt2
 from vitwarm.recipe import load_recipe
 from vitwarm.result import summary
 from vitwarm.run import run, run_ensemble

@@ -16,7 +16,7 @@ from torch import nn
 from vitwarm.assembly import assemble
 from vitwarm.data.subset import balanced
 from vitwarm.errors import UserError
-from vitwarm.export import export_model
+from vitwarm.exports import export_model
 from vitwarm.recipe import list_recipes, load_recipe
 from vitwarm.run import run
 from vitwarm.stages.images import ImagesStage
@@ -51,8 +51,8 @@ def test_a_source_of_images_prepared_otherwise_is_said(tmp_path):
     own = ["model.args={img_size: 16, patch_size: 4}", "images.mean=[0.5,0.5,0.5]", "images.eval_crop_pct=0.9"]
     source = assemble(recipe(tmp_path, *own), 1)
     facts = {"recipe_hash": "0" * 12, "start": "a test", "warmed_keys": []}
-    for name, metrics in (("trained", {"top1": 0.5}), ("warmed", {})):
-        export_model(source.model, tmp_path / name, source.config, facts | {"metrics": metrics})
+    for name, trained in (("trained", "images"), ("warmed", "warmup")):
+        export_model(source.model, tmp_path / name, source.config, facts | {"trained": trained})
     found = assemble(recipe(tmp_path, f"init_from={tmp_path / 'trained'}"), 1).warnings
     assert (
         len(found) == 1

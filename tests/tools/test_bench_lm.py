@@ -16,7 +16,7 @@ from bench.lm import (
 from bench.train import Ours, benchmark_context, read_options
 
 from vitwarm.config import RunConfig
-from vitwarm.export.gpt2 import to_gpt2
+from vitwarm.exports.gpt2 import to_gpt2
 from vitwarm.training.processes import start_accelerator
 from vitwarm.trunk import build_decoder
 

@@ -16,8 +16,8 @@ from vitwarm.cli import call
 from vitwarm.config import Config, ModelConfig
 from vitwarm.data.tokenizers import ByteTokenizer, read_tokenizer
 from vitwarm.errors import UserError
-from vitwarm.export import export_gpt2, export_model
-from vitwarm.export.opening import open_model
+from vitwarm.exports import export_gpt2, export_model
+from vitwarm.exports.opening import open_model
 from vitwarm.trunk import build_decoder
 
 TOOL = Path(__file__).resolve().parents[2] / "tools/compose.py"
@@ -58,6 +58,9 @@ def test_a_composed_timm_folder(exports, tmp_path):
     assert sorted(from_b["tensors"]) == sorted(n for n in held["b"] if n.startswith("blocks.2.mlp"))
     assert from_b["sha256"] == hashlib.sha256((tmp_path / "b/model.safetensors").read_bytes()).hexdigest()
     assert record["controls"] == {"mlp": "noise:0.5"} and record["trunk"]["depth"] == 3
+    card, places = (tmp_path / "out/README.md").read_text(), [f"{tmp_path / name}/model.safetensors" for name in "abt"]
+    story = "composed: attention of {}, mlp layers=last of {}; the rest of {}; not trained since.".format(*places)
+    assert story in card and "not trained on images" not in card and "model-index" not in card
 
 
 def test_a_composed_decoder_loads_in_transformers(tmp_path):

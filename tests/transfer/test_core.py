@@ -13,7 +13,7 @@ import vitwarm
 from vitwarm.assembly import assemble
 from vitwarm.config import Config, ModelConfig
 from vitwarm.errors import UserError
-from vitwarm.export import export_model
+from vitwarm.exports import export_model
 from vitwarm.recipe import load_recipe
 from vitwarm.run import run
 from vitwarm.transfer import group_of

@@ -12,7 +12,7 @@ import vitwarm
 from vitwarm.analysis.inspection import inspect_trunk
 from vitwarm.config import Config, ModelConfig
 from vitwarm.errors import UserError
-from vitwarm.export import export_model
+from vitwarm.exports import export_model
 from vitwarm.procedural import make_rule
 from vitwarm.transfer import canonical, compose, group_of, read_source, require_fit, select, transfer
 from vitwarm.transfer.warm_start import require_same_blocks

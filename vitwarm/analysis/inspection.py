@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from vitwarm.errors import UserError
-from vitwarm.export.weights import require_finite
+from vitwarm.exports.weights import require_finite
 from vitwarm.procedural import Rule, RuleStream
 from vitwarm.trunk import Decoder, Family, SymbolStem, Trunk, family_of, require_values
 

@@ -45,13 +45,13 @@ def run(options: Options) -> None:
     """Compose; prints where each tensor comes from."""
     if options.out.exists():
         raise UserError(f"{options.out} exists; choose another out")
-    from vitwarm.export import write_model
-    from vitwarm.export.opening import open_model
+    from vitwarm.exports import write_model
+    from vitwarm.exports.opening import open_model
     from vitwarm.transfer.compose import compose, record_of
 
     opened = open_model(options.target, fresh=options.fresh, seed=options.seed)
     report = compose(opened.model, options.sources, options.controls, seed=options.seed)
     facts = {name: getattr(options, name) for name in ("target", "fresh", "seed", "controls")}
-    record = {"recipe_hash": "none", "metrics": {}} | record_of(options.sources, report, **facts)
+    record = record_of(options.sources, report, opened.weights, **facts)
     write_model(opened.model, options.out, opened.config, opened.tokenizer, record)
     print(f"{report}\nwritten: {options.out}")

@@ -29,7 +29,7 @@ def run(options: Options) -> None:
     import torch  # only once the command line is checked
 
     from vitwarm.data.tokenizers import read_tokenizer
-    from vitwarm.export.gpt2 import read_gpt2
+    from vitwarm.exports.gpt2 import read_gpt2
     from vitwarm.trunk import generate
 
     decoder = read_gpt2(options.export)

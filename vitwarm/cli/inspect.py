@@ -34,7 +34,7 @@ def run(options: Options) -> None:
     rule = read_rule(options.rule, options.parameters)
     from vitwarm.analysis.inspection import inspect_trunk
     from vitwarm.analysis.page import plot, table
-    from vitwarm.export.opening import open_model
+    from vitwarm.exports.opening import open_model
 
     opened = {place: open_model(place) for place in filter(None, (options.export, options.vs))}
     # a ViT's symbols come through the frozen stem of its warm-up, which follows from the seed

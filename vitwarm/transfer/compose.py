@@ -9,7 +9,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from vitwarm.errors import UserError
-from vitwarm.export.weights import sha256_of_weights
+from vitwarm.exports.opening import lineage
+from vitwarm.exports.weights import sha256_of_weights
 from vitwarm.selection import Selection
 from vitwarm.transfer.groups import block_of, canonical, select
 from vitwarm.transfer.perturb import perturb
@@ -119,12 +120,15 @@ def compose(
     return merge(model, parts, controls, seed=seed)
 
 
-def record_of(sources: Mapping[str, str | Path], report: TransferReport, **more: Any) -> dict[str, Any]:
+def record_of(
+    sources: Mapping[str, str | Path], report: TransferReport, weights: Path | None, **more: Any
+) -> dict[str, Any]:
     """The provenance of a composition.
 
     Args:
         sources: as in `compose`.
         report: what it returned.
+        weights: file that the model came from; None if it was fresh.
         more: further facts to write down.
 
     Returns:
@@ -139,8 +143,11 @@ def record_of(sources: Mapping[str, str | Path], report: TransferReport, **more:
             "sha256": sha256_of_weights(Path(file)),
             "tensors": [own for own, name in canonical(report.copied).items() if name in taken],
         }
+    given = ", ".join(f"{groups} of {o['file']}" for groups, o in origins.items())
     return {
-        "start": "composed: " + ", ".join(f"{groups} of {o['file']}" for groups, o in origins.items()),
+        "start": f"composed: {given}; the rest {f'of {weights}' if weights else 'fresh'}",
+        "trained": None,
+        **lineage([str(file) for file in (*(o["file"] for o in origins.values()), weights) if file]),
         "sources": origins,
         "warmed_keys": report.copied,
         "fresh_keys": report.fresh,

@@ -8,8 +8,8 @@ import torch
 from safetensors.torch import save_file
 
 from vitwarm.errors import UserError
-from vitwarm.export.layout import PROVENANCE, WEIGHTS
-from vitwarm.export.weights import read_weights
+from vitwarm.exports.layout import PROVENANCE, WEIGHTS
+from vitwarm.exports.weights import read_weights
 from vitwarm.files import sha256_of, whole_folder
 from vitwarm.reading import read_json
 from vitwarm.transfer.groups import block_of, canonical, group_of

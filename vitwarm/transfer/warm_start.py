@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from vitwarm.errors import UserError
-from vitwarm.export.gpt2 import from_gpt2, gpt2_facts, is_gpt2
-from vitwarm.export.layout import CONFIG, EXPORT, PROVENANCE, WARMUP, WEIGHTS
-from vitwarm.export.weights import find_weights, read_weights
+from vitwarm.exports.gpt2 import from_gpt2, gpt2_facts, is_gpt2
+from vitwarm.exports.layout import CONFIG, EXPORT, PROVENANCE, WARMUP, WEIGHTS
+from vitwarm.exports.weights import find_weights, read_weights
 from vitwarm.reading import read_json
 from vitwarm.selection import GROUPS, Selection
 from vitwarm.transfer.core import CORE

@@ -12,12 +12,13 @@ from typing import Any
 
 import torch
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from vitwarm.data.tokenizers import Tokenizer
 from vitwarm.errors import UserError
-from vitwarm.export.layout import CONFIG, PROVENANCE, WEIGHTS
-from vitwarm.export.weights import find_weights, read_weights
+from vitwarm.exports.card import model_card
+from vitwarm.exports.layout import CARD, CONFIG, PROVENANCE, WEIGHTS
+from vitwarm.exports.weights import find_weights, read_weights
 from vitwarm.files import whole_folder
 from vitwarm.reading import read_json
 from vitwarm.trunk import Classifier, Decoder, DecoderSize, trunk_facts
@@ -47,6 +48,11 @@ _FIXED = {  # what a GPT-2 configuration may say; the first value is what we wri
 def is_gpt2(names: Iterable[str]) -> bool:
     """Whether tensors bear GPT-2's names."""
     return any(n.endswith("attn.c_attn.weight") for n in names)
+
+
+def is_gpt2_model(model: nn.Module) -> bool:
+    """Whether a model is a language model of transformers with GPT-2's blocks."""
+    return type(model).__name__ == "GPT2LMHeadModel"
 
 
 def from_gpt2(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -177,7 +183,7 @@ def export_gpt2(
         decoder: the model; its logits and those of the folder in `transformers` agree.
         folder: target; an older export there is replaced.
         tokenizer: its files go along, and its end-of-text id into the configuration.
-        provenance: JSON-able facts for `vitwarm.json`.
+        provenance: JSON-able facts for `vitwarm.json` and the model card.
 
     Raises:
         UserError: a tokenizer with more ids than the decoder.
@@ -219,5 +225,7 @@ def export_gpt2(
         save_file(to_gpt2(decoder.state_dict()), aside / WEIGHTS, metadata={"format": "pt"})
         for name, content in files.items():
             (aside / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+        card = model_card(f"GPT-2 {decoder.size}", record, config["architectures"][0])
+        (aside / CARD).write_text(card, encoding="utf-8")
         if tokenizer:
             tokenizer.save(aside, decoder.n_positions)

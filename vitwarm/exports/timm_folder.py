@@ -8,13 +8,12 @@ from timm.models import save_for_hf
 from torch import nn
 
 from vitwarm.config import Config
-from vitwarm.errors import UserError
-from vitwarm.export.layout import CONFIG, PROVENANCE
+from vitwarm.exports.card import LICENSE, model_card
+from vitwarm.exports.layout import CARD, CONFIG, PROVENANCE
 from vitwarm.files import whole_folder
 from vitwarm.trunk import family_of, is_drop_rate, trunk_facts
 
 TAG = "vitwarm"
-LICENSE = "apache-2.0"
 PAPER = "2511.13945"
 
 _OF_THE_ARCHITECTURE = ("num_classes", "fixed_input_size", "first_conv", "classifier")
@@ -47,13 +46,14 @@ def export_model(
         save_for_hf(model, str(aside), model_args=arguments, safe_serialization=True)
         description = json.loads((aside / CONFIG).read_text(encoding="utf-8"))
         size = trained_size(model, config)
-        description["pretrained_cfg"] = _pretrained_cfg(model, config, size, description["pretrained_cfg"])
+        weights = _pretrained_cfg(model, config, size, description["pretrained_cfg"])
+        description["pretrained_cfg"] = weights | {"license": provenance.get("license", LICENSE)}
         description["model_args"] = _model_args(model, size, description.get("model_args", {}))
         if classes is not None:
             description["label_names"] = classes
         _write(aside / CONFIG, json.dumps(description, indent=2) + "\n")
         _write(aside / PROVENANCE, json.dumps({**provenance, "trunk": trunk_facts(model)}, indent=2) + "\n")
-        _write(aside / "README.md", model_card(config, provenance))
+        _write(aside / CARD, model_card(config.model.name, provenance))
 
 
 def trained_size(model: nn.Module, config: Config) -> tuple[int, int]:
@@ -75,13 +75,18 @@ def _model_args(model: nn.Module, size: tuple[int, int], recorded: dict[str, Any
 
 
 def _pretrained_cfg(model: nn.Module, config: Config, size: tuple[int, int], timms: dict[str, Any]) -> dict[str, Any]:
-    """What timm reads as the weights' own description: preprocessing of the recipe, our tag and licence."""
-    return {k: timms[k] for k in _OF_THE_ARCHITECTURE if k in timms} | {
+    """What timm reads as the weights' own description: preprocessing of the recipe, our tag.
+
+    Of other images than RGB the first convolution is not named: older versions of timm take every one that is for a
+    convolution of three channels, and convert it.
+    """
+    channels = model.in_chans
+    kept = [k for k in _OF_THE_ARCHITECTURE if k in timms and (k != "first_conv" or channels == 3)]
+    return {k: timms[k] for k in kept} | {
         "tag": TAG,
         "num_classes": model.num_classes,
-        "license": LICENSE,
         "paper_ids": f"arXiv:{PAPER}",
-        "input_size": [3, *size],
+        "input_size": [channels, *size],
         "mean": list(config.images.mean),
         "std": list(config.images.std),
         "interpolation": config.images.interpolation,
@@ -92,57 +97,3 @@ def _pretrained_cfg(model: nn.Module, config: Config, size: tuple[int, int], tim
 
 def _write(path: Path, text: str) -> None:
     path.write_text(text, encoding="utf-8")
-
-
-def model_card(config: Config, provenance: dict[str, Any]) -> str:
-    """Markdown with the Hub's metadata header: what the model is, how it was made, how to load it."""
-    metrics = provenance.get("metrics") or {}
-    trained = "trained on images" if metrics else "not trained on images: warmed trunk, fresh stem and head"
-    facts = {
-        "recipe": f"`{config.name}`",
-        "recipe hash": f"`{provenance['recipe_hash']}`",
-        "seed": config.seed,
-        "start": provenance["start"],
-        "warmed tensors": f"{len(provenance.get('warmed_keys', []))} (listed in `{PROVENANCE}`)",
-    } | metrics
-    rows = "\n".join(f"| {k} | {v:.4f} |" if isinstance(v, float) else f"| {k} | {v} |" for k, v in facts.items())
-    return f"""---
-library_name: timm
-license: {LICENSE}
-pipeline_tag: image-classification
-tags: [timm, vitwarm, image-classification]
----
-# {config.model.name} ({config.name})
-
-A timm `{config.model.name}`, {trained}. {config.description}
-
-| | |
-|---|---|
-{rows}
-
-```python
-import timm
-model = timm.create_model("local-dir:PATH_TO_THIS_FOLDER", pretrained=True)
-```
-
-Made with vitwarm; method: [arXiv {PAPER}](https://arxiv.org/abs/{PAPER}).
-"""
-
-
-def push_to_hub(folder: Path, repo_id: str) -> str:
-    """Upload an export folder to the Hugging Face Hub; returns the address.
-
-    Raises:
-        UserError: no access, no network or no such folder.
-    """
-    from huggingface_hub import HfApi
-
-    if not (folder / CONFIG).is_file():
-        raise UserError(f"{folder} is no export folder; give RUN/export")
-    try:
-        api = HfApi()
-        api.create_repo(repo_id, exist_ok=True)
-        return str(api.upload_folder(folder_path=str(folder), repo_id=repo_id))
-    except Exception as error:  # the client's own, the network's, and those of the libraries between
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise UserError(f"cannot push to {repo_id}: {reason}; is `hf auth login` done and the network up?") from error

@@ -16,7 +16,7 @@ import vitwarm
 from vitwarm.cli import call
 from vitwarm.data.tokenizers import BPETokenizer, ByteTokenizer, CharTokenizer
 from vitwarm.errors import UserError
-from vitwarm.export import export_gpt2, read_gpt2
+from vitwarm.exports import export_gpt2, read_gpt2
 from vitwarm.transfer import read_source
 from vitwarm.trunk import Trunk, build_decoder, generate
 
@@ -155,7 +155,7 @@ def test_an_export_gives_the_same_logits_in_transformers(tmp_path, tied):
     assert all(torch.equal(t, again[n]) for n, t in decoder.state_dict().items()) and len(again) == 28 + (not tied)
     names = {p.name for p in (tmp_path / "export").iterdir()}
     assert names == {"config.json", "generation_config.json", "model.safetensors", "vitwarm.json", "vocab.json",
-                     "merges.txt", "tokenizer_config.json"}  # fmt: skip
+                     "merges.txt", "tokenizer_config.json", "README.md"}  # fmt: skip
     record = json.loads((tmp_path / "export" / "vitwarm.json").read_text())
     assert record == {"seed": 3, "trunk": {"block": "Block", "width": 48, "depth": 2, "heads": 3}}
 

@@ -1,22 +1,25 @@
 """A model from a folder: a timm export or a GPT-2 of `transformers`, with what it takes to write it again."""
 
 import contextlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import timm
 from torch import nn
 
 from vitwarm.config import Config, ImagesConfig, ModelConfig
 from vitwarm.data.tokenizers import Tokenizer, read_tokenizer
 from vitwarm.errors import UserError
-from vitwarm.export.gpt2 import read_gpt2
-from vitwarm.export.layout import CONFIG, EXPORT, PROVENANCE, WARMUP, WEIGHTS
-from vitwarm.export.weights import find_weights, read_weights
+from vitwarm.exports.card import LICENSE
+from vitwarm.exports.gpt2 import read_gpt2
+from vitwarm.exports.layout import CONFIG, EXPORT, PROVENANCE, WARMUP, WEIGHTS
+from vitwarm.exports.weights import find_weights, read_weights
 from vitwarm.reading import read_json
 from vitwarm.trunk import build_decoder, build_model
 
+LINEAGE = ("base_models", "license")  # keys of a record; see `lineage`
 _COMPOSED = "composed"
 
 
@@ -28,11 +31,13 @@ class Opened:
         model: timm model or decoder.
         config: what a recipe would say of it: name, arguments, preprocessing, the seed that its record names.
         tokenizer: of a language model, if it can be read.
+        weights: the file of the weights; None if they are fresh.
     """
 
     model: nn.Module
     config: Config
     tokenizer: Tokenizer | None = None
+    weights: Path | None = None
 
 
 def open_model(place: str, *, fresh: bool = False, seed: int = 0) -> Opened:
@@ -66,7 +71,8 @@ def open_model(place: str, *, fresh: bool = False, seed: int = 0) -> Opened:
     tokenizer = None
     with contextlib.suppress(UserError):  # none there, or its package is not installed
         tokenizer = read_tokenizer(folder)
-    return Opened(decoder, Config(name=_COMPOSED, seed=seed if fresh else _recorded_seed(folder, seed)), tokenizer)
+    config = Config(name=_COMPOSED, seed=seed if fresh else _recorded_seed(folder, seed))
+    return Opened(decoder, config, tokenizer, None if fresh else find_weights(folder))
 
 
 def _recorded_seed(folder: Path, otherwise: int) -> int:
@@ -98,21 +104,45 @@ def preprocessing_beside(weights: Path) -> dict[str, Any]:
     try:
         found = preprocessing(read_json(weights.with_name(CONFIG), pretrained_cfg=dict)["pretrained_cfg"])
         with contextlib.suppress(UserError):
-            if not read_json(weights.with_name(PROVENANCE), metrics=dict)["metrics"]:
-                return {}  # a warm-up alone
+            if read_json(weights.with_name(PROVENANCE)).get("trained", "images") != "images":
+                return {}
     except (UserError, TypeError, IndexError):
         return {}
     return found
+
+
+def lineage(sources: Iterable[str]) -> dict[str, Any]:
+    """Whose weights are in a model that these sources went into: `base_models` of the Hub, and their `license`.
+
+    Args:
+        sources: files of weights, or `timm:NAME` for the pretrained ones of timm.
+    """
+    bases, licences = [], set()
+    for source in sources:
+        if source.startswith("timm:"):
+            known = timm.get_pretrained_cfg(source.removeprefix("timm:"))
+            bases += [known.hf_hub_id] if known and known.hf_hub_id else []
+            licences.add((known and known.license) or "unknown")
+            continue
+        try:
+            record = read_json(Path(source).with_name(PROVENANCE))
+        except UserError:  # weights of others
+            licences.add("unknown")
+        else:
+            bases += record.get("base_models", [])
+            licences.add(record.get("license", LICENSE))
+    licence = licences.pop() if len(licences) == 1 else "unknown" if licences else LICENSE
+    return dict(zip(LINEAGE, (sorted(set(bases)), licence), strict=True))
 
 
 def _open_timm(folder: Path, described: dict[str, Any], fresh: bool, seed: int) -> Opened:
     images = preprocessing(described.get("pretrained_cfg", {}))
     model = ModelConfig(described["architecture"], described["num_classes"], dict(described.get("model_args") or {}))
     config = Config(name=_COMPOSED, seed=seed, model=model, images=ImagesConfig(**images))
-    vit = build_model(model, _COMPOSED, seed=seed)
+    vit, file = build_model(model, _COMPOSED, seed=seed), None
     if not fresh:
         if (file := find_weights(folder)) is None:
             raise UserError(f"no {WEIGHTS} in {folder}, which has a {CONFIG}; nothing else is read")
         vit.load_state_dict(read_weights(file))
         config.seed = _recorded_seed(folder, seed)
-    return Opened(vit, config)
+    return Opened(vit, config, weights=file)

@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from vitwarm.errors import UserError
-from vitwarm.export.layout import INDEX, WEIGHTS
+from vitwarm.exports.layout import INDEX, WEIGHTS
 from vitwarm.files import sha256_of
 from vitwarm.reading import read_json
 

@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import save_file
 
 from vitwarm.errors import UserError
-from vitwarm.export.weights import find_weights, read_weights, sha256_of_weights
+from vitwarm.exports.weights import find_weights, read_weights, sha256_of_weights
 from vitwarm.files import sha256_of
 
 PLAIN = {f"{name}.weight": torch.arange(4.0) + i for i, name in enumerate(("blocks.0.norm1", "blocks.1.norm1", "norm"))}

@@ -6,22 +6,22 @@ import os
 import pytest
 import timm
 import torch
-import yaml
 from timm.data import resolve_model_data_config
 
 from vitwarm.config import Config, ImagesConfig, ModelConfig
-from vitwarm.errors import UserError
-from vitwarm.export import export_model, push_to_hub
-from vitwarm.export.opening import open_model
-from vitwarm.export.timm_folder import model_card
+from vitwarm.exports import export_model
+from vitwarm.exports.opening import open_model
 from vitwarm.trunk import ImageModel, build_model
 
 SMALL = {"img_size": 32, "patch_size": 8, "embed_dim": 48, "depth": 2, "num_heads": 3}
 DROPS = {"drop_rate": 0.2, "pos_drop_rate": 0.2, "proj_drop_rate": 0.2, "attn_drop_rate": 0.2, "drop_path_rate": 0.2,
          "patch_drop_rate": 0.2}  # fmt: skip
 FACTS = {
+    "recipe": "a_recipe",
     "recipe_hash": "0123456789ab",
     "start": "warm-up of 5 steps on dyck",
+    "trained": "images",
+    "dataset": "digits",
     "warmed_keys": ["blocks.0.attn.qkv.weight"],
     "metrics": {"top1": 0.5, "count": 10},
 }
@@ -162,20 +162,6 @@ def test_folder_is_complete_and_without_pickle(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["export"]
 
 
-def test_model_card(tmp_path):
-    config, _ = exported(tmp_path / "export")
-    text = (tmp_path / "export" / "README.md").read_text()
-    _, header, body = text.split("---\n", 2)
-    header = yaml.safe_load(header)
-    assert header["license"] == "apache-2.0" and header["library_name"] == "timm" and "vitwarm" in header["tags"]
-    assert header["pipeline_tag"] == "image-classification"
-    for piece in ("a_recipe", "0123456789ab", "warm-up of 5 steps on dyck", "| top1 | 0.5000 |", "| count | 10 |",
-                  "trained on images", "On `x: y`, # and 'quotes'."):  # fmt: skip
-        assert piece in body
-    untrained = model_card(config, FACTS | {"metrics": {}})
-    assert "not trained on images" in untrained and "top1" not in untrained
-
-
 def test_an_older_export_is_replaced_as_a_whole(tmp_path):
     exported(tmp_path / "export")
     (tmp_path / "export" / "left_over.txt").write_text("old")
@@ -187,7 +173,7 @@ def test_an_older_export_is_replaced_as_a_whole(tmp_path):
     assert not (tmp_path / "export" / "left_over.txt").exists() and not (tmp_path / "export" / "half").exists()
 
 
-@pytest.mark.parametrize("broken", ["export.timm_folder.save_for_hf", "export.timm_folder.model_card", "files.flush"])
+@pytest.mark.parametrize("broken", ["exports.timm_folder.save_for_hf", "exports.timm_folder.model_card", "files.flush"])
 def test_a_full_disk_leaves_the_older_export(tmp_path, monkeypatch, broken):
     _, model = exported(tmp_path / "export")
     before = {p.name: p.read_bytes() for p in (tmp_path / "export").iterdir()}
@@ -208,51 +194,3 @@ def test_a_kill_between_the_renames_is_mended_by_the_next_export(tmp_path):
     os.rename(tmp_path / "export", tmp_path / ".export.old")
     exported(tmp_path / "export")
     assert [p.name for p in tmp_path.iterdir()] == ["export"]
-
-
-# The Hub
-
-
-class FakeApi:
-    """Records what would be uploaded."""
-
-    calls: list = []
-    trouble: Exception | None = None
-
-    def create_repo(self, repo_id, exist_ok):
-        self.calls.append(("create", repo_id, exist_ok))
-        if self.trouble:
-            raise self.trouble
-
-    def upload_folder(self, *, folder_path, repo_id):
-        self.calls.append(("upload", repo_id, sorted(os.listdir(folder_path))))
-        return f"https://huggingface.co/{repo_id}/tree/main"
-
-
-@pytest.fixture
-def api(monkeypatch):
-    monkeypatch.setattr("huggingface_hub.HfApi", FakeApi)
-    monkeypatch.setattr(FakeApi, "calls", [])
-    return FakeApi
-
-
-def test_push_uploads_the_whole_folder(tmp_path, api):
-    exported(tmp_path / "export")
-    assert push_to_hub(tmp_path / "export", "me/vit") == "https://huggingface.co/me/vit/tree/main"
-    files = ["README.md", "config.json", "model.safetensors", "vitwarm.json"]
-    assert api.calls == [("create", "me/vit", True), ("upload", "me/vit", files)]
-
-
-@pytest.mark.parametrize("trouble", [RuntimeError("401 Unauthorized\nlong\nstory"), ConnectionError()])
-def test_push_that_fails_says_why_in_one_line(tmp_path, api, monkeypatch, trouble):
-    exported(tmp_path / "export")
-    monkeypatch.setattr(api, "trouble", trouble)
-    with pytest.raises(UserError, match="cannot push to me/vit: (401 Unauthorized|ConnectionError);") as caught:
-        push_to_hub(tmp_path / "export", "me/vit")
-    assert "\n" not in str(caught.value)
-
-
-def test_push_of_another_folder_is_refused_before_the_hub_is_asked(tmp_path, api):
-    with pytest.raises(UserError, match="no export folder"):
-        push_to_hub(tmp_path, "me/vit")
-    assert api.calls == []

@@ -6,3 +6,4 @@ CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"  # of weights in several files
 PROVENANCE = "vitwarm.json"
+CARD = "README.md"

@@ -1,0 +1,201 @@
+"""`vitwarm.export`: a model that somebody has, in a folder that gives its logits in plain timm or transformers."""
+
+import json
+
+import pytest
+import timm
+import torch
+from huggingface_hub import ModelCard
+from timm.models.vision_transformer import ParallelScalingBlock, VisionTransformer
+from timm.utils import ModelEmaV3
+from torch import nn
+from torch.optim.swa_utils import AveragedModel
+from transformers import AutoModelForCausalLM, AutoModelForImageClassification, GPT2Config, GPT2LMHeadModel
+
+import vitwarm
+from vitwarm.errors import UserError
+from vitwarm.exports.opening import lineage
+from vitwarm.trunk import build_decoder
+
+SMALL = {"img_size": 32, "patch_size": 8, "embed_dim": 48, "depth": 2, "num_heads": 3}
+DROP = 0.2
+DROPS = {"drop_rate": DROP, "drop_path_rate": DROP, "patch_drop_rate": DROP}
+VIT = "vit_tiny_patch16_224"
+
+
+def made(name=VIT, **arguments):
+    model = timm.create_model(name, **{**SMALL, **arguments}).eval()
+    with torch.no_grad():
+        for p in model.parameters():
+            p.add_(torch.randn_like(p), alpha=0.1)
+    return model
+
+
+def images_for(model):
+    return torch.randn(2, model.in_chans, *getattr(getattr(model, "patch_embed", None), "img_size", None) or (32, 32))
+
+
+def reads(folder, model):
+    """The model of a folder, whose logits are those of the given one to the bit."""
+    theirs, images = timm.create_model(f"local-dir:{folder}", pretrained=True).eval(), images_for(model)
+    assert torch.equal(theirs(images), model(images))
+    assert not [m for m in theirs.modules() if DROP in (getattr(m, "p", 0), getattr(m, "drop_prob", 0))]
+    return theirs
+
+
+@pytest.mark.parametrize("recorded", [True, False], ids=["recorded by timm", "read off the model"])
+@pytest.mark.parametrize(
+    ("name", "arguments"),
+    [
+        (VIT, {"in_chans": 1, "num_classes": 7, **DROPS}),
+        (VIT, {"in_chans": 4, "global_pool": "avg", "class_token": False, "img_size": (32, 16)}),
+        (VIT, {"reg_tokens": 3, "no_embed_class": True, "init_values": 1e-5, "qk_norm": True, "num_classes": 0}),
+        (VIT, {"dynamic_img_size": True, "qkv_bias": False, "mlp_ratio": 2, "pos_embed": "none"}),
+        (VIT, {"act_layer": nn.ReLU, "norm_layer": "rmsnorm", "global_pool": "map"}),
+        ("deit_tiny_distilled_patch16_224", {"num_classes": 4}),
+        ("eva02_tiny_patch14_224", {"img_size": 28, "patch_size": 7, "num_classes": 4}),
+        ("vit_small_patch16_dinov3", {"num_classes": 10}),
+        ("beit_base_patch16_224", {"num_classes": 10}),
+        ("vit_relpos_base_patch16_224", {"num_classes": 10}),
+        ("naflexvit_base_patch16_gap", {"img_size": None, "reg_tokens": 0, "in_chans": 1}),
+    ],
+)
+def test_arguments_are_those_that_make_the_model(tmp_path, name, arguments, recorded):
+    model = made(name, **arguments)
+    if not recorded:
+        model._model_args = {}
+    vitwarm.export(model, tmp_path / "out")
+    reads(tmp_path / "out", model)
+
+
+def _head(model):
+    model.head = nn.Linear(48, 9)
+
+
+CHANGES = {
+    "another head": _head,
+    "classifier and pooling": lambda model: model.reset_classifier(5, "avg"),
+    "other input": lambda model: model.set_input_size((64, 32), patch_size=16),
+    "fewer blocks": lambda model: model.prune_intermediate_layers([0]),
+    "layout": lambda model: model.to(memory_format=torch.channels_last),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_changes_since_the_model_was_made_are_seen(tmp_path, change):
+    model = made()
+    CHANGES[change](model)
+    vitwarm.export(model, tmp_path / "out")
+    theirs = reads(tmp_path / "out", model)
+    described = json.loads((tmp_path / "out/config.json").read_text())
+    wanted = {"another head": 9, "classifier and pooling": 5, "fewer blocks": 0}.get(change, 1000)
+    assert described["num_classes"] == described["pretrained_cfg"]["num_classes"] == theirs.num_classes == wanted
+
+
+@pytest.mark.parametrize("wrap", [ModelEmaV3, AveragedModel, torch.compile, nn.DataParallel])
+def test_what_is_around_a_model_is_looked_through(tmp_path, wrap):
+    model = made(num_classes=3)
+    vitwarm.export(wrap(model), tmp_path / "out")
+    reads(tmp_path / "out", model)
+    theirs = AutoModelForImageClassification.from_pretrained(tmp_path / "out").eval()
+    images = images_for(model)
+    assert torch.equal(theirs(pixel_values=images).logits, model(images))
+    vitwarm.export(theirs, tmp_path / "again")  # timm's model within transformers' wrapper
+    reads(tmp_path / "again", model)
+
+
+def _eps(model):
+    model.norm.eps = 1e-2
+
+
+def _nan(model):
+    model.head.weight.data[0, 0] = float("nan")
+
+
+@pytest.mark.parametrize(
+    ("model", "change", "arguments", "reason"),
+    [
+        (made, _eps, {}, r"is another model: norm.eps is 0.01 in the model, 1e-06 there; give model_args"),
+        (lambda: made(block_fn=ParallelScalingBlock), None, {}, r"blocks.0.norm1.weight is absent in the model"),
+        (made, None, {"model_args": {"depth": 3}}, r"blocks.2.norm1.weight is absent in the model, \(48,\) there"),
+        (made, None, {"model_args": {"dept": 3}}, "timm cannot build .* check model_args"),
+        (made, None, {"model_args": {"act_layer": nn.ReLU}}, "model_args: act_layer is .*, which no file can hold"),
+        (made, _nan, {}, "head.weight has values that are not finite"),
+        (lambda: made().to("meta"), None, {}, "on the device meta"),
+        (lambda: VisionTransformer(img_size=32), None, {}, "make it with timm.create_model"),
+        (lambda: timm.create_model("resnet18"), None, {}, "ResNet cannot be warmed up"),
+        (lambda: "vit", None, {}, "'vit' is no model"),
+    ],
+)
+def test_what_cannot_be_told_is_refused_in_one_line(tmp_path, model, change, arguments, reason):
+    model = model()
+    if change:
+        change(model)
+    with pytest.raises(UserError, match=reason) as caught:
+        vitwarm.export(model, tmp_path / "out", **arguments)
+    assert "\n" not in str(caught.value) and list(tmp_path.iterdir()) == []
+
+
+def test_arguments_that_are_given_are_used(tmp_path):
+    model = made(mlp_ratio=2)
+    model._model_args = {}
+    vitwarm.export(model, tmp_path / "out", model_args={**SMALL, "mlp_ratio": 2})
+    assert reads(tmp_path / "out", model).blocks[0].mlp.fc1.out_features == 96
+
+
+def test_preprocessing_and_licence_are_those_of_the_model(tmp_path):
+    model = made("vit_small_patch16_dinov3", num_classes=3)
+    for given, named in ((None, "dinov3-license"), ("mit", "mit")):
+        vitwarm.export(model, tmp_path / "out", license=given)
+        weights = json.loads((tmp_path / "out/config.json").read_text())["pretrained_cfg"]
+        assert (weights["license"], weights["tag"]) == (named, "vitwarm")
+        assert (weights["mean"], weights["input_size"]) == (list(model.pretrained_cfg["mean"]), [3, 32, 32])
+    assert ModelCard.load(tmp_path / "out/README.md").data.license == "mit"
+
+
+def test_licence_and_base_models_follow_the_sources(tmp_path):
+    """Weights of others without a record have a licence that nobody knows."""
+    model = made()
+    vitwarm.export(model, tmp_path / "mine", license="mit")
+    (tmp_path / "alone").mkdir()
+    dinov3, mine, alone = "timm:vit_small_patch16_dinov3", tmp_path / "mine/model.safetensors", tmp_path / "alone/x"
+    base = ["timm/vit_small_patch16_dinov3.lvd1689m"]
+    for sources, wanted in (
+        ([], {"base_models": [], "license": "apache-2.0"}),
+        ([dinov3], {"base_models": base, "license": "dinov3-license"}),
+        ([str(mine)], {"base_models": [], "license": "mit"}),
+        ([dinov3, str(mine)], {"base_models": base, "license": "unknown"}),
+        ([str(alone)], {"base_models": [], "license": "unknown"}),
+    ):
+        assert lineage(sources) == wanted
+
+
+def test_the_card_of_a_warmed_model_says_no_more_than_is_known(tmp_path):
+    model = made(num_classes=3)
+    settings = {"global_batch": 4, "lr_warmup": "1 steps", "val_rows": 8, "progress": False}
+    report = vitwarm.warm_up(model, {"name": "dyck", "k": 4}, steps=2, **settings)
+    vitwarm.export(model, tmp_path / "out")
+    reads(tmp_path / "out", model)
+    record = json.loads((tmp_path / "out/vitwarm.json").read_text())
+    assert record["start"] == "warm-up of 2 steps on dyck" and record["warmed_keys"] == report.transfer.copied
+    text = (tmp_path / "out/README.md").read_text()
+    assert "warm-up of 2 steps on dyck; training elsewhere, if there was any, is not recorded here." in text
+    assert "trained on images" not in text and "model-index" not in text
+
+
+def test_decoders_become_folders_of_transformers(tmp_path):
+    ours = build_decoder("2_2_32", 50, 40, "test", seed=0).eval()
+    config = GPT2Config(n_layer=2, n_head=2, n_embd=32, vocab_size=50, n_positions=40, bos_token_id=1, eos_token_id=2)
+    theirs = GPT2LMHeadModel(config).eval()
+    tokens = torch.randint(50, (2, 40))
+    for model, logits in ((ours, ours(tokens)), (theirs, theirs(tokens).logits)):
+        vitwarm.export(model, tmp_path / "out")
+        read = AutoModelForCausalLM.from_pretrained(tmp_path / "out").eval()
+        torch.testing.assert_close(read(tokens).logits, logits, atol=1e-5, rtol=1e-5)
+        names = {path.name for path in (tmp_path / "out").iterdir()}
+        assert names == {"config.json", "generation_config.json", "model.safetensors", "vitwarm.json", "README.md"}
+        trunk = json.loads((tmp_path / "out/vitwarm.json").read_text())["trunk"]
+        assert trunk == {"block": "Block", "width": 32, "depth": 2, "heads": 2}
+        assert ModelCard.load(tmp_path / "out/README.md").data.library_name == "transformers"
+    assert (read.config.bos_token_id, read.config.eos_token_id) == (1, 2)
+    assert vitwarm.warm_start(ours, tmp_path / "out").copied

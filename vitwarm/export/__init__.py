@@ -1,7 +1,0 @@
-"""Models in and out of folders: plain timm, GPT-2 of transformers, the Hugging Face Hub."""
-
-from vitwarm.export.gpt2 import export_gpt2, read_gpt2
-from vitwarm.export.timm_folder import export_model, push_to_hub
-from vitwarm.export.write import write_model
-
-__all__ = ["export_gpt2", "export_model", "push_to_hub", "read_gpt2", "write_model"]

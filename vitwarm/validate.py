@@ -13,7 +13,8 @@ from vitwarm.data.loading import ImageDataset
 from vitwarm.data.manifest import ClassList
 from vitwarm.data.mixing import Normalise
 from vitwarm.data.opening import open_shards
-from vitwarm.data.shards import ShardSet, check_labels
+from vitwarm.data.shards import ShardSet
+from vitwarm.data.source import check_labels
 from vitwarm.errors import UserError
 from vitwarm.export.layout import CONFIG
 from vitwarm.export.weights import require_finite

@@ -9,7 +9,8 @@ import numpy as np
 from vitwarm.config import Config
 from vitwarm.data.digits import digits_shards
 from vitwarm.data.overlap import shared_images
-from vitwarm.data.shards import ShardSet, check_labels, expand
+from vitwarm.data.shards import ShardSet, expand
+from vitwarm.data.source import check_labels
 from vitwarm.data.streaming import Stream, is_url, open_stream
 from vitwarm.data.subset import is_list, read_names, subset_size
 from vitwarm.errors import UserError

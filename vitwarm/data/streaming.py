@@ -23,7 +23,7 @@ from vitwarm.data.images import TrainTransform
 from vitwarm.data.loading import Loader
 from vitwarm.data.order import ImageOrder, rank_slice
 from vitwarm.data.patterns import expand_braces
-from vitwarm.data.shards import DamagedSample
+from vitwarm.data.source import DamagedSample
 from vitwarm.data.tar_reader import DamagedTar, read_tar
 from vitwarm.data.web import file_name, one_line, open_url, shown
 from vitwarm.errors import UserError, without_secrets

@@ -7,8 +7,8 @@ from pathlib import Path
 from vitwarm.data.lists import read_text
 from vitwarm.data.making.labels import read_labels
 from vitwarm.data.making.samples import Keys, Sample, Source, SourceSplit, class_numbers
-from vitwarm.data.making.tree import Folder, list_tree
 from vitwarm.data.splits import split_folder
+from vitwarm.data.tree import Folder, list_tree
 from vitwarm.errors import UserError
 
 

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, ClassVar, Protocol, TypeVar
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
@@ -31,8 +31,8 @@ class FileIndex(Protocol):
         CONTAINER: what the file is, in a word.
     """
 
-    FORMAT: int
-    CONTAINER: str
+    FORMAT: ClassVar[int]
+    CONTAINER: ClassVar[str]
 
     def __len__(self) -> int: ...
 

@@ -10,7 +10,7 @@ import numpy as np
 from vitwarm.data import manifest as manifests
 from vitwarm.data.patterns import find_paths
 from vitwarm.data.source import DamagedSample, ImageSource, Part
-from vitwarm.data.splits import split_folder, split_of
+from vitwarm.data.splits import choose, split_folder, split_of
 from vitwarm.data.tar_index import TarIndex, tar_index
 from vitwarm.data.tar_reader import BLOCK
 from vitwarm.errors import UserError
@@ -67,10 +67,7 @@ def _in_folder(folder: Path, split: str | None) -> list[Path]:
         if len(splits) > 1 and "" in splits:
             raise UserError(f"{splits[''][0]}: its name says no split, others' beside it do; give the tars by a glob")
         splits = {name or "train": paths for name, paths in splits.items()}
-    wanted = [name for name in (split, "test" if split == "val" else None) if name in splits]
-    if not wanted and len(splits) > 1:
-        raise UserError(f"{folder}: has no {split}, only {', '.join(splits)}; name its tars by a glob")
-    found = splits[wanted[0]] if wanted else next(iter(splits.values()))  # a single split is what a folder stands for
+    found = choose(splits, split, folder, "name its tars by a glob")
     return found if tars else [tar for place in found for tar in _in_folder(place, split)]
 
 

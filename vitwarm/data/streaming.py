@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch.utils.data import IterableDataset, get_worker_info
@@ -51,6 +51,8 @@ class Stream:
         classes: the class names of the manifest; None where it has none.
         num_classes: labels must be below it.
     """
+
+    kind: ClassVar[str] = "tar"
 
     urls: list[str]
     samples: int

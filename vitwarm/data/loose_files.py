@@ -48,7 +48,7 @@ class FilesIndex(Index):
     key_end: np.ndarray
 
 
-class _Files(Part):
+class FilesPart(Part):
     """Files below a folder.
 
     Args:
@@ -67,6 +67,11 @@ class _Files(Part):
     @property
     def num_bytes(self) -> int:
         return int(self.index.size.sum())
+
+    @property
+    def unreadable(self) -> list[int]:
+        """The files that could not be read when they were listed."""
+        return np.flatnonzero(self.index.written == _UNREADABLE).tolist()
 
     def read(self, row: int) -> bytes:
         path = os.path.join(self.folder, self.index.name(row))
@@ -102,7 +107,7 @@ class FolderSource(ImageSource):
     def __init__(self, folder: Path, classes: Sequence[str], images: Sequence[tuple[int, str]]):
         start = len(os.fsencode(folder)) + 1
         names = [os.fsencode(path)[start:] for _, path in images]
-        part = _Files(folder, folder, names, [label for label, _ in images])
+        part = FilesPart(folder, folder, names, [label for label, _ in images])
         super().__init__([part], ClassList(list(classes), str(folder)))
 
 

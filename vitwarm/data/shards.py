@@ -16,13 +16,16 @@ from vitwarm.data.tar_reader import BLOCK
 from vitwarm.errors import UserError
 
 
-def expand(spec: str | os.PathLike | Sequence[str | os.PathLike], split: str | None = None) -> list[Path]:
-    """List the tars that a specification names, in a fixed order.
+def expand(
+    spec: str | os.PathLike | Sequence[str | os.PathLike], split: str | None = None, suffix: str = ".tar"
+) -> list[Path]:
+    """List the tars, or files of another kind, that a specification names, in a fixed order.
 
     Args:
         spec: a tar, a folder (its `*.tar`), a glob (`train-*.tar`), a brace pattern (`train-{000..004}.tar`), or a list
             of these.
         split: `train` or `val`: what a folder with several splits in it stands for; None takes all of its tars.
+        suffix: of the files that a folder stands for.
 
     Raises:
         UserError: something matches nothing, a tar is missing or is named twice, or a folder has not that split.
@@ -30,7 +33,7 @@ def expand(spec: str | os.PathLike | Sequence[str | os.PathLike], split: str | N
     specs = [spec] if isinstance(spec, str | os.PathLike) else list(spec)
     if not any(os.fspath(one) for one in specs):
         raise UserError("no shards given: name a folder of tars, a glob or a brace pattern")
-    paths = [path for one in specs for path in _expand_one(os.fspath(one), split)]
+    paths = [path for one in specs for path in _expand_one(os.fspath(one), split, suffix)]
     resolved = [path.resolve() for path in paths]
     if len(set(resolved)) < len(resolved):
         twice = next(path for path in resolved if resolved.count(path) > 1)
@@ -38,24 +41,24 @@ def expand(spec: str | os.PathLike | Sequence[str | os.PathLike], split: str | N
     return paths
 
 
-def _expand_one(spec: str, split: str | None) -> list[Path]:
+def _expand_one(spec: str, split: str | None, suffix: str) -> list[Path]:
     if "://" in spec or spec.startswith("pipe:"):
         raise UserError(f"{spec}: shards must be local files; copy them to a disk first")
     found = map(Path, find_paths(spec))
-    return [tar for path in found for tar in (_in_folder(path, split) if path.is_dir() else [path])]
+    return [tar for path in found for tar in (_in_folder(path, split, suffix) if path.is_dir() else [path])]
 
 
-def _in_folder(folder: Path, split: str | None) -> list[Path]:
-    tars = sorted(path for path in folder.glob("*.tar") if not path.name.startswith("."))
+def _in_folder(folder: Path, split: str | None, suffix: str) -> list[Path]:
+    tars = sorted(path for path in folder.glob(f"*{suffix}") if not path.name.startswith("."))
     if split is None and tars:
         return tars
     places = tars
     if not tars:  # a folder for each split
-        places = sorted(path for path in folder.iterdir() if split_folder(path.name) and any(path.glob("*.tar")))
+        places = sorted(path for path in folder.iterdir() if split_folder(path.name) and any(path.glob(f"*{suffix}")))
         if not places or split is None:
             hint = f"; its folders {', '.join(path.name for path in places)} have some" if places else ""
-            raise UserError(f"{folder}: no *.tar in this folder{hint}")
-    known = manifests.beside(folder) if tars else None
+            raise UserError(f"{folder}: no *{suffix} in this folder{hint}")
+    known = manifests.beside(folder) if tars and suffix == ".tar" else None
     if known is not None:
         splits = {name: [folder / shard.name for shard in one.shards] for name, one in known.splits.items()}
         if odd := sorted(set(tars) - {tar for listed in splits.values() for tar in listed}):
@@ -65,10 +68,10 @@ def _in_folder(folder: Path, split: str | None) -> list[Path]:
         for path in places:
             splits.setdefault(split_of(path.name) or "", []).append(path)
         if len(splits) > 1 and "" in splits:
-            raise UserError(f"{splits[''][0]}: its name says no split, others' beside it do; give the tars by a glob")
+            raise UserError(f"{splits[''][0]}: its name says no split, others' beside it do; give them by a glob")
         splits = {name or "train": paths for name, paths in splits.items()}
-    found = choose(splits, split, folder, "name its tars by a glob")
-    return found if tars else [tar for place in found for tar in _in_folder(place, split)]
+    found = choose(splits, split, folder, f"name its {suffix[1:]}s by a glob")
+    return found if tars else [tar for place in found for tar in _in_folder(place, split, suffix)]
 
 
 class _Tar(Part):

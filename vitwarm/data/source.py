@@ -83,6 +83,11 @@ def content_of(size: int, read: Callable[[int, int], bytes]) -> tuple[int, bool]
     return zlib.crc32(content), is_deep(head[:64], lambda: read(size, 0))
 
 
+def part_of(image: memoryview, count: int, offset: int) -> bytes:
+    """What `content_of` reads of an image in memory."""
+    return bytes(image[offset : offset + count])
+
+
 class Part(ABC):
     """Images that are listed together.
 
@@ -135,6 +140,30 @@ class Part(ABC):
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_file": -1}  # descriptors do not travel to a spawned process
+
+
+def check_unchanged(path: Path, file: int, stamp: tuple[int, int]) -> None:
+    """Refuse an open file that is no longer the one that was indexed.
+
+    Raises:
+        UserError: its size or its time is another.
+    """
+    status = os.fstat(file)
+    if (status.st_size, status.st_mtime_ns) != stamp:
+        raise UserError(f"{path}: has changed since it was indexed; start again to index it again")
+
+
+def stamp(path: Path) -> tuple[int, int]:
+    """(bytes, time in ns) of a file; see `check_unchanged`.
+
+    Raises:
+        UserError: it is gone.
+    """
+    try:
+        status = path.stat()
+    except OSError as error:
+        raise UserError(f"{path}: cannot be opened ({error.strerror})") from None
+    return status.st_size, status.st_mtime_ns
 
 
 class ImageSource:

@@ -91,7 +91,7 @@ def _found(path: Path, names: Sequence[str]) -> tuple[Path, list[str]]:
         raise UserError(f"{path}: names {twice} twice; each image counts once")
     inner = [path.parent, path.parent / _IMAGENET]
     folders = [one for folder in inner if folder.is_dir() for one in sorted(folder.iterdir()) if one.is_dir()]
-    places = [path.parent, *(folder for folder in folders if not is_hidden(folder.name))]
+    places = [folder for folder in folders if not is_hidden(folder.name)]
     endings: dict[str, dict[str, str]] = {}
 
     def whole(folder: Path, name: str) -> str | None:
@@ -105,7 +105,8 @@ def _found(path: Path, names: Sequence[str]) -> tuple[Path, list[str]]:
             endings[at] = {os.path.splitext(one)[0]: one for one in there if is_image(one)}
         return os.path.join(parent, endings[at][base]) if base in endings[at] else None
 
-    having = [folder for folder in places if whole(folder, names[0]) is not None]
+    having = [path.parent] if whole(path.parent, names[0]) is not None else []
+    having = having or [folder for folder in places if whole(folder, names[0]) is not None]
     if not having:
         raise UserError(f"{path}: its image {names[0]} is neither beside it nor in a folder beside it; move the list")
     if len(having) > 1:

@@ -8,6 +8,7 @@ import numpy as np
 
 from vitwarm.config import Config
 from vitwarm.data.digits import digits_shards
+from vitwarm.data.manifest import check_classes
 from vitwarm.data.overlap import shared_images
 from vitwarm.data.source import ImageSource, check_labels
 from vitwarm.data.sources import open_images
@@ -71,8 +72,7 @@ def open_validation(config: Config, train: ImageSource | Stream) -> ImageSource 
         return None
     val = open_source(config.images.val, "val", "images.val")
     check_labels(val, config.model.num_classes)
-    if train.classes is not None and val.classes is not None:
-        train.classes.check(val.classes)
+    check_classes(train.classes, val.classes, "images.train", "images.val")
     return val
 
 

@@ -1,7 +1,7 @@
 """Images in parquet files, as Hugging Face `datasets` writes them: `image: {bytes, path}`, `label`.
 
 Rows are packed and compressed in groups, of a hundred images as `datasets` writes them: to read one image is to read
-its group. Groups stay in memory up to a bound, so small sets and reading in order cost little, while a random order over
+its group. Groups stay in memory up to a bound, so small sets and reading in order cost little, and a random order over
 a large set costs a group an image. `vitwarm make-shards` turns such a set into tars.
 """
 
@@ -11,6 +11,7 @@ from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
+from importlib import import_module
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -19,7 +20,7 @@ import numpy as np
 from vitwarm.data.grouping import MOST_BYTES
 from vitwarm.data.index_file import load_index
 from vitwarm.data.listed import numbered
-from vitwarm.data.manifest import ClassList
+from vitwarm.data.manifest import MOST_CLASSES, ClassList
 from vitwarm.data.source import (
     DamagedSample,
     ImageSource,
@@ -34,7 +35,7 @@ from vitwarm.data.source import (
 from vitwarm.errors import UserError
 
 MOST_KEPT = 128 << 20  # bytes of images that a process keeps decompressed
-_SLOW = 16 << 20  # bytes of a group above which a random order is slow
+_SLOW = 1 << 20  # bytes of a group above which a random order is slow
 _IMAGES, _LABELS = ("image", "img", "jpg", "jpeg", "png", "bytes"), ("label", "labels", "fine_label", "cls", "class")
 _log = logging.getLogger(__name__)
 
@@ -155,19 +156,20 @@ class ParquetSource(ImageSource):
         mean = self.num_bytes / sum(int(part.index.group[-1]) + 1 for part in parts)
         if self.num_bytes > MOST_KEPT and mean > _SLOW:
             _log.warning(
-                "%s: each image costs reading %.0f MB, its group of rows; vitwarm make-shards makes tars, which do not",
-                *(paths[0], mean / 1e6),
+                "%s: in a random order each image costs reading %.0f MB, its group of rows; for speed, make tars of the "
+                "files (vitwarm make-shards)",
+                paths[0],
+                mean / 1e6,
             )
 
 
 def _arrow(path: Path) -> Any:
     try:
-        import pyarrow
-        from pyarrow import compute, parquet
+        for part in ("compute", "parquet"):
+            import_module(f"pyarrow.{part}")
+        return import_module("pyarrow")
     except ImportError:
         raise UserError(f"{path}: parquet needs pyarrow: pip install vitwarm[parquet]") from None
-    assert pyarrow.compute is compute and pyarrow.parquet is parquet
-    return pyarrow
 
 
 class _Table:
@@ -189,15 +191,17 @@ class _Table:
             for one in schema
             if arrow.types.is_struct(one.type) and any(part.name == "bytes" for part in one.type)
         }
-        self.image = _one_of(plain | nested, _IMAGES, _typed(features, "Image") & (plain | nested))
-        if self.image is None:
+        image = _one_of(plain | nested, _IMAGES, _typed(features, "Image") & (plain | nested))
+        if image is None:
             raise UserError(f"{path}: has no column of images (image: bytes), only {columns}; name it image")
+        self.image = image
         self.inner = f"{self.image}.bytes" if self.image in nested else self.image
         kinds = arrow.types.is_integer, arrow.types.is_string, arrow.types.is_large_string, arrow.types.is_dictionary
         fit = {one.name for one in schema if any(is_(one.type) for is_ in kinds)}
-        self.label = _one_of(fit, _LABELS, _typed(features, "ClassLabel") & fit)
-        if self.label is None:
+        label = _one_of(fit, _LABELS, _typed(features, "ClassLabel") & fit)
+        if label is None:
             raise UserError(f"{path}: has no column of labels, only {columns}; name it label")
+        self.label = label
         self.classes = features.get(self.label, {}).get("names")
         self.groups = self._file.num_row_groups
         self.with_path = self.image in nested and any(
@@ -261,8 +265,9 @@ def _build(path: Path, file: int, size: int) -> ParquetIndex:
         raise UserError(f"{path}: holds no rows; leave it out")
     group, place, sizes, crc, deep = np.array([row[:5] for row in rows], dtype=np.int64).T
     labels, paths = [row[5] for row in rows], [row[6] for row in rows]
-    if (missing := next((row for row, label in enumerate(labels) if label is None or label == -1), None)) is not None:
-        raise UserError(f"{path}: row {missing} has no label ({table.label}); leave the file out, or fill the column")
+    for row, label in enumerate(labels):
+        if label is None or (isinstance(label, int) and not 0 <= label < MOST_CLASSES):
+            raise UserError(f"{path}: row {row} has no label ({table.label}: {label}); leave the file out, or mend it")
     numbers, classes = numbered(labels, path) if isinstance(labels[0], str) else (labels, table.classes)
     names = paths if len(set(paths)) == len(paths) and None not in paths else [str(row) for row in range(len(rows))]
     return ParquetIndex(

@@ -49,7 +49,9 @@ def open_images(spec: str | os.PathLike | Sequence[str | os.PathLike], split: st
     names = [os.fspath(one) for one in specs if os.fspath(one)]
     local = [name for name in names if "://" not in name and not name.startswith("pipe:")]
     paths = [Path(path) for name in local for path in find_paths(name)]
-    kinds = {kind_of(path): path for path in reversed(paths)}
+    kinds: dict[str, Path] = {}
+    for path in paths:
+        kinds.setdefault(kind_of(path), path)
     if len(kinds) > 1:
         (one, first), (other, second) = list(kinds.items())[:2]
         raise UserError(f"{first} is of kind {one}, {second} of kind {other}; give images of one kind")

@@ -12,13 +12,14 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from sourcemaking import jpeg
+from sourcemaking import jpeg, quiet
 from tarmaking import encode, write_tar
 
 from vitwarm.data import parquet as parquet_images
 from vitwarm.data.images import EvalTransform
 from vitwarm.data.lists import parse_labelled
 from vitwarm.data.loading import ImageDataset, eval_loader
+from vitwarm.data.making import Options
 from vitwarm.data.source import DamagedSample, ImageSource
 from vitwarm.data.sources import open_images
 from vitwarm.data.subset import select_subset
@@ -504,3 +505,38 @@ def test_names_in_a_zip_reach_nothing_outside(tmp_path):
         archive.writestr("a/1.jpg", jpeg(1))
     with pytest.raises(UserError, match="y.zip: 'a/1.jpg' is neither stored nor deflated; zip the images again"):
         open_images(tmp_path / "y.zip")
+
+
+def test_make_shards_makes_the_same_tars_of_every_container(tmp_path):
+    made = {}
+    for name in CONTAINERS.keys() - {"tar"}:
+        (tmp_path / name).mkdir()
+        try:
+            path = CONTAINERS[name](rows(), tmp_path / name / "set")
+        except pytest.skip.Exception:
+            continue
+        found = quiet(path, tmp_path / f"out_{name}", options=Options(max_damaged=0.1))
+        assert (found.classes, [key for key, _ in found.splits["train"].damaged]) == (list(CLASSES), ["ant_1"])
+        made[name] = found.splits["train"].shards[0].sha256
+    if "parquet" in made:  # in which the names of these images come again, so that rows are numbered
+        assert made.pop("parquet") not in made.values()
+    assert len(made) == 4 and len(set(made.values())) == 1
+
+
+def test_make_shards_reads_each_split_and_numbers_as_told(tmp_path):
+    for split, first in (("train", 0), ("validation", 500)):
+        as_folder(rows(2, first), tmp_path / "all" / split)
+    with zipfile.ZipFile(tmp_path / "all.zip", "w") as archive:
+        for path in sorted((tmp_path / "all").rglob("*.*")):
+            archive.write(path, path.relative_to(tmp_path))
+    cut = Options(max_damaged=0.5)
+    made = quiet(tmp_path / "all.zip", tmp_path / "out", options=cut)
+    assert {name: split.samples for name, split in made.splits.items()} == {"train": 5, "val": 5}
+    (tmp_path / "val.csv").write_text("".join(f"all/train/{c}/0.jpg,{i}\n" for i, c in enumerate(CLASSES)))
+    with pytest.raises(UserError, match="val.csv: has class numbers without names; give these"):
+        quiet(tmp_path / "val.csv", tmp_path / "other")
+    made = quiet(tmp_path / "val.csv", tmp_path / "other", classes=tmp_path / "out/manifest.json")
+    assert made.classes == list(CLASSES) and made.splits["val"].class_counts == [1, 1, 1]
+    (tmp_path / "lone.csv").write_text("all/train/bee/0.jpg,bee\nall/train/newt/0.jpg,newt\n")
+    made = quiet(tmp_path / "lone.csv", tmp_path / "third", classes=tmp_path / "out/manifest.json", split="val")
+    assert made.splits["val"].class_counts == [0, 1, 1]

@@ -306,11 +306,11 @@ def test_through_fsspec(tars, served):
 def test_what_cannot_be_streamed_is_refused(tars, served):
     url, _, handler = tars
     for spec, message in [
-        ("file:///etc/train-0.tar", "not a URL to stream from"),
-        ("local:///etc/train-0.tar", "not a URL to stream from"),
-        ("simplecache::http://host/a.tar", "not a URL to stream from"),
-        ("pipe:curl http://host/a.tar", "not a URL to stream from"),
-        ("http://host/*.tar", "cannot list its tars"),
+        ("file:///etc/train-0.tar", "not a URL to read from"),
+        ("local:///etc/train-0.tar", "not a URL to read from"),
+        ("simplecache::http://host/a.tar", "not a URL to read from"),
+        ("pipe:curl http://host/a.tar", "not a URL to read from"),
+        ("http://host/*.tar", "cannot list its files"),
         ("http://host/{0..1.tar", "braces of this pattern do not balance"),
         ("http://host/{a,a}.tar", "names a tar twice"),
         ("nosuch://host/a.tar", "nosuch"),

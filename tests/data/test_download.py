@@ -5,16 +5,21 @@ import multiprocessing
 import shutil
 from pathlib import Path
 
+import fsspec
 import pytest
+import torch
 from hubmaking import Hub, serving
 from tarmaking import random_image, write_tar
 
 from vitwarm.data.download import DownloadCache
+from vitwarm.data.images import TrainTransform
 from vitwarm.data.opening import count_images, open_shards
+from vitwarm.data.order import ImageOrder
 from vitwarm.data.shards import ShardSet
-from vitwarm.data.streaming import open_stream
+from vitwarm.data.streaming import open_stream, stream_loader
 from vitwarm.errors import Interrupted, UserError
 from vitwarm.recipe import load_recipe, recipe_hash
+from vitwarm.stages.corpus import open_split
 from vitwarm.stages.images import ImagesStage
 from vitwarm.stages.registry import Setup
 
@@ -229,3 +234,46 @@ def test_processes_download_once_together(hub, tars, tmp_path):
 
 def _local(cache: str, url: str) -> str:
     return DownloadCache(cache).local(url, "train")
+
+
+def test_the_hub_streams_as_other_places_do(hub, tars, tmp_path):
+    memory = fsspec.filesystem("memory")
+    for name, data in tars.items():
+        memory.pipe(f"/bucket/{name}", data)
+    found = []
+    for place in (f"hf://datasets/{NAME}", "memory://bucket"):
+        stream = open_stream(f"{place}/imagenet1k-train-*.tar", 9, 4)
+        order = ImageOrder(9, 3, 0)
+        found.append(list(stream_loader(stream, TrainTransform(8), order, 0, 6, pin_memory=False)))
+        assert stream.files == 3 and all(url.startswith(place) for url in stream.urls)
+    assert all(torch.equal(a[key], b[key]) for a, b in zip(*found, strict=True) for key in ("image", "label", "sample"))
+    assert f"@{hub.heads[NAME]}/" in open_stream(f"hf://datasets/{NAME}/*train*.tar", 9, 4).urls[0]
+    hub.gated.add(NAME)
+    with pytest.raises(UserError, match="train-000..tar: cannot be streamed .is gated; accept its terms"):
+        next(
+            iter(stream_loader(open_stream(f"hf://datasets/{NAME}/*train-*.tar", 9, 4), TrainTransform(8), order, 0, 1))
+        )
+    hub.commit("ILSVRC/imagenet-1k", {"data/train-00000-of-00294.parquet": b"PAR1"})
+    refused(
+        "train-00000-of-00294.parquet: only tars are streamed; set images.cache=DIR",
+        lambda: open_stream("hf://datasets/ILSVRC/imagenet-1k/data", 9, 4),
+    )
+
+
+def test_text_of_the_hub_is_downloaded(hub, tmp_path, monkeypatch):
+    monkeypatch.setenv("VITWARM_CACHE", str(tmp_path / "tokens"))
+    lines = [b'{"text": "one"}\n{"text": "two"}\n', b'{"text": "three"}\n', b'{"text": "four"}\n']
+    names = ("train-0.jsonl", "train-1.jsonl", "validation-0.jsonl")
+    hub.commit("me/stories", dict(zip(names, lines, strict=True)) | {"README.md": b"# no document"})
+
+    def corpus(spec: str, *more: str):
+        config = load_recipe(
+            ["recipe=lm_dyck_12_12_768", f"text.train={spec}", f"text.val={spec}", "text.tokenizer=bytes", *more]
+        )
+        return open_split(config, Setup(), spec)
+
+    cache = f"text.cache={tmp_path / 'c'}"
+    train = corpus("hf://datasets/me/stories/train-*.jsonl", cache)
+    assert [entry["name"] for entry in train.manifest.files] == ["train-0.jsonl", "train-1.jsonl"]
+    assert len(train) == 3 and len(corpus("hf://datasets/me/stories", cache)) == 4
+    refused("set text.cache=DIR to download it", lambda: corpus("hf://datasets/me/stories/train-*.jsonl"))

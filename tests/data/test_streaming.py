@@ -17,7 +17,9 @@ from PIL import Image
 from sourcemaking import pixels, quiet
 from tarmaking import encode, samples, write_tar
 
+from vitwarm.data.download import DownloadCache
 from vitwarm.data.images import TrainTransform
+from vitwarm.data.opening import open_shards
 from vitwarm.data.order import ImageOrder
 from vitwarm.data.shards import ShardSet
 from vitwarm.data.streaming import open_stream, stream_loader
@@ -301,6 +303,43 @@ def test_through_fsspec(tars, served):
     for path in served[1].iterdir():
         memory.pipe(f"/bucket/{path.name}", path.read_bytes())
     assert same(load("memory://bucket/train-{0..4}.tar", 0, 20), load(tars[0], 0, 20))
+
+
+def test_a_cache_of_a_web_server(tars, served, tmp_path_factory):
+    """With a manifest beside the tars sizes and hashes are known; without one, the size that came."""
+    url, _, handler = tars
+    _, folder, _ = served
+    root = tmp_path_factory.mktemp("cache")
+    truth = {path.name: path.read_bytes() for path in folder.iterdir() if path.suffix in (".tar", ".json")}
+
+    def kept(cache: DownloadCache, spec: str) -> dict[str, bytes]:
+        below = Path(cache.local(spec, "train")).parent
+        return {path.name: path.read_bytes() for path in below.iterdir()}
+
+    cache, signed = DownloadCache(str(root / "a")), f"{url}?signature=a/secret"
+    handler.asked.clear()
+    assert kept(cache, signed) == truth and set(handler.asked.values()) == {1}
+    assert not any(b"secret" in path.read_bytes() for path in (root / "a").glob("*.json"))
+    handler.error = 404
+    assert kept(cache, signed.replace("a/secret", "another")) == truth
+    shards = open_shards(f"{url}?signature=b", "train", "images.train", str(root / "a"))
+    assert len(shards) == sum(COUNTS) and shards.paths[0].is_relative_to(root / "a/http")
+    refused("train-0.tar: cannot be downloaded .HTTP 404", lambda: kept(DownloadCache(str(root / "d")), url))
+    handler.error = None
+    data = truth["train-2.tar"]
+    (folder / "train-2.tar").write_bytes(data[:2000] + b"x" + data[2001:])
+    refused("train-2.tar: came with", lambda: kept(DownloadCache(str(root / "b")), url))
+    (folder / "train-2.tar").write_bytes(data)
+    handler.cut = 3000  # broken connections are taken up
+    assert kept(DownloadCache(str(root / "b")), url) == truth
+    handler.cut = None
+    (folder / "manifest.json").unlink()
+    cache = DownloadCache(str(root / "c"))
+    del truth["manifest.json"]
+    assert kept(cache, url) == truth
+    one = next(root.glob("c/http/*/train-1.tar"))
+    one.write_bytes(one.read_bytes()[:512])
+    assert not cache.holds(url, "train") and kept(cache, url) == truth
 
 
 def test_what_cannot_be_streamed_is_refused(tars, served):

@@ -40,7 +40,8 @@ def open_url(url: str) -> BinaryIO:
         return io.BufferedReader(_WebFile(url), 1 << 20)
     system, path = file_system(url)
     # One request for a whole file of the Hub; it would take one for every 5 MB, and it limits their number.
-    return system.open(path, "rb", **({"block_size": 0} if url.startswith("hf://") else {}))
+    file = system.open(path, "rb", **({"block_size": 0} if url.startswith("hf://") else {}))
+    return io.BufferedReader(_ForwardFile(file), 1 << 20)
 
 
 def fetch(url: str, place: Path) -> None:
@@ -74,6 +75,28 @@ def file_system(url: str) -> tuple[Any, str]:
         return fsspec.core.url_to_fs(url)
     except (ImportError, ValueError) as error:  # an unknown scheme, or one whose package is not installed
         raise UserError(f"{shown(url)}: {one_line(error)}") from None
+
+
+class _ForwardFile(io.RawIOBase):
+    """A file of fsspec, which says that it can seek also where it cannot."""
+
+    def __init__(self, file: BinaryIO):
+        self._file = file
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer) -> int:
+        try:
+            data = self._file.read(len(buffer))
+        except OSError as error:  # the Hub's have several lines
+            raise OSError(one_line(error)) from None
+        buffer[: len(data)] = data
+        return len(data)
+
+    def close(self) -> None:
+        self._file.close()
+        super().close()
 
 
 class _WebFile(io.RawIOBase):

@@ -136,7 +136,7 @@ def test_a_run_on_a_cache_is_a_run_on_local_files(hub, tars, tmp_path):
     assert count_images(config, None).full == 9
     refused("images.subset needs random access.*images.cache=DIR", stage(f"hf://datasets/{NAME}")[1])
     refused(
-        "images.val: hf://.* is not on a disk; set images.cache=DIR",
+        "images.val: hf://.* is not on a disk; a run with images.cache=DIR downloads it",
         lambda: open_shards(f"hf://datasets/{NAME}/imagenet1k-validation-*.tar", "val", "images.val"),
     )
 

@@ -47,7 +47,7 @@ def open_shards(spec: str, split: Split, key: str, cache: str | None = None) -> 
     try:
         if is_url(spec):
             if cache is None:
-                raise UserError(f"{shown(spec)}: is not on a disk; set images.cache=DIR, which downloads it")
+                raise UserError(f"{shown(spec)}: is not on a disk; a run with images.cache=DIR downloads it")
             spec = DownloadCache(cache).local(spec, split)
         return ShardSet(expand(digits_shards("test" if split == "val" else split) if spec == "digits" else spec, split))
     except UserError as error:

@@ -96,7 +96,7 @@ def find_remote(url: str, split: str | None) -> Found:
     paths = [file.path for file in found]
     if odd := next((path for path in paths if ".." in path.split("/") or paths.count(path) > 1), None):
         raise UserError(f"{shown(url)}: {odd} is named twice, or is no plain name")
-    return Found(root, pattern, found)
+    return Found(re.sub(r"://[^/@]*@", "://", root), pattern, found)  # no password in names of folders
 
 
 def _split(url: str) -> tuple[str, str]:

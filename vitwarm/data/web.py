@@ -3,6 +3,7 @@
 import http.client
 import io
 import re
+import sys
 import time
 import urllib.error
 import urllib.request
@@ -13,8 +14,6 @@ from vitwarm.errors import UserError
 from vitwarm.signals import check_stop
 
 _TIMEOUT, _TRIES, _PAUSE = 60, 6, 0.5  # seconds without a byte; connections in a row; seconds before the second one
-
-
 # How the Hub says that it gives nothing to this caller; what does not exist looks the same as what is private.
 _CLOSED = {
     "GatedRepoError": "is gated; accept its terms on its page, then log in (hf auth login) or set HF_TOKEN",
@@ -59,8 +58,12 @@ def fetch(url: str, place: Path) -> None:
                 check_stop()
                 local.write(piece)
         return
+    from fsspec.callbacks import TqdmCallback
+
     system, path = file_system(url)
-    system.get_file(path, str(place))
+    silent = not sys.stderr.isatty()
+    shown_as = {"desc": file_name(url), "unit": "B", "unit_scale": True, "leave": False, "disable": silent}
+    system.get_file(path, str(place), callback=TqdmCallback(tqdm_kwargs=shown_as))
 
 
 def file_system(url: str) -> tuple[Any, str]:

@@ -13,7 +13,7 @@ from tarmaking import random_image, write_tar
 
 from vitwarm.data.download import DownloadCache
 from vitwarm.data.images import TrainTransform
-from vitwarm.data.opening import count_images, open_shards
+from vitwarm.data.opening import count_images, open_source
 from vitwarm.data.order import ImageOrder
 from vitwarm.data.shards import ShardSet
 from vitwarm.data.streaming import open_stream, stream_loader
@@ -137,7 +137,7 @@ def test_a_run_on_a_cache_is_a_run_on_local_files(hub, tars, tmp_path):
     refused("images.subset needs random access.*images.cache=DIR", stage(f"hf://datasets/{NAME}")[1])
     refused(
         "images.val: hf://.* is not on a disk; a run with images.cache=DIR downloads it",
-        lambda: open_shards(f"hf://datasets/{NAME}/imagenet1k-validation-*.tar", "val", "images.val"),
+        lambda: open_source(f"hf://datasets/{NAME}/imagenet1k-validation-*.tar", "val", "images.val"),
     )
 
 

@@ -19,7 +19,8 @@ from vitwarm.cli import call
 from vitwarm.data.decoding import MAX_PIXELS, decode
 from vitwarm.data.making import Options, make_shards
 from vitwarm.data.making.encode import checked
-from vitwarm.data.shards import DamagedSample, ShardSet
+from vitwarm.data.shards import ShardSet
+from vitwarm.data.source import DamagedSample
 from vitwarm.errors import Interrupted, UserError
 
 REPO = Path(__file__).parents[2]

@@ -19,7 +19,7 @@ from tarmaking import encode, samples, write_tar
 
 from vitwarm.data.download import DownloadCache
 from vitwarm.data.images import TrainTransform
-from vitwarm.data.opening import open_shards
+from vitwarm.data.opening import open_source
 from vitwarm.data.order import ImageOrder
 from vitwarm.data.shards import ShardSet
 from vitwarm.data.streaming import open_stream, stream_loader
@@ -322,7 +322,7 @@ def test_a_cache_of_a_web_server(tars, served, tmp_path_factory):
     assert not any(b"secret" in path.read_bytes() for path in (root / "a").glob("*.json"))
     handler.error = 404
     assert kept(cache, signed.replace("a/secret", "another")) == truth
-    shards = open_shards(f"{url}?signature=b", "train", "images.train", str(root / "a"))
+    shards = open_source(f"{url}?signature=b", "train", "images.train", str(root / "a"))
     assert len(shards) == sum(COUNTS) and shards.paths[0].is_relative_to(root / "a/http")
     refused("train-0.tar: cannot be downloaded .HTTP 404", lambda: kept(DownloadCache(str(root / "d")), url))
     handler.error = None

@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch.utils.data import IterableDataset, get_worker_info
@@ -24,7 +24,7 @@ from vitwarm.data.loading import Loader
 from vitwarm.data.order import ImageOrder, rank_slice
 from vitwarm.data.patterns import expand_braces
 from vitwarm.data.remote import check_url, find_remote, is_listed
-from vitwarm.data.shards import DamagedSample
+from vitwarm.data.source import DamagedSample
 from vitwarm.data.tar_reader import DamagedTar, read_tar
 from vitwarm.data.web import file_name, one_line, open_url, shown
 from vitwarm.errors import UserError, without_secrets
@@ -47,6 +47,8 @@ class Stream:
         classes: the class names of the manifest; None where it has none.
         num_classes: labels must be below it.
     """
+
+    kind: ClassVar[str] = "tar"
 
     urls: list[str]
     samples: int

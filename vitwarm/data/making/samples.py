@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from vitwarm.data.grouping import MOST_BYTES
-from vitwarm.data.shards import DamagedSample
+from vitwarm.data.source import DamagedSample
 from vitwarm.errors import UserError
 
 _KEY_LENGTH = 80  # KEY.webp and a number must fit into the 100 bytes of a ustar name

@@ -38,9 +38,10 @@ class Hub:
         self.requests += 1
         if self.down:
             return 503, {}, b""
-        kind, repository, what, rest = re.fullmatch(r"/(api/)?datasets/([^/]+/[^/]+)(?:/(\w+)/(.+))?", path).groups()
-        if repository not in self.heads:
+        asked = re.fullmatch(r"/(api/)?datasets/([^/]+/[^/]+)(?:/(\w+)/(.+))?", path)
+        if asked is None or asked[2] not in self.heads:
             return 401, {"X-Error-Code": "RepoNotFound", "X-Error-Message": "Invalid username or password."}, b"{}"
+        kind, repository, what, rest = asked.groups()
         if headers.get("Authorization") not in (None, "Bearer hf_right"):
             return 401, {"X-Error-Message": "Invalid credentials in Authorization header"}, b"{}"
         revision, _, inner = (rest or "main").partition("/")

@@ -9,6 +9,7 @@ import fsspec
 import pytest
 import torch
 from hubmaking import Hub, serving
+from huggingface_hub import HfFileSystem
 from tarmaking import random_image, write_tar
 
 from vitwarm.data.download import DownloadCache
@@ -31,15 +32,15 @@ def hub(monkeypatch, tmp_path):
     """The stand-in, and a client that knows no other Hub and no token."""
     hub = Hub()
     with serving(hub) as address:
-        for name, value in {
-            "ENDPOINT": address,
-            "HUGGINGFACE_CO_URL_TEMPLATE": f"{address}/{{repo_id}}/resolve/{{revision}}/{{filename}}",
-            "HF_TOKEN_PATH": str(tmp_path / "token"),
-        }.items():
-            monkeypatch.setattr(f"huggingface_hub.constants.{name}", value)
+        template = f"{address}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
+        monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", address)
+        monkeypatch.setattr("huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", template)
+        monkeypatch.setattr("huggingface_hub.file_download.HUGGINGFACE_CO_URL_TEMPLATE", template, raising=False)
+        monkeypatch.setattr("huggingface_hub.constants.HF_TOKEN_PATH", str(tmp_path / "token"))
         for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"):
             monkeypatch.delenv(name, raising=False)
         monkeypatch.setenv("no_proxy", "127.0.0.1")
+        HfFileSystem.clear_instance_cache()
         yield hub
 
 
@@ -188,8 +189,9 @@ def test_gated_and_private_repositories_say_what_to_do(hub, tars, tmp_path, monk
         refused(
             "train-0009.tar: no such file", lambda c=call: c(f"hf://datasets/{NAME}/train-{{0009..0010}}.tar", "train")
         )
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    refused("cannot be listed .*HF_HUB_OFFLINE", lambda: cache.local(f"hf://datasets/{NAME}/*.tar", "val"))
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")  # where nobody listens
+    HfFileSystem.clear_instance_cache()
+    refused("cannot be listed", lambda: cache.local(f"hf://datasets/{NAME}/*.tar", "val"))
     assert len(contents(cache.local(url, "train"))) == 3
 
 
@@ -277,3 +279,22 @@ def test_text_of_the_hub_is_downloaded(hub, tmp_path, monkeypatch):
     assert [entry["name"] for entry in train.manifest.files] == ["train-0.jsonl", "train-1.jsonl"]
     assert len(train) == 3 and len(corpus("hf://datasets/me/stories", cache)) == 4
     refused("set text.cache=DIR to download it", lambda: corpus("hf://datasets/me/stories/train-*.jsonl"))
+
+
+def test_parquet_of_the_hub_is_parquet_on_a_disk(hub, tmp_path):
+    pyarrow = pytest.importorskip("pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    files = {"README.md": b"#", "classes.py": b"#"}
+    for number, (split, rows) in enumerate([("train", range(5)), ("train", range(5, 8)), ("validation", range(8, 10))]):
+        images = [{"bytes": random_image(row), "path": f"{row}.png"} for row in rows]
+        table = pyarrow.table({"image": images, "label": [row % 4 for row in rows]})
+        parquet.write_table(table, tmp_path / "made.parquet")
+        files[f"data/{split}-{number:05d}-of-00003.parquet"] = (tmp_path / "made.parquet").read_bytes()
+    hub.commit("ILSVRC/imagenet-1k", files)
+    place, cache = "hf://datasets/ILSVRC/imagenet-1k", str(tmp_path / "c")
+    train = open_source(f"{place}/data/train-*.parquet", "train", "images.train", cache)
+    assert [train.read(row) for row in range(len(train))] == [random_image(row) for row in range(8)]
+    assert train.labels.tolist() == [0, 1, 2, 3, 0, 1, 2, 3]
+    val = open_source(place, "val", "images.val", cache)  # the one folder in it that has parquet files
+    assert len(val) == 2 and hub.asked == once(name for name in files if name.endswith(".parquet"))
+    assert open_source(place, "train", "images.train", cache).identity == train.identity

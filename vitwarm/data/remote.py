@@ -3,10 +3,12 @@
 import glob
 import posixpath
 import re
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from vitwarm.data.grouping import is_hidden
 from vitwarm.data.patterns import expand_braces
 from vitwarm.data.splits import split_of
 from vitwarm.data.web import file_system, is_web, one_line, shown
@@ -93,8 +95,8 @@ def find_remote(url: str, split: str | None) -> Found:
         raise UserError(f"{shown(url)}: {error}") from None
     except Exception as error:  # file systems raise many kinds
         raise UserError(f"{shown(url)}: cannot be listed ({one_line(error)})") from None
-    paths = [file.path for file in found]
-    if odd := next((path for path in paths if ".." in path.split("/") or paths.count(path) > 1), None):
+    times = Counter(file.path for file in found)
+    if odd := next((path for path, count in times.items() if count > 1 or ".." in path.split("/")), None):
         raise UserError(f"{shown(url)}: {odd} is named twice, or is no plain name")
     return Found(re.sub(r"://[^/@]*@", "://", root), pattern, found)  # no password in names of folders
 
@@ -139,9 +141,27 @@ def _listed(root: str, names: Sequence[str], split: str | None) -> list[RemoteFi
             entry = within(posixpath.dirname(name)).get(name) if name else {"type": "directory"}
             if entry is None:
                 raise UserError(f"{name}: no such file; give a file, a folder, a glob or a brace pattern")
-            chosen = _in_folder(within(name), split) if entry["type"] == "directory" else {name: entry}
+            chosen = (
+                _in_folder(_parquet_below(name, split, within), split)
+                if entry["type"] == "directory"
+                else {name: entry}
+            )
         found.update(chosen)
     return [RemoteFile(path, entry["size"], (entry.get("lfs") or {}).get("sha256")) for path, entry in found.items()]
+
+
+def _parquet_below(folder: str, split: str | None, within: Callable[[str], dict[str, Any]]) -> dict[str, Any]:
+    """What is in a folder; where that is one other folder with parquet files, as at the Hub, what is in that one."""
+    entries = within(folder)
+    inner = [
+        path
+        for path, entry in entries.items()
+        if entry["type"] == "directory" and not is_hidden(posixpath.basename(path))
+    ]
+    if split and len(inner) == 1 and not any(path.endswith(_IMAGES) for path in entries):
+        below = {path: entry for path, entry in within(inner[0]).items() if path.endswith(".parquet")}
+        return below or entries
+    return entries
 
 
 def _in_folder(entries: dict[str, Any], split: str | None) -> dict[str, Any]:
@@ -150,7 +170,7 @@ def _in_folder(entries: dict[str, Any], split: str | None) -> dict[str, Any]:
         path
         for path, name in names.items()
         if entries[path]["type"] == "file"
-        and not name.startswith(".")
+        and not is_hidden(name)
         and (name.endswith(_IMAGES) if split else name not in _CARD)
     ]
     if not files:

@@ -211,7 +211,7 @@ class TextConfig(MainStageConfig):
     task: TextTask = key(
         "language", "language: next token of documents; mathematics: answers to DeepMind's problems; else GLUE's"
     )
-    train: str = key("", "file, folder, glob, brace pattern (docs/text.md); of GLUE the task's folder; empty: no stage")
+    train: str = key("", "file, folder, glob, braces, URL (docs/text.md); of GLUE the task's folder; empty: no stage")
     val: str = key("", "validation files, likewise; empty for mathematics and GLUE, which hold their own")
     cache: str | None = key(None, "folder for copies of what train and val name by URLs (hf://, https://, ...)")
     field: str = key("text", "what holds the text: field of JSON objects, parquet column, extension of tar members")

@@ -73,6 +73,9 @@ class FilesPart(Part):
         """The files that could not be read when they were listed."""
         return np.flatnonzero(self.index.written == _UNREADABLE).tolist()
 
+    def place(self, row: int) -> tuple[str, int]:
+        return os.fsdecode(os.path.join(self.folder, self.index.name(row))), 0
+
     def read(self, row: int) -> bytes:
         path = os.path.join(self.folder, self.index.name(row))
         size, written = int(self.index.size[row]), int(self.index.written[row])

@@ -156,8 +156,8 @@ class ParquetSource(ImageSource):
         mean = self.num_bytes / sum(int(part.index.group[-1]) + 1 for part in parts)
         if self.num_bytes > MOST_KEPT and mean > _SLOW:
             _log.warning(
-                "%s: in a random order each image costs reading %.0f MB, its group of rows; for speed, make tars of the "
-                "files (vitwarm make-shards)",
+                "%s: in a random order each image costs reading %.0f MB, its group of rows; make tars of the files, "
+                "which do not: vitwarm make-shards",
                 paths[0],
                 mean / 1e6,
             )

@@ -119,6 +119,10 @@ class Part(ABC):
             UserError: the part is missing, or has changed since it was indexed.
         """
 
+    def place(self, row: int) -> tuple[str, int]:
+        """(file, number of the image in it): what `make-shards` hands to its workers."""
+        return str(self.path), row
+
     def descriptor(self) -> int:
         """The open file; `os.pread` of it is safe in forked processes."""
         if self._file < 0:

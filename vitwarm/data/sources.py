@@ -22,17 +22,17 @@ from vitwarm.data.grouping import is_hidden
 from vitwarm.data.listed import ListSource, annotated
 from vitwarm.data.lists import read_text
 from vitwarm.data.loose_files import FolderSource
-from vitwarm.data.parquet import ParquetSource
+from vitwarm.data.parquet import ParquetPart, ParquetSource
 from vitwarm.data.patterns import find_paths
 from vitwarm.data.shards import ShardSet, expand
-from vitwarm.data.source import ImageSource
+from vitwarm.data.source import ImageSource, Part
 from vitwarm.data.splits import split_folder
 from vitwarm.data.tree import list_tree
-from vitwarm.data.zipped import ZipSource, text_in_zip, tree_of_zip, zip_index
+from vitwarm.data.zipped import ZipPart, ZipSource, text_in_zip, tree_of_zip, zip_index
 from vitwarm.errors import UserError
 
-_TAR, _PARQUET, _ZIP, _LIST, _FOLDER = "tar", "parquet", "zip", "list", "folder"
-_SUFFIXES = {".parquet": _PARQUET, ".zip": _ZIP, ".csv": _LIST, ".tsv": _LIST, ".txt": _LIST}
+TAR, PARQUET, ZIP, LIST, FOLDER = "tar", "parquet", "zip", "list", "folder"
+_SUFFIXES = {".parquet": PARQUET, ".zip": ZIP, ".csv": LIST, ".tsv": LIST, ".txt": LIST}
 
 
 def open_images(spec: str | os.PathLike | Sequence[str | os.PathLike], split: str | None = None) -> ImageSource:
@@ -49,28 +49,37 @@ def open_images(spec: str | os.PathLike | Sequence[str | os.PathLike], split: st
     names = [os.fspath(one) for one in specs if os.fspath(one)]
     local = [name for name in names if "://" not in name and not name.startswith("pipe:")]
     paths = [Path(path) for name in local for path in find_paths(name)]
-    kinds = {kind_of(path): path for path in reversed(paths)}
+    kinds: dict[str, Path] = {}
+    for path in paths:
+        kinds.setdefault(kind_of(path), path)
     if len(kinds) > 1:
         (one, first), (other, second) = list(kinds.items())[:2]
         raise UserError(f"{first} is of kind {one}, {second} of kind {other}; give images of one kind")
-    kind = next(iter(kinds), _TAR)
-    if kind == _TAR:
+    kind = next(iter(kinds), TAR)
+    if kind == TAR:
         return ShardSet(expand(specs, split))
-    if kind == _PARQUET:
+    if kind == PARQUET:
         return ParquetSource(expand([_with_parquet(path) for path in paths], split, ".parquet"))
     if len(paths) > 1:
         raise UserError(f"{paths[1]}: is a second set of images; give one, or make shards of all (vitwarm make-shards)")
-    return {_LIST: _open_list, _ZIP: _open_zip, _FOLDER: _open_folder}[kind](paths[0], split)
+    return {LIST: _open_list, ZIP: _open_zip, FOLDER: _open_folder}[kind](paths[0], split)
+
+
+def open_part(path: Path) -> Part | None:
+    """A zip or a parquet file, with all its images; None for any other file."""
+    if path.suffix.lower() == ".zip":
+        return ZipPart(path, zip_index(path))
+    return ParquetPart(path) if path.suffix.lower() == ".parquet" else None
 
 
 def kind_of(path: Path) -> str:
     """What a path holds: `tar`, `parquet`, `zip`, `list` or `folder`, that is a folder for each class."""
     if not path.is_dir():
-        return _SUFFIXES.get(path.suffix.lower(), _TAR)
+        return _SUFFIXES.get(path.suffix.lower(), TAR)
     try:
         if _holds(path, ".tar"):
-            return _TAR
-        return _PARQUET if _holds(_with_parquet(path), ".parquet") else _FOLDER
+            return TAR
+        return PARQUET if _holds(_with_parquet(path), ".parquet") else FOLDER
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from None
 

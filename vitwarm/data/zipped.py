@@ -78,11 +78,11 @@ class ZipIndex(Index):
         probes = np.unique(np.linspace(0, len(self) - 1, num=min(len(self), 5)).astype(np.int64))
         return all(os.pread(file, 4, int(self.offset[row])) == _SIGNATURE for row in probes)
 
-    def rows(self, rows: Sequence[int], labels: Sequence[int]) -> "ZipIndex":
+    def rows(self, rows: np.ndarray, labels: Sequence[int]) -> "ZipIndex":
         """The index of some images."""
-        names = [self.name(row) for row in rows]
+        names = [self.name(row) for row in rows.tolist()]
         columns = ("offset", "packed", "deflated", "crc", "size", "content_crc", "deep")
-        taken = {column: getattr(self, column)[np.array(rows, dtype=np.int64)] for column in columns}
+        taken = {column: getattr(self, column)[rows] for column in columns}
         return replace(self, label=np.array(labels, dtype=np.int64), **taken, **packed(names))
 
     def load(self, file: int, row: int) -> bytes:
@@ -155,10 +155,11 @@ class ZipSource(ImageSource):
     kind = "zip"
 
     def __init__(self, path: Path, index: ZipIndex, classes: Sequence[str], images: Sequence[tuple[int, str]]):
-        rows = {index.name(row).decode(): row for row in range(len(index))}
+        known = {index.name(row).decode(): row for row in range(len(index))}
         start = len(str(path)) + 1
-        own = index.rows([rows[name[start:]] for _, name in images], [label for label, _ in images])
-        super().__init__([ZipPart(path, own)], ClassList(list(classes), str(path)))
+        rows = np.array([known[name[start:]] for _, name in images], dtype=np.int64)
+        part = ZipPart(path, index.rows(rows, [label for label, _ in images]), rows)
+        super().__init__([part], ClassList(list(classes), str(path)))
 
 
 class ZipPart(Part):
@@ -167,13 +168,17 @@ class ZipPart(Part):
     Args:
         path: the zip.
         index: of the images that count.
+        rows: (n,) which they are of all images in it; None are all.
     """
 
     index: ZipIndex
 
-    def __init__(self, path: Path, index: ZipIndex):
-        self.path, self.index = path, index
+    def __init__(self, path: Path, index: ZipIndex, rows: np.ndarray | None = None):
+        self.path, self.index, self._rows = path, index, rows
         self._stamp = stamp(path)
+
+    def place(self, row: int) -> tuple[str, int]:
+        return str(self.path), row if self._rows is None else int(self._rows[row])
 
     def read(self, row: int) -> bytes:
         check_unchanged(self.path, self.descriptor(), self._stamp)

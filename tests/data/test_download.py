@@ -225,6 +225,14 @@ def test_a_full_disk_is_one_line_and_whole_files_stay(hub, tars, tmp_path, monke
     assert hub.asked == once(name for name in tars if "train" in name)
 
 
+def test_a_cache_that_cannot_be_made(hub, tars, tmp_path):
+    (tmp_path / "file").write_text("x")
+    for place in ("file", "file/c"):
+        cache = DownloadCache(str(tmp_path / place))
+        assert not cache.holds(f"hf://datasets/{NAME}/*.tar", "train")
+        refused(f"{place}: cannot be made", lambda cache=cache: cache.local(f"hf://datasets/{NAME}/*.tar", "train"))
+
+
 def test_processes_download_once_together(hub, tars, tmp_path):
     url = f"hf://datasets/{NAME}/*train*.tar"
     context = multiprocessing.get_context("fork")

@@ -296,13 +296,19 @@ def test_a_damaged_image_is_black_named_and_weighs_nothing(served):
     assert (sample, name) == (1, "t.tar:s001") and "cannot be decoded" in reason
 
 
-def test_through_fsspec(tars, served):
+def test_through_fsspec(tars, served, tmp_path_factory):
     import fsspec
 
     memory = fsspec.filesystem("memory")
     for path in served[1].iterdir():
         memory.pipe(f"/bucket/{path.name}", path.read_bytes())
     assert same(load("memory://bucket/train-{0..4}.tar", 0, 20), load(tars[0], 0, 20))
+    local = Path(DownloadCache(str(tmp_path_factory.mktemp("cache"))).local("memory://bucket/train-*.tar", "train"))
+    kept = {path.name: path.read_bytes() for path in local.parent.iterdir()}
+    assert kept == {path.name: path.read_bytes() for path in served[1].glob("*.tar")} | {
+        "manifest.json": (served[1] / "manifest.json").read_bytes()
+    }
+    refused("manifest.json: cannot be read", lambda: load("memory://nowhere/absent.tar", 0, 1))
 
 
 def test_a_cache_of_a_web_server(tars, served, tmp_path_factory):

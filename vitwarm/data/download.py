@@ -83,7 +83,10 @@ class DownloadCache:
         found = _read(ledger)
         if found is not None and not self._missing(found):
             return found
-        self.folder.mkdir(parents=True, exist_ok=True)
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"{self.folder}: cannot be made ({error.strerror}); name another folder") from None
         with locked(self.folder / "lock"):
             found = _read(ledger)  # another process may have been first
             if found is None:

@@ -39,7 +39,10 @@ def open_url(url: str) -> BinaryIO:
         return io.BufferedReader(_WebFile(url), 1 << 20)
     system, path = file_system(url)
     # One request for a whole file of the Hub; it would take one for every 5 MB, and it limits their number.
-    file = system.open(path, "rb", **({"block_size": 0} if url.startswith("hf://") else {}))
+    try:
+        file = system.open(path, "rb", **({"block_size": 0} if url.startswith("hf://") else {}))
+    except Exception as error:  # file systems raise many kinds
+        raise OSError(one_line(error)) from None
     return io.BufferedReader(_ForwardFile(file), 1 << 20)
 
 
@@ -92,7 +95,7 @@ class _ForwardFile(io.RawIOBase):
     def readinto(self, buffer) -> int:
         try:
             data = self._file.read(len(buffer))
-        except OSError as error:  # the Hub's have several lines
+        except Exception as error:  # likewise
             raise OSError(one_line(error)) from None
         buffer[: len(data)] = data
         return len(data)

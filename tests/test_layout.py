@@ -28,6 +28,7 @@ FLOORS = [
     {"analysis", "budget"},
     {"assembly"},
     {"validate", "cost", "result"},
+    {"banner"},
     {"run", "run_folder", "study", "warming"},
     {"cli"},
 ]

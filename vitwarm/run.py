@@ -14,6 +14,7 @@ from accelerate.utils import DistributedType
 from torch import nn
 
 from vitwarm.assembly import Experiment, assemble, start_record
+from vitwarm.banner import Banner
 from vitwarm.checks import starts_from_given
 from vitwarm.config import Config
 from vitwarm.errors import UserError
@@ -217,11 +218,7 @@ def _carry_out(
         joint = processes.all_do(lambda: _build(configs, folders, folder, processes.world, False))  # all were damaged
     context = _context(together, folder, accelerator, processes, resume[0] if resume else None, stop, held)
     first = joint.members[0].experiment.main
-    if resume:
-        context.tracker.say(f"resuming from {resume[1]} ({resume[0].stage} step {resume[0].step})")
-    if first and (line := first.data_line()):
-        entry = {"event": "data", "stage": first.name, **first.facts().get("data", {})}
-        processes.main_does(lambda: context.tracker.say(line) if resume else context.tracker.record(entry, line))
+    processes.main_does(lambda: _announce(joint, configs, folder, processes, context, resume))
     processes.check_stop(stop)
     starts = _first_weights(joint, context, resume)
     models = [member.experiment.model for member in joint.members]
@@ -250,6 +247,25 @@ def _carry_out(
     processes.main_does(finish)
     processes.main_does(lambda: _push(together, folder))
     return results
+
+
+def _announce(
+    joint: _Joint,
+    configs: list[Config],
+    folder: Path,
+    processes: Processes,
+    context: Context,
+    resume: tuple[State, Path] | None,
+) -> None:
+    """Say what the run is, and log what it reads."""
+    experiment, main = joint.members[0].experiment, joint.members[0].experiment.main
+    start = experiment.given_record()["start"] if joint.warmup is None else "the warm-up"
+    if resume:
+        start = f"resuming from {resume[1]} ({resume[0].stage} step {resume[0].step:,})"
+    stages, seeds = [s for s in (joint.warmup, joint.main) if s is not None], [c.seed for c in configs]
+    context.tracker.say(str(Banner.of(experiment, stages, seeds, folder, processes, start)))
+    if main is not None and main.data_line() and not resume:
+        context.tracker.record({"event": "data", "stage": main.name, **main.facts().get("data", {})})
 
 
 def _build(configs: list[Config], folders: list[Path], folder: Path, world: int, resumes: bool) -> _Joint:

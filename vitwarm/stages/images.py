@@ -157,6 +157,9 @@ class ImagesStage(MainStage[ImageBatch]):
         """Image presentations of the stage, which a warm-up budget in percent refers to."""
         return self.steps * self.optim.global_batch
 
+    def describe(self) -> str:
+        return f"{self.config.epochs:g} epochs, {self.num_classes:,} classes"
+
     def fresh_model(self) -> nn.Module:
         return build_model(self.model_config, "images", seed=self.seed)
 

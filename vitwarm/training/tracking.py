@@ -30,7 +30,7 @@ class Tracker:
         config: recipe as a dict, for the trackers.
         active: False on all but the main process.
         listeners: get each record as well.
-        lines: show records on the terminal.
+        lines: show what is said on the terminal.
         bar: show a progress bar; None shows one on a terminal only.
     """
 
@@ -110,12 +110,12 @@ class Tracker:
             self._file.flush()
         for sink in self._sinks:
             sink(entry)
-        if show and self.lines:
+        if show:
             self.say(show)
 
     def say(self, text: str) -> None:
         """Show a line on the terminal, above the progress bar."""
-        if self.active:
+        if self.active and self.lines:
             tqdm.write(shown(text), file=sys.stdout)
             sys.stdout.flush()
 

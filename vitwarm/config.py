@@ -43,7 +43,7 @@ class ModelConfig:
     """The model whose trunk every stage shares: a timm model, or a decoder."""
 
     name: str = key("vit_tiny_patch16_224", "timm model name (a ViT, DeiT, DeiT-III, SigLIP, EVA-02, DINOv3 or BEiT)")
-    num_classes: int = key(1000, "number of classes of the image head", "[1, 16777216]")
+    num_classes: int | None = key(None, "classes of the image head; null: as many as the data have", "[1, 16777216]")
     args: dict[str, Any] = key({}, "further arguments of timm.create_model (img_size, patch_size, drop_path_rate, ...)")
     init: Init = key("default", "fresh attention weights, in every stage: timm's own, or one in closed form")
     grad_checkpointing: bool = key(False, "recompute block activations in the backward pass to save memory")

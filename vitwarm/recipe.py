@@ -23,7 +23,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ValidationError
 
 from vitwarm.amounts import GRAMMAR
-from vitwarm.checks import KEYS, SECTIONS, check, check_tree, nearest, rule_of, wrong_type
+from vitwarm.checks import KEYS, SECTIONS, check, check_tree, main_stage, nearest, rule_of, wrong_type
 from vitwarm.config import Config
 from vitwarm.errors import UserError, without_secrets
 from vitwarm.procedural import list_rules, rule_class
@@ -367,6 +367,8 @@ def _resolve(layers: list[tuple[str, dict]], name: str) -> Config:
     config: Any = OmegaConf.to_object(node)
     config.name = config.name or name
     check(config)
+    if config.model.num_classes is None and main_stage(config) != "images":
+        config.model.num_classes = 1000  # no data tell, and any number will do
     config.warmup.rule = rule_of(config.warmup.rule).spec()
     return config
 

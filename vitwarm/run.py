@@ -266,6 +266,10 @@ def _announce(
     context.tracker.say(str(Banner.of(experiment, stages, seeds, folder, processes, start)))
     if main is not None and main.data_line() and not resume:
         context.tracker.record({"event": "data", "stage": main.name, **main.facts().get("data", {})})
+    for text in dict.fromkeys(text for member in joint.members for text in member.experiment.warnings):
+        if not resume:
+            context.tracker.record({"event": "warning", "text": text})
+        context.tracker.warn(text)
 
 
 def _build(configs: list[Config], folders: list[Path], folder: Path, world: int, resumes: bool) -> _Joint:
@@ -365,9 +369,6 @@ def _first_weights(joint: _Joint, context: Context, resume: tuple[State, Path] |
             if report is not None:
                 config, main = member.experiment.config, member.experiment.main
                 context.tracker.record({"event": "transfer", **report.to_dict()}, str(report))
-                for text in member.experiment.warnings:
-                    context.tracker.record({"event": "warning", "text": text})
-                    context.tracker.warn(text)
                 record, tokenizer = provenance(config, start, {}), main.tokenizer if main else None
                 write_model(member.experiment.model, member.folder / WARMUP, config, tokenizer, record)
 

@@ -42,22 +42,20 @@ def open_shards(spec: str, split: Split, key: str) -> ShardSet:
 
 
 def open_training(config: Config) -> ShardSet | Stream:
-    """Open the training images of a recipe, on a disk or streamed, with labels that fit the classifier.
+    """Open the training images of a recipe, on a disk or streamed.
 
     Raises:
         UserError: nothing there, not a set of labelled images, or keys that a stream cannot use.
     """
-    images, num_classes = config.images, config.model.num_classes
+    images = config.images
     if not is_url(images.train):
         if images.train_samples is not None:
             raise UserError("images.train_samples is for streamed tars (URLs); these are counted: leave it out")
-        shards = open_shards(images.train, "train", "images.train")
-        check_labels(shards, num_classes)
-        return shards
+        return open_shards(images.train, "train", "images.train")
     for key, default in (("subset", None), ("repeats", 1)):
         if getattr(images, key) != default:
             raise UserError(f"images.{key} needs random access, which a stream does not have; copy the tars to a disk")
-    return open_stream(images.train, images.train_samples, num_classes)
+    return open_stream(images.train, images.train_samples, config.model.num_classes)
 
 
 def open_validation(config: Config, train: ShardSet | Stream) -> ShardSet | None:
@@ -69,10 +67,26 @@ def open_validation(config: Config, train: ShardSet | Stream) -> ShardSet | None
     if not config.images.val:
         return None
     val = open_shards(config.images.val, "val", "images.val")
-    check_labels(val, config.model.num_classes)
     if train.classes is not None and val.classes is not None:
         train.classes.check(val.classes)
     return val
+
+
+def count_classes(given: int | None, train: ShardSet | Stream, val: ShardSet | None) -> int:
+    """How many classes the head has: those that are given, or as many as the data name, or number from 0 on.
+
+    Raises:
+        UserError: an image of another class.
+    """
+    if isinstance(train, Stream):
+        count = train.num_classes
+    else:
+        named = train.classes or (val.classes if val is not None else None)
+        count = given or (len(named.names) if named is not None else int(train.labels.max()) + 1)
+        check_labels(train, count)
+    if val is not None:
+        check_labels(val, count)
+    return count
 
 
 def describe(train: ShardSet | Stream, used: int, val: ShardSet | None) -> dict[str, Any]:
@@ -144,12 +158,14 @@ class ImageCounts:
         full: training images.
         used: those of them that are trained on.
         val: validation images.
+        classes: of the training images.
         facts: label -> where the numbers are from, in words.
     """
 
     full: int
     used: int
     val: int
+    classes: int
     facts: dict[str, str]
 
 
@@ -165,8 +181,9 @@ def count_images(config: Config, given: int | None) -> ImageCounts:
     """
     images = config.images
     given = given or images.train_samples
-    imagenet = config.model.num_classes == IMAGENET_CLASSES
+    imagenet = config.model.num_classes in (None, IMAGENET_CLASSES)
     counts: dict[Split, int] = {}
+    classes = IMAGENET_CLASSES
     sources = []
     specs: list[tuple[Split, str]] = [("train", images.train), ("val", images.val)]
     for split, spec in specs:
@@ -178,6 +195,8 @@ def count_images(config: Config, given: int | None) -> ImageCounts:
             try:
                 shards = open_shards(spec, split, f"images.{split}")
                 size = sum(path.stat().st_size for path in shards.paths) / 1e9
+                if split == "train":
+                    classes = count_classes(None, shards, None)
                 counts[split], source = len(shards), f"in {len(shards.paths)} shards of {size:.1f} GB"
             except UserError as error:
                 if split == "train" and not imagenet:
@@ -192,4 +211,4 @@ def count_images(config: Config, given: int | None) -> ImageCounts:
         used = len(read_names(Path(subset).expanduser())) if is_list(subset) else subset_size(subset, full)
     if used < full:
         facts["subset"] = f"{used:,} of them (images.subset={subset})"
-    return ImageCounts(full, used, counts["val"], facts)
+    return ImageCounts(full, used, counts["val"], classes, facts)

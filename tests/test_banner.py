@@ -23,10 +23,7 @@ class Two(Processes):
 
 def rows(banner: Banner) -> dict[str, str]:
     """Label -> text, as the terminal shows them."""
-    lines = str(banner).splitlines()
-    assert all(len(line) <= 110 for line in lines)
-    joined = re.sub(r"\n +", " ", "\n".join(lines))
-    return dict(line.split(maxsplit=1) for line in joined.splitlines())
+    return dict(line.split(maxsplit=1) for line in str(banner).splitlines())
 
 
 def banner_of(config, at):

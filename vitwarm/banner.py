@@ -1,6 +1,5 @@
 """What a run says before its first step: what is trained on what, on which device, how long, and where it goes."""
 
-import textwrap
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,8 +11,6 @@ from vitwarm.result import device_name
 from vitwarm.training.meters import FIRST_STEPS, duration
 from vitwarm.training.processes import Processes
 from vitwarm.training.protocol import Stage
-
-_WIDTH = 110
 
 
 @dataclass(frozen=True)
@@ -74,17 +71,7 @@ class Banner:
         rows = {"recipe": self.recipe, "folder": self.folder, "device": self.device, "model": self.model}
         rows |= {"data": self.data} | self.stages | {"time": self.time, "start": self.start}
         width = 2 + max(map(len, rows))
-        return "\n".join(
-            textwrap.fill(
-                f"{label:{width}}{text}",
-                _WIDTH,
-                subsequent_indent=" " * width,
-                break_long_words=False,
-                break_on_hyphens=False,
-            )
-            for label, text in rows.items()
-            if text is not None
-        )
+        return "\n".join(f"{label:{width}}{text}" for label, text in rows.items() if text is not None)
 
 
 def _line(stage: Stage[Any], seconds: float | None) -> str:

@@ -1,7 +1,9 @@
 """Refuses impossible recipes, in one line with the full key: unknown keys, wrong types, impossible values."""
 
 import difflib
+import json
 import math
+import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import MISSING, Field, dataclass, fields, is_dataclass
@@ -11,7 +13,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from vitwarm.amounts import Amount
 from vitwarm.config import Config, MainStageConfig, OptimConfig
-from vitwarm.errors import UserError
+from vitwarm.errors import UserError, without_secrets
 from vitwarm.procedural import Rule, list_rules, make_rule
 from vitwarm.reading import control_character
 from vitwarm.selection import Selection, parse_control
@@ -341,6 +343,31 @@ def differences(a: Config, b: Config, ignore: Sequence[str] = ()) -> dict[str, t
             if values[0] != values[1]:
                 found[key] = values
     return found
+
+
+_MOST_NAMED, _SHOWN = 6, 60
+
+
+def named_differences(before: Config, now: Config, ignore: Sequence[str] = ()) -> str:
+    """Keys in which two recipes differ, in words: `train.lr was 0.001, now 0.5`; of many the first."""
+    changes: list[str] = []
+    for name, (old, new) in differences(before, now, ignore).items():
+        _name_changes(name, old, new, changes)
+    more = len(changes) - _MOST_NAMED
+    return "; ".join(changes[:_MOST_NAMED] + ([f"and {more} more"] if more > 0 else []))
+
+
+def _name_changes(name: str, old: Any, new: Any, changes: list[str]) -> None:
+    if isinstance(old, dict) and isinstance(new, dict):
+        for part in dict.fromkeys([*old, *new]):
+            if old.get(part) != new.get(part):
+                _name_changes(f"{name}.{part}", old.get(part), new.get(part), changes)
+        return
+    old, new = (without_secrets(json.dumps(value, ensure_ascii=False)) for value in (old, new))
+    if old != new:  # a frozen recipe has none
+        start = max(0, len(os.path.commonprefix([old, new])) - _SHOWN // 2) if max(len(old), len(new)) > _SHOWN else 0
+        before, now = (f"{'...' if start else ''}{text[start:][:_SHOWN]}" for text in (old, new))
+        changes.append(f"{name} was {before}, now {now}")
 
 
 def _check_bounds(key: Key, value: Any) -> None:

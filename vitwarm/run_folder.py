@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from vitwarm.amounts import Amount
-from vitwarm.checks import LENGTHS, differences, value_of
+from vitwarm.checks import LENGTHS, named_differences, value_of
 from vitwarm.config import Config
 from vitwarm.data.subset import SUBSET
 from vitwarm.errors import UserError, shown
@@ -42,11 +42,11 @@ def check_folder(folder: Path, config: Config) -> None:
     if prepared := next((folder / name for name in _OURS if not _is_plain(folder / name)), None):
         raise UserError(f"{prepared} is a link or no plain file; a run folder holds its files itself: remove it")
     if frozen.exists():
-        theirs, ours = recipe_hash(read_frozen(frozen)), recipe_hash(config)
-        if theirs != ours:
+        theirs = read_frozen(frozen)
+        if recipe_hash(theirs) != recipe_hash(config):
             raise UserError(
-                f"{folder} holds a run of another recipe (hash {theirs}, now {ours}); "
-                "choose another run.dir, or remove that folder to start over"
+                f"{folder} holds a run of another recipe: {named_differences(theirs, config, NOT_IDENTITY)}; choose "
+                "another run.dir, or remove that folder to start over"
             )
     elif folder.exists() and (not folder.is_dir() or any(not _may_precede(p) for p in folder.iterdir())):
         raise UserError(f"{folder} exists and is not a run folder; choose another run.dir")
@@ -192,9 +192,9 @@ def _no_branch(state: State, owner: Path, config: Config) -> str:
     """
     if not (owner / RECIPE).is_file():
         return f"and {owner} does not say which"
-    others = differences(read_frozen(owner / RECIPE), config, (*NOT_IDENTITY, *LENGTHS.values(), "train.cooldown"))
-    if others:
-        return f"which differs in {next(iter(others))}"
+    shared = (*NOT_IDENTITY, *LENGTHS.values(), "train.cooldown")
+    if others := named_differences(read_frozen(owner / RECIPE), config, shared):
+        return f"in which {others}"
     if state.stage != WARMUP and not state.steady:
         return "and to branch off it, its main stage must be in the steady part of train.schedule=wsd"
     for key in ("warmup.budget", "train.lr_warmup")[: 1 if state.stage == WARMUP else 2]:

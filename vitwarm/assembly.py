@@ -36,6 +36,8 @@ from vitwarm.trunk import (
 )
 from vitwarm.trunk.initialisations import find_initialisation
 
+SMOKE_STEPS, SMOKE_SAMPLES = 20, 64  # of a stage, and of an evaluation, that only tries a recipe out
+
 
 @dataclass
 class Experiment:
@@ -145,6 +147,8 @@ def assemble(
         warmup = make_warmup(told, main.samples if main else None) if warms else None
     experiment = Experiment(config, main, model, warmup, None, list(main.warnings) if main else [])
     for stage in experiment.stages:
+        if config.run.smoke:
+            stage.shorten(SMOKE_STEPS, SMOKE_SAMPLES)
         stage.check_device_batch(device_batch_size(stage.optim.global_batch, world, config.run.device_batch))
     if starts_from_given(config) and not resumes and not estimate:
         parts = _given_parts(told, model)

@@ -57,7 +57,8 @@ class Banner:
         unknown = [s.name for s in stages if seconds[s.name] is None and s.steps > FIRST_STEPS]
         return cls(
             recipe=f"{config.name} (hash {recipe_hash(config)}), seed{'s' * (len(seeds) > 1)} "
-            f"{', '.join(map(str, seeds))}",
+            f"{', '.join(map(str, seeds))}"
+            + ("; a smoke run: short stages, little validation" if config.run.smoke else ""),
             folder=folder,
             device=device_name(at.device) + (f", {at.world} processes" if at.world > 1 else ""),
             model=f"{f'decoder {size}' if size else config.model.name}, {weights:,} parameters",

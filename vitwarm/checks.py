@@ -197,6 +197,8 @@ def check(config: Config) -> None:
     """
     for key in KEYS.values():
         _check_bounds(key, value_of(config, key.name))
+    if config.run.smoke and config.resume_from:
+        raise UserError("run.smoke begins anew each time; leave resume_from out")
     if "/" in config.name or config.name.startswith("."):
         raise UserError(f"name: {config.name!r} becomes part of a folder's name; leave out / and a dot in front")
     for name, path in _paths(config):

@@ -244,6 +244,7 @@ class RunConfig:
     checkpoint_every: int = key(1000, "steps between checkpoints; the end of a stage is always saved", "[1, inf)")
     keep_last: int = key(2, "checkpoints to keep besides the best one", "[1, inf)")
     keep_at: list[int] = key([], "steps, counted over all stages, at which a checkpoint is saved and kept", "[1, inf)")
+    smoke: bool = key(False, "try the recipe out: 20 steps a stage, little validation, in RUN_FOLDER-smoke")
     deterministic: bool = key(False, "deterministic kernels on CUDA; the CPU always is")
     tensorboard: bool = key(False, "also write TensorBoard events (pip install vitwarm[tensorboard])")
     wandb: str | None = key(None, "also log to this Weights & Biases project (pip install vitwarm[wandb])")

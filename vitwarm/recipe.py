@@ -30,7 +30,8 @@ from vitwarm.procedural import list_rules, rule_class
 from vitwarm.reading import dump_yaml, parse_yaml, read_text, read_yaml
 
 # Two runs that differ only here are the same experiment.
-NOT_IDENTITY = ("name", "description", "resume_from", "run")
+NOT_IDENTITY = ("name", "description", "resume_from", "run")  # of run.*, smoke alone is
+SMOKE = "-smoke"  # behind the hash and the folder of a run that only tries its recipe out
 _NOT_RECIPES = ("budgets", "accelerate")  # folders beside the recipes, with settings of other kinds
 _USAGE = "say recipe=NAME or recipe=PATH.yaml (recipe=list lists the shipped ones)"
 
@@ -156,6 +157,8 @@ def frozen_hash(path: str | Path) -> str:
 def recipe_hash(config: Config) -> str:
     """12 hex digits (SHA-256) that name an experiment: all keys but the recipe's name, description and `run`.
 
+    Under `run.smoke` it is another experiment, with `SMOKE` behind the digits, so that nothing takes one for the other.
+
     A key that came with a later version (`since` of `vitwarm.config.key`) is left out where it has its default, so that
     a recipe which does not use it keeps the hash that it had before.
     """
@@ -165,7 +168,7 @@ def recipe_hash(config: Config) -> str:
         del tree[name]
     tree["warmup"]["rule"] = rule_of(config.warmup.rule).spec()
     text = without_secrets(json.dumps(_without_later_keys(tree), sort_keys=True))
-    return hashlib.sha256(text.encode()).hexdigest()[:12]
+    return hashlib.sha256(text.encode()).hexdigest()[:12] + (SMOKE if config.run.smoke else "")
 
 
 def _without_later_keys(section: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -29,6 +29,7 @@ from vitwarm.run_folder import (
     LOG,
     RESULT,
     check_folder,
+    clear_smoke,
     has_checkpoint,
     newest_checkpoint,
     open_folder,
@@ -47,6 +48,7 @@ from vitwarm.training.sharding import check_launcher, check_shardable, fsdp_requ
 from vitwarm.training.tracking import Tracker, check_trackers
 from vitwarm.transfer import TransferReport
 
+_SMOKE_RUN: dict[str, Any] = {"log_every": 5, "checkpoint_every": 10, "keep_at": []}
 _DISTRIBUTED = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU, DistributedType.FSDP)
 
 
@@ -186,6 +188,8 @@ def _carry_out(
 
     def check_folders() -> None:
         for own, config in owners.items():
+            if config.run.smoke:
+                clear_smoke(own)
             check_folder(own, config)
 
     processes.check_stop(stop)
@@ -321,7 +325,7 @@ def _context(
     return Context(
         accelerator=accelerator,
         processes=processes,
-        run=config.run,
+        run=replace(config.run, **_SMOKE_RUN) if config.run.smoke else config.run,
         seed=config.seed,
         recipe_hash=recipe_hash(config),
         tracker=tracker,
@@ -385,5 +389,5 @@ def _read_start(member: _Member) -> dict[str, Any]:
 
 
 def _push(config: Config, folder: Path) -> None:
-    if config.run.push:
+    if config.run.push and not config.run.smoke:
         print(f"pushed to {push_to_hub(folder / EXPORT, config.run.push)}", flush=True)

@@ -70,6 +70,7 @@ def evaluate_images(
     batch: int,
     workers: int,
     damage: list[tuple[int, str, str]] | None = None,
+    samples: int | None = None,
 ) -> Totals:
     """This rank's sums over its share of a validation set; every image counts once over all ranks.
 
@@ -81,6 +82,7 @@ def evaluate_images(
         batch: images at once.
         workers: loader processes.
         damage: is extended by (sample, key, reason) of each image that cannot be read.
+        samples: so many of the set, the first; None is all.
 
     Returns:
         `loss` (nats), `top1`, `top5`, `weight` (images read) and `damaged` (images that could not be read).
@@ -88,7 +90,7 @@ def evaluate_images(
     device = next(model.parameters()).device
     sums = torch.zeros(4, dtype=torch.float64, device=device)
     damaged = 0
-    for loaded in eval_loader(dataset, rank, world, batch, workers):
+    for loaded in eval_loader(dataset, rank, world, batch, workers, samples=samples):
         valid, labels = loaded["valid"].to(device), loaded["label"].to(device)
         logits = model(normalise(loaded["image"].to(device, non_blocking=True))).float()
         loss = F.cross_entropy(logits, labels, reduction="none")
@@ -307,6 +309,7 @@ class ImagesStage(MainStage[ImageBatch]):
             device_batch,
             self.workers,
             damage=damage,
+            samples=self.val_samples,
         )
         del sums["damaged"]  # named one by one instead
         self._note("val", damage)
@@ -326,7 +329,7 @@ class ImagesStage(MainStage[ImageBatch]):
         return events
 
     def check_events(self, damaged: list[str]) -> None:
-        for split, total in (("train", self.order.epoch_size), ("val", len(self.val_shards or ()))):
+        for split, total in (("train", self.order.epoch_size), ("val", self.val_samples)):
             count = sum(name.startswith(f"{split} ") for name in damaged)
             if count and count > self.config.max_damaged * total:
                 raise UserError(

@@ -56,9 +56,9 @@ class Stage(Protocol[B]):
             val_samples: of an evaluation, at most.
         """
         kept = min(steps, self.steps)
-        warmup, cooldown = (length * kept // self.steps for length in self.schedule_lengths)
+        warmup, cooldown = (length * kept // max(1, self.steps) for length in self.schedule_lengths)
         self.steps, self.schedule_lengths = kept, (warmup, cooldown)
-        self.eval_every, self.val_samples = max(1, kept // 2), min(val_samples, self.val_samples)
+        self.eval_every, self.val_samples = max(1, -(-kept // 2)), min(val_samples, self.val_samples)
 
     def check_device_batch(self, size: int) -> None:
         """Refuse a number of samples that the stage cannot work on at once.

@@ -5,7 +5,7 @@ import json
 import math
 import os
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import MISSING, Field, dataclass, fields, is_dataclass
 from pathlib import Path
 from types import NoneType, UnionType
@@ -95,6 +95,7 @@ def key_tree(section: type = Config, prefix: str = "") -> Iterator[Key]:
 
 
 KEYS = {key.name: key for key in key_tree()}
+SHORT = {"run.wandb": "project"}  # section -> the key that a value in place of the section stands for
 SECTIONS = {name[:dot] for name in KEYS for dot in range(len(name)) if name[dot] == "."}
 
 
@@ -113,6 +114,15 @@ def _nearest_key(name: str) -> str:
         return f"; did you mean {children[near[0]]}?"
     elsewhere = [full for full in KEYS if full.rpartition(".")[2] == leaf]
     return f"; did you mean {' or '.join(elsewhere)}?" if elsewhere else nearest(name, KEYS)
+
+
+def spelled_out(tree: Any, name: str = "") -> Any:
+    """A tree, or what stands under a key of it, with sections in place of their short forms."""
+    if name in SHORT and not isinstance(tree, Mapping):
+        return {SHORT[name]: tree}
+    if not isinstance(tree, Mapping):
+        return tree
+    return {part: spelled_out(value, f"{name}.{part}" if name else str(part)) for part, value in tree.items()}
 
 
 def check_tree(tree: dict, where: str = "", prefix: str = "") -> None:
@@ -197,6 +207,9 @@ def check(config: Config) -> None:
     """
     for key in KEYS.values():
         _check_bounds(key, value_of(config, key.name))
+    wandb = config.run.wandb
+    if wandb.project is None and (wandb.entity or wandb.group or wandb.tags):
+        raise UserError("run.wandb has no project; set run.wandb.project, or leave entity, group and tags out")
     if config.run.smoke and config.resume_from:
         raise UserError("run.smoke begins anew each time; leave resume_from out")
     if "/" in config.name or config.name.startswith("."):

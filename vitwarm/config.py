@@ -234,6 +234,16 @@ class TrainConfig(OptimConfig):
 
 
 @dataclass
+class WandbConfig:
+    """Weights & Biases. `run.wandb=PROJECT` is short for `run.wandb.project=PROJECT`."""
+
+    project: str | None = key(None, "also log to this project (pip install vitwarm[wandb]); run.wandb=NAME is short")
+    entity: str | None = key(None, "user or team that has the project; null: the account's default")
+    group: str | None = key(None, "group of the run, such as the seeds of an experiment")
+    tags: list[str] = key([], "tags of the run")
+
+
+@dataclass
 class RunConfig:
     """Where and how to run; not part of the recipe's identity."""
 
@@ -247,7 +257,7 @@ class RunConfig:
     smoke: bool = key(False, "try the recipe out: 20 steps a stage, little validation, in RUN_FOLDER-smoke")
     deterministic: bool = key(False, "deterministic kernels on CUDA; the CPU always is")
     tensorboard: bool = key(False, "also write TensorBoard events (pip install vitwarm[tensorboard])")
-    wandb: str | None = key(None, "also log to this Weights & Biases project (pip install vitwarm[wandb])")
+    wandb: WandbConfig = field(default_factory=WandbConfig)
     push: str | None = key(None, "push the export of the finished run to this Hugging Face Hub repository (USER/NAME)")
 
 

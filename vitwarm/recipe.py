@@ -23,7 +23,18 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ValidationError
 
 from vitwarm.amounts import GRAMMAR
-from vitwarm.checks import KEYS, SECTIONS, check, check_tree, main_stage, nearest, rule_of, wrong_type
+from vitwarm.checks import (
+    KEYS,
+    SECTIONS,
+    SHORT,
+    check,
+    check_tree,
+    main_stage,
+    nearest,
+    rule_of,
+    spelled_out,
+    wrong_type,
+)
 from vitwarm.config import Config
 from vitwarm.errors import UserError, without_secrets
 from vitwarm.procedural import list_rules, rule_class
@@ -70,6 +81,8 @@ def load_recipe(arguments: list[str]) -> Config:
     place = _find(named[0])
     overrides: dict = {}
     for key, value in dict(pairs).items():
+        if key in SHORT and not value.startswith("{"):
+            key = f"{key}.{SHORT[key]}"
         if key != "recipe":
             _insert(overrides, key, value)
     return _resolve([*_lineage(place), ("", overrides)], name=place.name)
@@ -88,7 +101,7 @@ def build_recipe(overrides: Mapping[str, Any], recipe: str | None = None) -> Con
     tree: dict[str, Any] = {}
     for name, value in overrides.items():
         *sections, leaf = name.split(".")
-        section = tree
+        section, value = tree, spelled_out(value, name)
         for part in sections:
             section = section.setdefault(part, {})
         section[leaf] = {**section.get(leaf, {}), **value} if isinstance(value, Mapping) else value
@@ -364,7 +377,7 @@ def _value(key: str, text: str) -> Any:
 
 def _resolve(layers: list[tuple[str, dict]], name: str) -> Config:
     node = OmegaConf.structured(Config)
-    for where, tree in layers:
+    for where, tree in ((where, spelled_out(tree)) for where, tree in layers):
         check_tree(tree, where)
         node = _merge(node, tree, where)
     config: Any = OmegaConf.to_object(node)

@@ -21,8 +21,8 @@ from vitwarm.errors import UserError
 from vitwarm.export import push_to_hub, write_model
 from vitwarm.export.layout import EXPORT, PROVENANCE, WARMUP
 from vitwarm.files import write_text
-from vitwarm.reading import read_json
-from vitwarm.recipe import build_recipe, recipe_hash
+from vitwarm.reading import parse_yaml, read_json
+from vitwarm.recipe import build_recipe, freeze, recipe_hash
 from vitwarm.result import provenance, result_of
 from vitwarm.run_folder import (
     CHECKPOINTS,
@@ -317,7 +317,7 @@ def _context(
             run_step=state.run_step if state else 0,
             tensorboard=config.run.tensorboard,
             wandb=config.run.wandb,
-            config={"recipe": config.name, "hash": recipe_hash(config), "seed": config.seed},
+            config={"recipe": config.name, "hash": recipe_hash(config), **parse_yaml(freeze(config), config.name)},
             active=processes.is_main,
         )
     )

@@ -29,7 +29,7 @@ FLOORS = [
     {"assembly"},
     {"validate", "cost", "result"},
     {"banner"},
-    {"run", "run_folder", "study", "warming"},
+    {"run", "run_folder", "seed_runs", "study", "warming"},
     {"cli"},
 ]
 

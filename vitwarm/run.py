@@ -108,15 +108,24 @@ def run_ensemble(config: Config, seeds: Sequence[int], stop: list[int] | None = 
     Raises:
         UserError, Interrupted: as `run`; a recipe that cannot be trained as one.
     """
-    for name, value in (("resume_from", config.resume_from), ("run.push", config.run.push)):
-        if value:
-            raise UserError(f"an ensemble of seeds works without {name}; leave it out, or run the seeds alone")
-    members = [_of_seed(config, seed) for seed in seeds]
+    members = members_of(config, seeds)
     folder = Path(config.run.dir or "runs") / f"{config.name}-ensemble{','.join(map(str, seeds))}"
     together = replace(members[0], run=replace(config.run, dir=str(folder)))
     with contextlib.ExitStack() as held:
         stop = held.enter_context(stop_signals()) if stop is None else stop
         return _carry_out(members, together, stop, held)
+
+
+def members_of(config: Config, seeds: Sequence[int]) -> list[Config]:
+    """The recipe of each seed of an ensemble, with the run folder that it has.
+
+    Raises:
+        UserError: a key that all of them cannot share.
+    """
+    for name, value in (("resume_from", config.resume_from), ("run.push", config.run.push)):
+        if value:
+            raise UserError(f"an ensemble of seeds works without {name}; leave it out, or run the seeds alone")
+    return [_of_seed(config, seed) for seed in seeds]
 
 
 def _of_seed(config: Config, seed: int) -> Config:

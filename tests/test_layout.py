@@ -28,7 +28,8 @@ FLOORS = [
     {"analysis", "budget"},
     {"assembly"},
     {"validate", "cost", "result"},
-    {"run", "run_folder", "study", "warming"},
+    {"banner"},
+    {"run", "run_folder", "seed_runs", "study", "warming"},
     {"cli"},
 ]
 

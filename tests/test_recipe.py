@@ -14,10 +14,20 @@ import yaml
 
 from vitwarm.amounts import Amount
 from vitwarm.checks import KEYS, check_tree, value_of
-from vitwarm.config import Config, ModelConfig
+from vitwarm.config import Config, ModelConfig, WandbConfig
 from vitwarm.errors import UserError
 from vitwarm.procedural import make_rule
-from vitwarm.recipe import freeze, list_recipes, load_recipe, read_frozen, recipe_hash, recipe_text, recipes_folder
+from vitwarm.recipe import (
+    NOT_IDENTITY,
+    build_recipe,
+    freeze,
+    list_recipes,
+    load_recipe,
+    read_frozen,
+    recipe_hash,
+    recipe_text,
+    recipes_folder,
+)
 
 HASHES = json.loads((Path(__file__).parent / "recipe_hashes.json").read_text())  # of version 0.1
 CHANGED = {  # shipped recipes whose experiment is another than in recipe_hashes.json, and why
@@ -406,6 +416,28 @@ def test_values_take_the_keys_type():
 # Bad files
 
 
+def test_a_section_has_a_short_form_everywhere(write):
+    """`run.wandb=PROJECT` in a file, on the command line and in Python, beside the section's keys and over them."""
+    file = write("base: digits_proc\nrun: {wandb: mine, workers: 0}\n")
+    more = ["run.wandb.entity=team", "run.wandb.group=g", "run.wandb.tags=[a, b]"]
+    full = WandbConfig("mine", "team", "g", ["a", "b"])
+    assert load_recipe([file]).run.wandb == WandbConfig("mine")
+    assert load_recipe([file, *more]).run.wandb == full
+    assert load_recipe([file, "run.wandb=null"]).run.wandb == WandbConfig()
+    for words in (["run.wandb=123", *more], [*more, "run.wandb=123"]):
+        assert load_recipe(["recipe=digits_proc", *words]).run.wandb == replace(full, project="123")
+    assert load_recipe(["recipe=digits_proc", "run.wandb={project: mine, tags: [a]}"]).run.wandb.tags == ["a"]
+    for tree in (
+        {"run.wandb": "mine", "run.wandb.entity": "team"},
+        {"run": {"wandb": "mine"}, "run.wandb.entity": "team"},
+    ):
+        assert build_recipe(tree | {"warmup.budget": "9"}).run.wandb == WandbConfig("mine", "team")
+    config = load_recipe([file, *more])
+    assert config.run.workers == 0 and recipe_hash(config) == recipe_hash(shipped("digits_proc"))
+    assert "run.wandb has no project" in refusal(["recipe=digits_proc", *more])
+    assert "run.wandb.project: expected text or null" in refusal([write("base: digits_proc\nrun: {wandb: [a]}\n")])
+
+
 def test_which_recipe():
     assert "recipe=NAME" in refusal([])
     assert "recipe=NAME" in refusal(["train.lr=1"])
@@ -533,7 +565,7 @@ def test_the_hash_knows_every_key_that_shapes_the_result_and_no_other(name):
     for part in sections:
         section = getattr(section, part)
     setattr(section, leaf, _another(KEYS[name], getattr(section, leaf)))
-    same = name in ("name", "description", "resume_from", "images.cache", "text.cache") or name.startswith("run.")
+    same = name in NOT_IDENTITY or (name.startswith("run.") and name != "run.smoke")
     assert (recipe_hash(config) == before) == same
 
 

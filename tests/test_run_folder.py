@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from vitwarm.checks import named_differences
 from vitwarm.errors import UserError
 from vitwarm.recipe import load_recipe, recipe_hash
 from vitwarm.run_folder import check_folder, newest_checkpoint, open_folder, read_result, record_data
@@ -43,6 +44,43 @@ def test_logs_of_a_launcher_may_be_there_before_the_run(tmp_path):
         (tmp_path / name).unlink()
     (tmp_path / "folder.log").mkdir()
     assert "is not a run folder" in refusal(check_folder, tmp_path, CONFIG)
+
+
+def test_another_recipe_is_named_by_what_differs(tmp_path):
+    """Old and new values, of rules their parameters; of many keys the first."""
+    words = ["warmup.budget=9 steps", "warmup.lr_warmup=0", "init_from=null"]
+    config = load_recipe(["recipe=haystack_dyck", *words])
+    begun(tmp_path, config)
+
+    def said(*changed: str) -> str:
+        error = refusal(check_folder, tmp_path, load_recipe(["recipe=haystack_dyck", *words, *changed]))
+        before, _, more = error.partition(": ")
+        assert before == f"{tmp_path} holds a run of another recipe"
+        return more.removesuffix("; choose another run.dir, or remove that folder to start over")
+
+    assert said("seed=4") == "seed was 0, now 4"
+    rate = config.train.lr
+    assert (
+        said("train.lr=0.5", "train.ema=0.9", "run.log_every=7")
+        == f"train.lr was {rate}, now 0.5; train.ema was null, now 0.9"
+    )
+    assert said("warmup.rule.k=8", "warmup.rule.p_open=0.5").startswith("warmup.rule.k was 16, now 8")
+    assert said("warmup.rule.name=set").startswith('warmup.rule.name was "dyck", now "set"; warmup.rule.k was ')
+    many = said(
+        *(f"train.{name}=0.25" for name in ("lr", "start_lr", "min_lr", "weight_decay", "eps", "clip_grad", "ema"))
+    )
+    assert many.count(" was ") == 6 and many.endswith("; and 1 more")
+
+
+def test_long_and_secret_texts_are_named_where_they_differ():
+    def of(train: str):
+        return load_recipe(["recipe=digits_default", f"images.train={train}"])
+
+    long = "/data/" + "x" * 200
+    assert named_differences(of(f"{long}/a.tar"), of(f"{long}/b.tar")) == (
+        f'images.train was ...{"x" * 29}/a.tar", now ...{"x" * 29}/b.tar"'
+    )
+    assert named_differences(of("https://...@host/a.tar"), of("https://me:pw@host/a.tar")) == ""
 
 
 @pytest.mark.parametrize(

@@ -36,6 +36,8 @@ from vitwarm.trunk import (
 )
 from vitwarm.trunk.initialisations import find_initialisation
 
+SMOKE_STEPS, SMOKE_SAMPLES = 20, 64  # of a stage, and of an evaluation, that only tries a recipe out
+
 
 @dataclass
 class Experiment:
@@ -47,8 +49,8 @@ class Experiment:
         model: timm model or decoder that the main stage starts from; holds the weights that were given already.
         warmup: None when the budget is nothing, or given weights take its place.
         given: what `init_from` or `transfer.sources` brought in; None without them.
-        warnings: what may be wrong with them, a line each.
-        sources: files that they came from, or `timm:NAME`.
+        warnings: what may be wrong with data and given weights, a line each.
+        sources: files that the given weights came from, or `timm:NAME`.
     """
 
     config: Config
@@ -140,6 +142,7 @@ def assemble(
             decoder = configured_decoder(config.model, 1, config.model.decoder.positions or 1, seed=config.seed)
         require_memory(weight_bytes(decoder))
     main = make_main(name, config, Setup(workers, estimate, train_images)) if name else None
+    told = replace(config, model=main.model_config) if main else config  # with what the data tell
     with torch.device("meta") if estimate else contextlib.nullcontext():
         model = main.fresh_model() if main else _model_alone(config)
         if not estimate:
@@ -147,16 +150,18 @@ def assemble(
         if main is not None:
             main.bind(model)
             freeze(model, config.train)
-        warmup = make_warmup(config, main.samples if main else None) if warms else None
-    experiment = Experiment(config, main, model, warmup, None)
+        warmup = make_warmup(told, main.samples if main else None) if warms else None
+    experiment = Experiment(config, main, model, warmup, None, list(main.warnings) if main else [])
     for stage in experiment.stages:
+        if config.run.smoke:
+            stage.shorten(SMOKE_STEPS, SMOKE_SAMPLES)
         stage.check_device_batch(device_batch_size(stage.optim.global_batch, world, config.run.device_batch))
     if starts_from_given(config) and not resumes and not estimate:
-        parts = _given_parts(config, model)
+        parts = _given_parts(told, model)
         experiment.given = experiment.transfer(parts)
         experiment.sources = [part.source for part in parts]
         if isinstance(main, ImagesStage):
-            experiment.warnings = [text for part in parts if (text := _other_images(config, main.size, part.source))]
+            experiment.warnings += [text for part in parts if (text := _other_images(config, main.size, part.source))]
     return experiment
 
 

@@ -1,9 +1,11 @@
 """Refuses impossible recipes, in one line with the full key: unknown keys, wrong types, impossible values."""
 
 import difflib
+import json
 import math
+import os
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import MISSING, Field, dataclass, fields, is_dataclass
 from pathlib import Path
 from types import NoneType, UnionType
@@ -11,7 +13,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from vitwarm.amounts import Amount
 from vitwarm.config import Config, MainStageConfig, OptimConfig
-from vitwarm.errors import UserError
+from vitwarm.errors import UserError, without_secrets
 from vitwarm.procedural import Rule, list_rules, make_rule
 from vitwarm.reading import control_character
 from vitwarm.selection import Selection, parse_control
@@ -93,6 +95,7 @@ def key_tree(section: type = Config, prefix: str = "") -> Iterator[Key]:
 
 
 KEYS = {key.name: key for key in key_tree()}
+SHORT = {"run.wandb": "project"}  # section -> the key that a value in place of the section stands for
 SECTIONS = {name[:dot] for name in KEYS for dot in range(len(name)) if name[dot] == "."}
 
 
@@ -111,6 +114,15 @@ def _nearest_key(name: str) -> str:
         return f"; did you mean {children[near[0]]}?"
     elsewhere = [full for full in KEYS if full.rpartition(".")[2] == leaf]
     return f"; did you mean {' or '.join(elsewhere)}?" if elsewhere else nearest(name, KEYS)
+
+
+def spelled_out(tree: Any, name: str = "") -> Any:
+    """A tree, or what stands under a key of it, with sections in place of their short forms."""
+    if name in SHORT and not isinstance(tree, Mapping):
+        return {SHORT[name]: tree}
+    if not isinstance(tree, Mapping):
+        return tree
+    return {part: spelled_out(value, f"{name}.{part}" if name else str(part)) for part, value in tree.items()}
 
 
 def check_tree(tree: dict, where: str = "", prefix: str = "") -> None:
@@ -195,6 +207,11 @@ def check(config: Config) -> None:
     """
     for key in KEYS.values():
         _check_bounds(key, value_of(config, key.name))
+    wandb = config.run.wandb
+    if wandb.project is None and (wandb.entity or wandb.group or wandb.tags):
+        raise UserError("run.wandb has no project; set run.wandb.project, or leave entity, group and tags out")
+    if config.run.smoke and config.resume_from:
+        raise UserError("run.smoke begins anew each time; leave resume_from out")
     if "/" in config.name or config.name.startswith("."):
         raise UserError(f"name: {config.name!r} becomes part of a folder's name; leave out / and a dot in front")
     for name, path in _paths(config):
@@ -341,6 +358,31 @@ def differences(a: Config, b: Config, ignore: Sequence[str] = ()) -> dict[str, t
             if values[0] != values[1]:
                 found[key] = values
     return found
+
+
+_MOST_NAMED, _SHOWN = 6, 60
+
+
+def named_differences(before: Config, now: Config, ignore: Sequence[str] = ()) -> str:
+    """Keys in which two recipes differ, in words: `train.lr was 0.001, now 0.5`; of many the first."""
+    changes: list[str] = []
+    for name, (old, new) in differences(before, now, ignore).items():
+        _name_changes(name, old, new, changes)
+    more = len(changes) - _MOST_NAMED
+    return "; ".join(changes[:_MOST_NAMED] + ([f"and {more} more"] if more > 0 else []))
+
+
+def _name_changes(name: str, old: Any, new: Any, changes: list[str]) -> None:
+    if isinstance(old, dict) and isinstance(new, dict):
+        for part in dict.fromkeys([*old, *new]):
+            if old.get(part) != new.get(part):
+                _name_changes(f"{name}.{part}", old.get(part), new.get(part), changes)
+        return
+    old, new = (without_secrets(json.dumps(value, ensure_ascii=False)) for value in (old, new))
+    if old != new:  # a frozen recipe has none
+        start = max(0, len(os.path.commonprefix([old, new])) - _SHOWN // 2) if max(len(old), len(new)) > _SHOWN else 0
+        before, now = (f"{'...' if start else ''}{text[start:][:_SHOWN]}" for text in (old, new))
+        changes.append(f"{name} was {before}, now {now}")
 
 
 def _check_bounds(key: Key, value: Any) -> None:

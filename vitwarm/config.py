@@ -43,7 +43,7 @@ class ModelConfig:
     """The model whose trunk every stage shares: a timm model, or a decoder."""
 
     name: str = key("vit_tiny_patch16_224", "timm model name (a ViT, DeiT, DeiT-III, SigLIP, EVA-02, DINOv3 or BEiT)")
-    num_classes: int = key(1000, "number of classes of the image head", "[1, 16777216]")
+    num_classes: int | None = key(None, "classes of the image head; null: as many as the data have", "[1, 16777216]")
     args: dict[str, Any] = key({}, "further arguments of timm.create_model (img_size, patch_size, drop_path_rate, ...)")
     init: Init = key("default", "fresh attention weights, in every stage: timm's own, or one in closed form")
     grad_checkpointing: bool = key(False, "recompute block activations in the backward pass to save memory")
@@ -236,6 +236,16 @@ class TrainConfig(OptimConfig):
 
 
 @dataclass
+class WandbConfig:
+    """Weights & Biases. `run.wandb=PROJECT` is short for `run.wandb.project=PROJECT`."""
+
+    project: str | None = key(None, "also log to this project (pip install vitwarm[wandb]); run.wandb=NAME is short")
+    entity: str | None = key(None, "user or team that has the project; null: the account's default")
+    group: str | None = key(None, "group of the run, such as the seeds of an experiment")
+    tags: list[str] = key([], "tags of the run")
+
+
+@dataclass
 class RunConfig:
     """Where and how to run; not part of the recipe's identity."""
 
@@ -246,9 +256,10 @@ class RunConfig:
     checkpoint_every: int = key(1000, "steps between checkpoints; the end of a stage is always saved", "[1, inf)")
     keep_last: int = key(2, "checkpoints to keep besides the best one", "[1, inf)")
     keep_at: list[int] = key([], "steps, counted over all stages, at which a checkpoint is saved and kept", "[1, inf)")
+    smoke: bool = key(False, "try the recipe out: 20 steps a stage, little validation, in RUN_FOLDER-smoke")
     deterministic: bool = key(False, "deterministic kernels on CUDA; the CPU always is")
     tensorboard: bool = key(False, "also write TensorBoard events (pip install vitwarm[tensorboard])")
-    wandb: str | None = key(None, "also log to this Weights & Biases project (pip install vitwarm[wandb])")
+    wandb: WandbConfig = field(default_factory=WandbConfig)
     push: str | None = key(None, "push the export of the finished run to this Hugging Face Hub repository (USER/NAME)")
 
 

@@ -15,15 +15,17 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from vitwarm.assembly import assemble
-from vitwarm.config import Config, OptimConfig
+from vitwarm.config import Config, ModelConfig, OptimConfig
 from vitwarm.errors import UserError
 from vitwarm.recipe import recipe_hash
 from vitwarm.training.loop import device_batch_size
-from vitwarm.training.meters import PEAK_FLOPS, forward_flops
+from vitwarm.training.meters import PEAK_FLOPS, forward_flops, known_card
 from vitwarm.training.optimizers import state_bytes
 from vitwarm.training.protocol import Stage
 
 _FAKE = FakeTensorMode(allow_non_fake_inputs=True)  # one for all: fake tensors of two modes do not mix
+
+MFU = 0.4  # assumed share of the device's peak that the model's FLOPs reach
 
 # Peaks without tensor cores in FLOP/s, from the vendors' data sheets: what fp32 matrix products get by default.
 PEAK_FP32 = {
@@ -99,7 +101,7 @@ class Estimate:
         )
 
 
-def estimate(config: Config, gpus: int, device: str, mfu: float = 0.4, train_images: int | None = None) -> Estimate:
+def estimate(config: Config, gpus: int, device: str, mfu: float = MFU, train_images: int | None = None) -> Estimate:
     """Samples, tokens, FLOPs, hours, storage and memory of a recipe.
 
     Args:
@@ -122,9 +124,7 @@ def estimate(config: Config, gpus: int, device: str, mfu: float = 0.4, train_ima
         raise UserError(f"gpus is at least 1 and mfu lies in (0, 1], not gpus={gpus} mfu={mfu:g}")
 
     def seconds(flops: float, optim: OptimConfig) -> float:
-        peak = (PEAK_FLOPS if optim.precision == "bf16" else PEAK_FP32)[name]
-        recomputed = 4 / 3 if config.model.grad_checkpointing else 1  # the blocks' forward pass once more
-        return flops * recomputed / (gpus * mfu * peak)
+        return _seconds(flops, optim, config.model, name, gpus, mfu)
 
     experiment = assemble(config, gpus, estimate=True, train_images=train_images)
     weights = sum(p.numel() for p in experiment.model.parameters())
@@ -151,6 +151,27 @@ def estimate(config: Config, gpus: int, device: str, mfu: float = 0.4, train_ima
     if parts := [f"{100 * share:.2f} % of its {label}" for label, share in shares.items() if share is not None]:
         facts["the warm-up"] = f"on top of the main stage: {', '.join(parts)}"
     return found
+
+
+def expected_seconds(stage: Stage[Any], model: ModelConfig, device: torch.device, world: int) -> float | None:
+    """How long the training steps of a stage take at `MFU`; None on a device whose peak is not known.
+
+    Args:
+        stage: with its model.
+        model: the recipe's.
+        device: of each process.
+        world: processes.
+    """
+    card = known_card(device)
+    if card is None:
+        return None
+    return _seconds(3 * _flops(stage) * stage.samples, stage.optim, model, card, world, MFU)
+
+
+def _seconds(flops: float, optim: OptimConfig, model: ModelConfig, card: str, gpus: int, mfu: float) -> float:
+    peak = (PEAK_FLOPS if optim.precision == "bf16" else PEAK_FP32)[card]
+    recomputed = 4 / 3 if model.grad_checkpointing else 1  # the blocks' forward pass once more
+    return flops * recomputed / (gpus * mfu * peak)
 
 
 _SHARES = {"samples": "samples", "flops": "FLOPs", "seconds": "hours"}

@@ -22,8 +22,12 @@ from vitwarm.signals import SIGNALS, check_stop
 
 def default_workers(world: int) -> int:
     """Default number of worker processes of a rank: its share of the CPUs, less one for the loop, at most 8."""
-    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(0, min(8, cpus // world - 1))
+    return max(0, min(8, cores() // world - 1))
+
+
+def cores() -> int:
+    """CPUs that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 # What the system and torch say when processes cannot be started, or cannot pass their results on.

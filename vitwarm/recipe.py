@@ -23,14 +23,26 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ValidationError
 
 from vitwarm.amounts import GRAMMAR
-from vitwarm.checks import KEYS, SECTIONS, check, check_tree, nearest, rule_of, wrong_type
+from vitwarm.checks import (
+    KEYS,
+    SECTIONS,
+    SHORT,
+    check,
+    check_tree,
+    main_stage,
+    nearest,
+    rule_of,
+    spelled_out,
+    wrong_type,
+)
 from vitwarm.config import Config
 from vitwarm.errors import UserError, without_secrets
 from vitwarm.procedural import list_rules, rule_class
 from vitwarm.reading import dump_yaml, parse_yaml, read_text, read_yaml
 
 # Two runs that differ only here are the same experiment.
-NOT_IDENTITY = ("name", "description", "resume_from", "run", "images.cache", "text.cache")
+NOT_IDENTITY = ("name", "description", "resume_from", "run", "images.cache", "text.cache")  # of run.*, smoke alone is
+SMOKE = "-smoke"  # behind the hash and the folder of a run that only tries its recipe out
 _NOT_RECIPES = ("budgets", "accelerate")  # folders beside the recipes, with settings of other kinds
 _USAGE = "say recipe=NAME or recipe=PATH.yaml (recipe=list lists the shipped ones)"
 
@@ -69,6 +81,8 @@ def load_recipe(arguments: list[str]) -> Config:
     place = _find(named[0])
     overrides: dict = {}
     for key, value in dict(pairs).items():
+        if key in SHORT and not value.startswith("{"):
+            key = f"{key}.{SHORT[key]}"
         if key != "recipe":
             _insert(overrides, key, value)
     return _resolve([*_lineage(place), ("", overrides)], name=place.name)
@@ -87,7 +101,7 @@ def build_recipe(overrides: Mapping[str, Any], recipe: str | None = None) -> Con
     tree: dict[str, Any] = {}
     for name, value in overrides.items():
         *sections, leaf = name.split(".")
-        section = tree
+        section, value = tree, spelled_out(value, name)
         for part in sections:
             section = section.setdefault(part, {})
         section[leaf] = {**section.get(leaf, {}), **value} if isinstance(value, Mapping) else value
@@ -156,6 +170,8 @@ def frozen_hash(path: str | Path) -> str:
 def recipe_hash(config: Config) -> str:
     """12 hex digits (SHA-256) that name an experiment: all keys but `NOT_IDENTITY`.
 
+    Under `run.smoke` it is another experiment, with `SMOKE` behind the digits, so that nothing takes one for the other.
+
     A key that came with a later version (`since` of `vitwarm.config.key`) is left out where it has its default, so that
     a recipe which does not use it keeps the hash that it had before.
     """
@@ -166,7 +182,7 @@ def recipe_hash(config: Config) -> str:
         del (tree[section] if section else tree)[leaf]
     tree["warmup"]["rule"] = rule_of(config.warmup.rule).spec()
     text = without_secrets(json.dumps(_without_later_keys(tree), sort_keys=True))
-    return hashlib.sha256(text.encode()).hexdigest()[:12]
+    return hashlib.sha256(text.encode()).hexdigest()[:12] + (SMOKE if config.run.smoke else "")
 
 
 def _without_later_keys(section: dict[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -362,12 +378,14 @@ def _value(key: str, text: str) -> Any:
 
 def _resolve(layers: list[tuple[str, dict]], name: str) -> Config:
     node = OmegaConf.structured(Config)
-    for where, tree in layers:
+    for where, tree in ((where, spelled_out(tree)) for where, tree in layers):
         check_tree(tree, where)
         node = _merge(node, tree, where)
     config: Any = OmegaConf.to_object(node)
     config.name = config.name or name
     check(config)
+    if config.model.num_classes is None and main_stage(config) != "images":
+        config.model.num_classes = 1000  # no data tell, and any number will do
     config.warmup.rule = rule_of(config.warmup.rule).spec()
     return config
 

@@ -14,6 +14,7 @@ from accelerate.utils import DistributedType
 from torch import nn
 
 from vitwarm.assembly import Experiment, assemble, start_record
+from vitwarm.banner import Banner
 from vitwarm.checks import starts_from_given
 from vitwarm.config import Config
 from vitwarm.errors import UserError
@@ -21,14 +22,15 @@ from vitwarm.exports import check_push, push_to_hub, write_model
 from vitwarm.exports.layout import EXPORT, PROVENANCE, WARMUP
 from vitwarm.exports.opening import LINEAGE
 from vitwarm.files import write_text
-from vitwarm.reading import read_json
-from vitwarm.recipe import build_recipe, recipe_hash
+from vitwarm.reading import parse_yaml, read_json
+from vitwarm.recipe import build_recipe, freeze, recipe_hash
 from vitwarm.result import provenance, result_of
 from vitwarm.run_folder import (
     CHECKPOINTS,
     LOG,
     RESULT,
     check_folder,
+    clear_smoke,
     has_checkpoint,
     newest_checkpoint,
     open_folder,
@@ -48,6 +50,7 @@ from vitwarm.training.sharding import check_launcher, check_shardable, fsdp_requ
 from vitwarm.training.tracking import Tracker, check_trackers
 from vitwarm.transfer import TransferReport
 
+_SMOKE_RUN: dict[str, Any] = {"log_every": 5, "checkpoint_every": 10, "keep_at": []}
 _DISTRIBUTED = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU, DistributedType.FSDP)
 
 
@@ -107,15 +110,24 @@ def run_ensemble(config: Config, seeds: Sequence[int], stop: list[int] | None = 
     Raises:
         UserError, Interrupted: as `run`; a recipe that cannot be trained as one.
     """
-    for name, value in (("resume_from", config.resume_from), ("run.push", config.run.push)):
-        if value:
-            raise UserError(f"an ensemble of seeds works without {name}; leave it out, or run the seeds alone")
-    members = [_of_seed(config, seed) for seed in seeds]
+    members = members_of(config, seeds)
     folder = Path(config.run.dir or "runs") / f"{config.name}-ensemble{','.join(map(str, seeds))}"
     together = replace(members[0], run=replace(config.run, dir=str(folder)))
     with contextlib.ExitStack() as held:
         stop = held.enter_context(stop_signals()) if stop is None else stop
         return _carry_out(members, together, stop, held)
+
+
+def members_of(config: Config, seeds: Sequence[int]) -> list[Config]:
+    """The recipe of each seed of an ensemble, with the run folder that it has.
+
+    Raises:
+        UserError: a key that all of them cannot share.
+    """
+    for name, value in (("resume_from", config.resume_from), ("run.push", config.run.push)):
+        if value:
+            raise UserError(f"an ensemble of seeds works without {name}; leave it out, or run the seeds alone")
+    return [_of_seed(config, seed) for seed in seeds]
 
 
 def _of_seed(config: Config, seed: int) -> Config:
@@ -187,6 +199,8 @@ def _carry_out(
 
     def check_folders() -> None:
         for own, config in owners.items():
+            if config.run.smoke:
+                clear_smoke(own)
             check_folder(own, config)
 
     processes.check_stop(stop)
@@ -208,9 +222,9 @@ def _carry_out(
                 record_data(member.folder, main.data_read(), main.fixed_files())
 
     def check_logins() -> None:
-        if together.run.push:
+        if together.run.push and not together.run.smoke:
             check_push(together.run.push)
-        check_wandb_login(together.run)
+        check_wandb_login(together.run.wandb)
 
     def check_compilers() -> None:
         for stage in filter(None, (joint.warmup, joint.main)):
@@ -225,11 +239,7 @@ def _carry_out(
         joint = processes.all_do(lambda: _build(configs, folders, folder, processes.world, False))  # all were damaged
     context = _context(together, folder, accelerator, processes, resume[0] if resume else None, stop, held)
     first = joint.members[0].experiment.main
-    if resume:
-        context.tracker.say(f"resuming from {resume[1]} ({resume[0].stage} step {resume[0].step})")
-    if first and (line := first.data_line()):
-        entry = {"event": "data", "stage": first.name, **first.facts().get("data", {})}
-        processes.main_does(lambda: context.tracker.say(line) if resume else context.tracker.record(entry, line))
+    processes.main_does(lambda: _announce(joint, configs, folder, processes, context, resume))
     processes.check_stop(stop)
     starts = _first_weights(joint, context, resume)
     models = [member.experiment.model for member in joint.members]
@@ -258,6 +268,29 @@ def _carry_out(
     processes.main_does(finish)
     processes.main_does(lambda: _push(together, folder))
     return results
+
+
+def _announce(
+    joint: _Joint,
+    configs: list[Config],
+    folder: Path,
+    processes: Processes,
+    context: Context,
+    resume: tuple[State, Path] | None,
+) -> None:
+    """Say what the run is, and log what it reads."""
+    experiment, main = joint.members[0].experiment, joint.members[0].experiment.main
+    start = experiment.given_record()["start"] if joint.warmup is None else "the warm-up"
+    if resume:
+        start = f"resuming from {resume[1]} ({resume[0].stage} step {resume[0].step:,})"
+    stages, seeds = [s for s in (joint.warmup, joint.main) if s is not None], [c.seed for c in configs]
+    context.tracker.say(str(Banner.of(experiment, stages, seeds, folder, processes, start)))
+    if main is not None and main.data_line() and not resume:
+        context.tracker.record({"event": "data", "stage": main.name, **main.facts().get("data", {})})
+    for text in dict.fromkeys(text for member in joint.members for text in member.experiment.warnings):
+        if not resume:
+            context.tracker.record({"event": "warning", "text": text})
+        context.tracker.warn(text)
 
 
 def _build(configs: list[Config], folders: list[Path], folder: Path, world: int, resumes: bool) -> _Joint:
@@ -301,7 +334,7 @@ def _context(
             run_step=state.run_step if state else 0,
             tensorboard=config.run.tensorboard,
             wandb=config.run.wandb,
-            config={"recipe": config.name, "hash": recipe_hash(config), "seed": config.seed},
+            config={"recipe": config.name, "hash": recipe_hash(config), **parse_yaml(freeze(config), config.name)},
             active=processes.is_main,
         )
     )
@@ -309,7 +342,7 @@ def _context(
     return Context(
         accelerator=accelerator,
         processes=processes,
-        run=config.run,
+        run=replace(config.run, **_SMOKE_RUN) if config.run.smoke else config.run,
         seed=config.seed,
         recipe_hash=recipe_hash(config),
         tracker=tracker,
@@ -357,9 +390,6 @@ def _first_weights(joint: _Joint, context: Context, resume: tuple[State, Path] |
             if report is not None:
                 config, main = member.experiment.config, member.experiment.main
                 context.tracker.record({"event": "transfer", **report.to_dict()}, str(report))
-                for text in member.experiment.warnings:
-                    context.tracker.record({"event": "warning", "text": text})
-                    context.tracker.warn(text)
                 stage = WARMUP if member.experiment.warmup else None
                 record, tokenizer = provenance(config, start, stage), main.tokenizer if main else None
                 write_model(member.experiment.model, member.folder / WARMUP, config, tokenizer, record)
@@ -377,5 +407,5 @@ def _read_start(member: _Member) -> dict[str, Any]:
 
 
 def _push(config: Config, folder: Path) -> None:
-    if config.run.push:
+    if config.run.push and not config.run.smoke:
         print(f"pushed to {push_to_hub(folder / EXPORT, config.run.push)}", flush=True)

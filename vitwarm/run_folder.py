@@ -10,25 +10,44 @@ from pathlib import Path
 from typing import Any
 
 from vitwarm.amounts import Amount
-from vitwarm.checks import LENGTHS, differences, value_of
+from vitwarm.checks import KEYS, LENGTHS, named_differences, value_of
 from vitwarm.config import Config
 from vitwarm.data.subset import SUBSET
 from vitwarm.errors import UserError, shown
 from vitwarm.exports.layout import EXPORT, WARMUP
 from vitwarm.files import copy_plain, locked, whole_folder, write_text
 from vitwarm.reading import read_json, read_text
-from vitwarm.recipe import NOT_IDENTITY, freeze, frozen_hash, read_frozen, recipe_hash
+from vitwarm.recipe import SMOKE, freeze, frozen_hash, read_frozen, recipe_hash
 from vitwarm.training.checkpoint import Checkpoints, State, read_state, relabel
 
 RECIPE, LOG, RESULT, CHECKPOINTS, LOCK = "recipe.yaml", "log.jsonl", "result.json", "checkpoints", ".lock"
 DATA = "data.json"  # what the main stage reads
 _OURS = (RECIPE, LOG, RESULT, CHECKPOINTS, LOCK, DATA, SUBSET, WARMUP, EXPORT)
+_FREE = ("name", "description", "resume_from", *(key for key in KEYS if key[:4] == "run." and key != "run.smoke"))
+_TAKEN = "another process is carrying out the run in {}; wait for it, or end it"
 _LAUNCHERS = (".out", ".err", ".log")  # endings of what a launcher writes before the run begins, as Slurm's --output
 
 
 def run_folder(config: Config) -> Path:
-    """Where the run of a recipe lives: `run.dir`, or runs/RECIPE-seedSEED."""
-    return Path(config.run.dir or f"runs/{config.name}-seed{config.seed}").expanduser()
+    """Where the run of a recipe lives: `run.dir`, or runs/RECIPE-seedSEED; under `run.smoke` beside it."""
+    folder = Path(config.run.dir or f"runs/{config.name}-seed{config.seed}").expanduser()
+    return folder.with_name(f"{folder.name}{SMOKE}") if config.run.smoke else folder
+
+
+def clear_smoke(folder: Path) -> None:
+    """Remove the last smoke run of a folder, if it holds one.
+
+    Raises:
+        UserError: another process is carrying it out.
+    """
+    if not (folder / RECIPE).is_file() or not frozen_hash(folder / RECIPE).endswith(SMOKE):
+        return
+    with locked(folder / LOCK, _TAKEN.format(folder)):
+        for left in folder.iterdir():
+            if left.is_dir() and not left.is_symlink():
+                shutil.rmtree(left)
+            elif left.name != LOCK:
+                left.unlink()
 
 
 def has_checkpoint(folder: Path) -> bool:
@@ -42,11 +61,11 @@ def check_folder(folder: Path, config: Config) -> None:
     if prepared := next((folder / name for name in _OURS if not _is_plain(folder / name)), None):
         raise UserError(f"{prepared} is a link or no plain file; a run folder holds its files itself: remove it")
     if frozen.exists():
-        theirs, ours = recipe_hash(read_frozen(frozen)), recipe_hash(config)
-        if theirs != ours:
+        theirs = read_frozen(frozen)
+        if recipe_hash(theirs) != recipe_hash(config):
             raise UserError(
-                f"{folder} holds a run of another recipe (hash {theirs}, now {ours}); "
-                "choose another run.dir, or remove that folder to start over"
+                f"{folder} holds a run of another recipe: {named_differences(theirs, config, _FREE)}; choose "
+                "another run.dir, or remove that folder to start over"
             )
     elif folder.exists() and (not folder.is_dir() or any(not _may_precede(p) for p in folder.iterdir())):
         raise UserError(f"{folder} exists and is not a run folder; choose another run.dir")
@@ -80,9 +99,7 @@ def open_folder(folder: Path, config: Config, held: contextlib.ExitStack, steady
     except (FileExistsError, FileNotFoundError) as error:  # a link to what is not mounted; /proc
         raise UserError(f"run.dir: cannot make {folder}: {error.strerror} ({error.filename})") from error
     # A launcher that was killed can leave its process at work; two in one folder would overwrite each other's files.
-    held.enter_context(
-        locked(folder / LOCK, f"another process is carrying out the run in {folder}; wait for it, or end it")
-    )
+    held.enter_context(locked(folder / LOCK, _TAKEN.format(folder)))
     for left in [*folder.glob(".*.tmp"), *folder.glob(".*.old"), *folder.glob(f"{CHECKPOINTS}/.*")]:
         shutil.rmtree(left, ignore_errors=True) if left.is_dir() else left.unlink(missing_ok=True)
     frozen = folder / RECIPE
@@ -192,9 +209,9 @@ def _no_branch(state: State, owner: Path, config: Config) -> str:
     """
     if not (owner / RECIPE).is_file():
         return f"and {owner} does not say which"
-    others = differences(read_frozen(owner / RECIPE), config, (*NOT_IDENTITY, *LENGTHS.values(), "train.cooldown"))
-    if others:
-        return f"which differs in {next(iter(others))}"
+    shared = (*_FREE, *LENGTHS.values(), "train.cooldown")
+    if others := named_differences(read_frozen(owner / RECIPE), config, shared):
+        return f"in which {others}"
     if state.stage != WARMUP and not state.steady:
         return "and to branch off it, its main stage must be in the steady part of train.schedule=wsd"
     for key in ("warmup.budget", "train.lr_warmup")[: 1 if state.stage == WARMUP else 2]:

@@ -12,7 +12,8 @@ from typing import Any
 from vitwarm.errors import Interrupted
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
-_LAUNCHED = ("TORCHELASTIC_RUN_ID", "ACCELERATE_DYNAMO_BACKEND")  # set by torchrun and by accelerate launch
+# Set by torchrun, by accelerate launch and by `vitwarm ensemble`.
+_LAUNCHED = ("TORCHELASTIC_RUN_ID", "ACCELERATE_DYNAMO_BACKEND", "VITWARM_SEED_OF")
 _PR_SET_PDEATHSIG = 1
 
 _seen: list[int] = []

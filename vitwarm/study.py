@@ -9,21 +9,20 @@ from pathlib import Path
 
 from vitwarm.budget.cells import DONE, Folders, progress
 from vitwarm.budget.efficiency import analyse, plan_warnings
-from vitwarm.budget.grid import Grid, Work, make_grid, required_stage
+from vitwarm.budget.grid import Grid, Work, make_grid
 from vitwarm.budget.launch import Launch, carry_out, train_command
 from vitwarm.budget.plan import Plan
 from vitwarm.budget.report import write_report
 from vitwarm.budget.wording import headline
-from vitwarm.checks import LENGTHS, warms_up
+from vitwarm.checks import warms_up
 from vitwarm.config import Config
 from vitwarm.cost import estimate
 from vitwarm.errors import UserError
 from vitwarm.files import write_text
 from vitwarm.reading import read_json, read_json_lines
-from vitwarm.recipe import recipe_hash
+from vitwarm.recipe import SMOKE, recipe_hash
 
 CELLS, RATES = "cells", "rates.json"
-PROBE = 20  # steps of each stage that a rate is measured on
 
 
 class StudyFolder:
@@ -75,27 +74,18 @@ class StudyFolder:
         for name in self.plan.arms:
             config = self.plan.recipe_of(name)
             if recipe_hash(config) not in self.rates and (name == self.plan.baseline or warms_up(config)):
-                print(f"measuring the speed of {name}: {PROBE} steps a stage", flush=True)
-                self.rates[recipe_hash(config)] = self._probe(name, config)
+                print(f"measuring the speed of {name}: a smoke run", flush=True)
+                self.rates[recipe_hash(config)] = self._probe(name)
         self.out.mkdir(parents=True, exist_ok=True)
         write_text(self.out / RATES, json.dumps(self.rates, indent=1) + "\n")
         self.grid = self._grid()
 
-    def _probe(self, arm: str, config: Config) -> dict[str, float]:
-        stage = required_stage(config)
-        length = f"{PROBE} steps"
-        if stage == "images":
-            full = estimate(config, gpus=1, device="h100", train_images=self.plan.train_images).lines
-            samples = next(line.samples for line in full if line.name == stage)
-            length = f"{PROBE * config.train.global_batch * config.images.epochs / samples:.8g}"
-        short = [f"{LENGTHS[stage]}={length}"]
-        short += [f"{part}.{key}" for part in ("train", "warmup") for key in ("lr_warmup=0", "schedule=constant")]
-        if warms_up(config):
-            short.append(f"warmup.budget={PROBE} steps")
+    def _probe(self, arm: str) -> dict[str, float]:
         with tempfile.TemporaryDirectory() as scratch:
             folder = Path(scratch) / "probe"
-            words = self.plan.arguments(arm, self.plan.seeds[0], *short, f"run.log_every={PROBE // 2}")
+            words = self.plan.arguments(arm, self.plan.seeds[0], "run.smoke=true")
             done = subprocess.run(train_command(words, folder, self.launch), capture_output=True, text=True)
+            folder = folder.with_name(f"{folder.name}{SMOKE}")
             if not (folder / "result.json").is_file():
                 last = (done.stderr.strip() or done.stdout.strip() or "no output").splitlines()
                 ours = [line for line in last if line.startswith("vitwarm:")]

@@ -367,6 +367,7 @@ def test_what_cannot_be_streamed_is_refused(tars, served):
     handler.error = 404
     refused("manifest.json: cannot be read .HTTP 404.*set images.train_samples", lambda: open_stream(url, None, 4))
     assert len(open_stream(url, 31, 4)) == 31
+    refused("manifest.json: names no classes, and model.num_classes is not set", lambda: open_stream(url, 31, None))
     handler.error = None
     (served[1] / "manifest.json").write_text(json.dumps({"format_version": 9}))
     refused("has format version 9", lambda: open_stream(url, None, 4))

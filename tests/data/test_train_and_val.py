@@ -97,6 +97,20 @@ def test_class_names_and_16_bit_images_are_in_the_data_line(tmp_path):
     assert said.endswith("(1 of 16 bits, scaled to 8; plain timm would clip them)")
 
 
+def test_the_data_say_how_many_classes_there_are(tmp_path):
+    train = write_tar(tmp_path / "train.tar", samples(6, classes=3))
+    named = shards_of(tmp_path, ["ant", "bee", "cat", "dog"], 70)
+    val = write_tar(tmp_path / "val.tar", samples(5, classes=5, first=500))
+    for given, data, count in (("null", (train, ""), 3), ("null", (train, named), 4), ("7", (train, val), 7)):
+        main = stage(*data, f"model.num_classes={given}", "model.name=test_vit", "model.args={img_size: 8}")
+        assert (main.num_classes, main.fresh_model().num_classes, main.mixer.num_classes) == (count,) * 3
+        assert main.data_read().get("model.num_classes") == (None if given == "7" else str(count))
+        large = "model.num_classes=7, but the training images have 3 classes; leave it out, "
+        assert [line[: len(large)] for line in main.warnings] == ([large] if given == "7" else [])
+    with pytest.raises(UserError, match=r"val.tar:.*label 3 is not below model.num_classes=3 .* to at least 5"):
+        stage(train, val, "model.num_classes=null")
+
+
 def same(path: Path, to: Path) -> None:
     shutil.copy(path, to)
 

@@ -64,9 +64,9 @@ def test_a_branch_is_the_run_it_would_have_been_alone(tmp_path, config_of, sched
     ("overrides", "why"),
     [
         (["images.epochs=0.06"], "is steady for 1 steps only"),  # 3 steps
-        (["images.epochs=0.11", "train.lr=1e-4"], "which differs in train.lr"),
-        (["images.epochs=0.11", "train.schedule=cosine"], "which differs in train.schedule"),
-        (["images.epochs=0.11", "seed=1"], "which differs in seed"),
+        (["images.epochs=0.11", "train.lr=1e-4"], "in which train.lr was "),
+        (["images.epochs=0.11", "train.schedule=cosine"], 'in which train.schedule was "wsd", now "cosine"'),
+        (["images.epochs=0.11", "seed=1"], "in which seed was 0, now 1"),
     ],
 )
 def test_what_cannot_branch_is_refused(tmp_path, trunk, config_of, overrides, why):

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from vitwarm.config import RunConfig
+from vitwarm.config import WandbConfig
 from vitwarm.errors import UserError
 from vitwarm.recipe import load_recipe
 from vitwarm.run import run
@@ -29,11 +29,11 @@ def wandb(monkeypatch):
 
 
 def test_who_is_logged_in_may_track(wandb):
-    check_wandb_login(RunConfig(wandb="project"))
+    check_wandb_login(WandbConfig(project="project"))
     assert wandb.asked == [True]
-    check_wandb_login(RunConfig())
+    check_wandb_login(WandbConfig())
     wandb.settings.mode = "offline"
-    check_wandb_login(RunConfig(wandb="project"))
+    check_wandb_login(WandbConfig(project="project"))
     assert wandb.asked == [True]  # neither without tracking nor without a server
 
 

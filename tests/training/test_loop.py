@@ -53,6 +53,14 @@ def test_how_often_the_run_logs_does_not_touch_the_weights(tmp_path):
     same(runs[0].state_dict(), runs[1].state_dict())
 
 
+def test_a_stage_says_how_long_it_takes_once_its_pace_is_known(tmp_path, capsys):
+    pace = "toy: about 1 s for the other 10 steps at the pace of the first 20; evaluations come on top"
+    for steps, said in ((20, []), (30, [pace])):
+        stage = ToyStage(optim_config(), steps=steps, eval_every=7)
+        train_stage(stage, toy_context(tmp_path / str(steps), log_every=3, checkpoint_every=99))
+        assert [line for line in capsys.readouterr().out.splitlines() if "pace" in line] == said
+
+
 def test_the_moving_average_is_fp32_and_follows_its_formula(tmp_path):
     optim = optim_config(ema=0.7, precision="bf16")
     stage = ToyStage(optim)

@@ -89,11 +89,40 @@ def test_the_wait_for_the_device_before_the_reading_belongs_to_the_window(clock)
 )
 def test_the_peak_is_the_cards_own_or_none(monkeypatch, card, peak):
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: card)
-    assert meters.peak_flops(torch.device("cuda")) == peak
+    assert meters.PEAK_FLOPS.get(meters.known_card(torch.device("cuda"))) == peak
 
 
 def test_utilisation_is_of_all_the_processes_cards(clock, monkeypatch):
-    monkeypatch.setattr(meters, "peak_flops", lambda _: 1e10)
+    monkeypatch.setattr(meters, "known_card", lambda _: "slow")
+    monkeypatch.setitem(meters.PEAK_FLOPS, "slow", 1e10)
     m = meter(world=4)
     steps(clock, m, 1.0)
     assert m.read()["mfu_pct"] == pytest.approx(100 * 8e9 / 4e10)
+
+
+def test_the_pace_is_that_of_the_first_steps_without_the_odd_one_and_without_pauses(clock):
+    m = meter()
+    steps(clock, m, 60.0, *[0.5] * 10)  # the first compiles
+    m.read()
+    m.pause()
+    clock.now += 500
+    m.resume()
+    steps(clock, m, *[0.7] * 9, *[9.0] * 30)
+    assert m.pace() == pytest.approx((0.5 + 0.7) / 2)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "said"),
+    [
+        (0.2, "1 s"),
+        (99.4, "99 s"),
+        (99.6, "2 min"),
+        (3569, "59 min"),
+        (3571, "1 h 0 min"),
+        (7800, "2 h 10 min"),
+        (86400 * 3 + 3600 * 4, "3 days 4 h"),
+        (86400, "1 day 0 h"),
+    ],
+)
+def test_a_duration_in_words(seconds, said):
+    assert meters.duration(seconds) == said

@@ -1,5 +1,6 @@
 """log.jsonl, TensorBoard and Weights & Biases get what the run says, once."""
 
+import hashlib
 import json
 import shutil
 import sys
@@ -7,7 +8,7 @@ import types
 
 import pytest
 
-from vitwarm.config import RunConfig
+from vitwarm.config import RunConfig, WandbConfig
 from vitwarm.errors import UserError
 from vitwarm.training.checkpoint import Checkpoints, State
 from vitwarm.training.tracking import Tracker, check_trackers
@@ -139,21 +140,28 @@ class FakeWandb(types.ModuleType):
 def test_weights_and_biases_gets_numbers_and_finds_its_run_again(tmp_path, monkeypatch):
     fake = FakeWandb()
     monkeypatch.setitem(sys.modules, "wandb", fake)
-    for _ in range(2):
-        tracker = Tracker(tmp_path, wandb="project", config={"hash": "h"})
+    settings = WandbConfig("project", "team", "seeds", ["a", "b"])
+    for log_every in (5, 7):  # what may change between starts
+        config = {"recipe": "r", "hash": "h", "seed": 1, "run": {"log_every": log_every}}
+        tracker = Tracker(tmp_path, wandb=settings, config=config)
         tracker.record(entry(1, lr=0.5, grad_norm=None))
         tracker.record({"event": "transfer", "copied": []})
     assert fake.logged == [(1, {"toy/loss": 1.0, "toy/lr": 0.5})] * 2
     first, second = fake.started
-    assert first["project"] == "project"
-    assert first["id"] == second["id"]
-    assert first["resume"] == "allow"
+    assert first == {
+        **{"project": "project", "entity": "team", "group": "seeds", "tags": ["a", "b"]},
+        **{"dir": str(tmp_path), "name": tmp_path.name, "resume": "allow"},
+        "id": hashlib.sha256(f"{tmp_path} {{'recipe': 'r', 'hash': 'h', 'seed': 1}}".encode()).hexdigest()[:16],
+        "config": {"recipe": "r", "hash": "h", "seed": 1, "run": {"log_every": 5}},
+    }
+    assert second["id"] == first["id"] and second["config"] == config
+    assert Tracker(tmp_path, wandb=WandbConfig()).active and len(fake.started) == 2
 
 
 def test_weights_and_biases_that_refuse_are_one_line(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "wandb", FakeWandb(RuntimeError("api_key not configured\nlong story")))
     with pytest.raises(UserError, match=r"does not start: api_key not configured; log in"):
-        Tracker(tmp_path, wandb="project")
+        Tracker(tmp_path, wandb=WandbConfig("project"))
 
 
 @pytest.mark.parametrize("key", ["tensorboard", "wandb"])
@@ -163,4 +171,4 @@ def test_a_tracker_that_is_not_installed_is_refused_with_the_command(monkeypatch
     monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
     check_trackers(RunConfig())
     with pytest.raises(UserError, match=rf"pip install 'vitwarm\[{key}\]'"):
-        check_trackers(RunConfig(**{key: "project" if key == "wandb" else True}))
+        check_trackers(RunConfig(**{key: WandbConfig("project") if key == "wandb" else True}))

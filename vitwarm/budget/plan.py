@@ -131,7 +131,7 @@ class Plan:
 
 
 _KEYS = {f.name for f in fields(Plan)} - {"name"}
-_OURS = ("seed", "run.dir", "run.keep_at", "resume_from")  # set for each cell
+_OURS = ("seed", "run.dir", "run.keep_at", "run.smoke", "resume_from")  # set for each cell
 _PUBLISHED_NUMBERS = {"warmup", "needed", "value"}
 _REQUIRED = ("arms", "budgets", "seeds")
 

@@ -345,9 +345,11 @@ def eval_loader(
     batch: int = 256,
     workers: int = 0,
     pin_memory: bool | None = None,
+    samples: int | None = None,
 ) -> Loader:
-    """All samples once over all processes, without padding; the last batch may be smaller and a process may have none.
+    """The first `samples` (None: all) once over all processes, without padding.
 
-    Args and batches are those of `train_loader`.
+    The last batch may be smaller and a process may have none. Other args and batches are those of `train_loader`.
     """
-    return Loader(dataset, _EvalBatches(len(dataset), rank, world, batch), workers, pin_memory)
+    count = len(dataset) if samples is None else samples
+    return Loader(dataset, _EvalBatches(count, rank, world, batch), workers, pin_memory)

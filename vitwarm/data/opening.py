@@ -57,22 +57,20 @@ def open_source(spec: str, split: Split, key: str, cache: str | None = None) -> 
 
 
 def open_training(config: Config) -> ImageSource | Stream:
-    """Open the training images of a recipe, on a disk or streamed, with labels that fit the classifier.
+    """Open the training images of a recipe, on a disk or streamed.
 
     Raises:
         UserError: nothing there, not a set of labelled images, or keys that a stream cannot use.
     """
-    images, num_classes = config.images, config.model.num_classes
+    images = config.images
     if not is_streamed(images):
         if images.train_samples is not None:
             raise UserError("images.train_samples is for streamed tars (URLs); these are counted: leave it out")
-        shards = open_source(images.train, "train", "images.train", images.cache)
-        check_labels(shards, num_classes)
-        return shards
+        return open_source(images.train, "train", "images.train", images.cache)
     for key, default in (("subset", None), ("repeats", 1)):
         if getattr(images, key) != default:
             raise UserError(f"images.{key} needs random access, which a stream does not have; set images.cache=DIR")
-    return open_stream(images.train, images.train_samples, num_classes)
+    return open_stream(images.train, images.train_samples, config.model.num_classes)
 
 
 def open_validation(config: Config, train: ImageSource | Stream) -> ImageSource | None:
@@ -84,9 +82,25 @@ def open_validation(config: Config, train: ImageSource | Stream) -> ImageSource 
     if not config.images.val:
         return None
     val = open_source(config.images.val, "val", "images.val", config.images.cache)
-    check_labels(val, config.model.num_classes)
     check_classes(train.classes, val.classes, "images.train", "images.val")
     return val
+
+
+def count_classes(given: int | None, train: ImageSource | Stream, val: ImageSource | None) -> int:
+    """How many classes the head has: those that are given, or as many as the data name, or number from 0 on.
+
+    Raises:
+        UserError: an image of another class.
+    """
+    if isinstance(train, Stream):
+        count = train.num_classes
+    else:
+        named = train.classes or (val.classes if val is not None else None)
+        count = given or (len(named.names) if named is not None else int(train.labels.max()) + 1)
+        check_labels(train, count)
+    if val is not None:
+        check_labels(val, count)
+    return count
 
 
 def describe(train: ImageSource | Stream, used: int, val: ImageSource | None) -> dict[str, Any]:
@@ -163,12 +177,14 @@ class ImageCounts:
         full: training images.
         used: those of them that are trained on.
         val: validation images.
+        classes: of the training images.
         facts: label -> where the numbers are from, in words.
     """
 
     full: int
     used: int
     val: int
+    classes: int
     facts: dict[str, str]
 
 
@@ -184,8 +200,9 @@ def count_images(config: Config, given: int | None) -> ImageCounts:
     """
     images = config.images
     given = given or images.train_samples
-    imagenet = config.model.num_classes == IMAGENET_CLASSES
+    imagenet = config.model.num_classes in (None, IMAGENET_CLASSES)
     counts: dict[Split, int] = {}
+    classes = IMAGENET_CLASSES
     sources = []
     specs: list[tuple[Split, str]] = [("train", images.train), ("val", images.val)]
     for split, spec in specs:
@@ -199,6 +216,8 @@ def count_images(config: Config, given: int | None) -> ImageCounts:
                     raise UserError(f"images.{split}: {shown(spec)} is not downloaded yet")
                 shards = open_source(spec, split, f"images.{split}", images.cache)
                 size = shards.num_bytes / 1e9
+                if split == "train":
+                    classes = count_classes(None, shards, None)
                 counts[split], source = len(shards), f"in {counted(shards.files, shards.kind)}, {size:.1f} GB"
             except UserError as error:
                 if split == "train" and not imagenet:
@@ -213,4 +232,4 @@ def count_images(config: Config, given: int | None) -> ImageCounts:
         used = len(read_names(Path(subset).expanduser())) if is_list(subset) else subset_size(subset, full)
     if used < full:
         facts["subset"] = f"{used:,} of them (images.subset={subset})"
-    return ImageCounts(full, used, counts["val"], facts)
+    return ImageCounts(full, used, counts["val"], classes, facts)

@@ -93,17 +93,17 @@ class Stream:
         return f"{len(self):,} images, {hashlib.sha256(told.encode()).hexdigest()[:16]}"
 
 
-def open_stream(spec: str, samples: int | None, num_classes: int) -> Stream:
+def open_stream(spec: str, samples: int | None, num_classes: int | None) -> Stream:
     """The tars of a URL, such as `https://host/train-{00000..00539}.tar` or `hf://datasets/OWNER/NAME/train-*.tar`.
 
     Args:
         spec: `https`, `http`, or any scheme that an installed fsspec file system knows; never a command. Braces, and
             globs where the scheme is not one of web servers. Tars of the Hub are those of its commit of now.
         samples: `images.train_samples`; None takes the number from manifest.json beside the tars.
-        num_classes: number of classes of the classifier.
+        num_classes: `model.num_classes`; None counts the names in the manifest.
 
     Raises:
-        UserError: a scheme that is not known, no manifest and no `samples`, or the two disagree.
+        UserError: a scheme that is not known, no manifest and no numbers, or the two disagree.
     """
     urls = find_remote(spec, "train").urls if is_listed(spec) else expand_braces(spec)
     for url in urls:
@@ -132,6 +132,9 @@ def open_stream(spec: str, samples: int | None, num_classes: int) -> Stream:
     total = sum(shard.samples for shard in shards) if shards is not None else samples
     if samples not in (None, total):
         raise UserError(f"images.train_samples={samples}, but {shown(place)} counts {total}; leave it out")
+    num_classes = num_classes or (len(classes.names) if classes is not None else None)
+    if num_classes is None:
+        raise UserError(f"{shown(place)}: names no classes, and model.num_classes is not set; set it")
     assert total is not None  # without a manifest `samples` is demanded above
     return Stream(urls, total, shards, classes, num_classes)
 

@@ -54,6 +54,9 @@ class AlgorithmicStage(DecoderStage[TokenBatch]):
         self.streams = {split: TaskStream(self.task, config.seed, split) for split in ("train", "validation")}
         self.set_lengths(Amount.parse(section.budget, "algorithmic.budget"), self.tokens_per_sample)
 
+    def describe(self) -> str:
+        return f"{self.config.task} of size {self.task.size}, computed as it goes"
+
     def adopt(self, model: nn.Module, tensors: Mapping[str, Tensor], report: TransferReport) -> None:
         """Under `algorithmic.embeddings=mean`: the mean of the source's tokens; see `mean_embeddings`."""
         if self.config.embeddings == "mean":

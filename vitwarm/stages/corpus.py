@@ -108,6 +108,9 @@ class CorpusStage(DecoderStage[B]):
                 own = f"text.val={section.val}" if section.val else f"{name} of text.train={section.train}"
                 self.read[name]["in_train"] = overlap(corpora["train"], corpus, f"text.train={section.train}", own)
 
+    def describe(self) -> str:
+        return f"{self.config.task}, {self.vocab_size:,} symbols ({self.config.tokenizer})"
+
     def facts(self) -> dict[str, Any]:
         return {"data": self.read}
 

@@ -78,6 +78,9 @@ class EnsembleStage(Stage["EnsembleBatch"]):
         self.schedule_lengths, self.eval_every = stage.schedule_lengths, stage.eval_every
         self.tokens_per_sample, self.val_samples = stage.tokens_per_sample, stage.val_samples
 
+    def describe(self) -> str:
+        return f"{self.stage.describe()}; {len(self.seeds)} seeds at once"
+
     @property
     def samples(self) -> int:
         """Sequences that each seed trains on, repeats counted."""

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Generator, Iterable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -14,7 +15,16 @@ from vitwarm.config import Config
 from vitwarm.data.images import EvalTransform, TrainTransform
 from vitwarm.data.loading import ImageDataset, eval_loader, train_loader
 from vitwarm.data.mixing import Mixer, Normalise, RandomErasing
-from vitwarm.data.opening import count_images, data_line, describe, is_streamed, open_training, open_validation
+from vitwarm.data.opening import (
+    IMAGENET_CLASSES,
+    count_classes,
+    count_images,
+    data_line,
+    describe,
+    is_streamed,
+    open_training,
+    open_validation,
+)
 from vitwarm.data.order import ImageOrder
 from vitwarm.data.resident import ResidentImages
 from vitwarm.data.streaming import Stream, stream_loader
@@ -61,6 +71,7 @@ def evaluate_images(
     batch: int,
     workers: int,
     damage: list[tuple[int, str, str]] | None = None,
+    samples: int | None = None,
 ) -> Totals:
     """This rank's sums over its share of a validation set; every image counts once over all ranks.
 
@@ -72,6 +83,7 @@ def evaluate_images(
         batch: images at once.
         workers: loader processes.
         damage: is extended by (sample, key, reason) of each image that cannot be read.
+        samples: so many of the set, the first; None is all.
 
     Returns:
         `loss` (nats), `top1`, `top5`, `weight` (images read) and `damaged` (images that could not be read).
@@ -79,7 +91,7 @@ def evaluate_images(
     device = next(model.parameters()).device
     sums = torch.zeros(4, dtype=torch.float64, device=device)
     damaged = 0
-    for loaded in eval_loader(dataset, rank, world, batch, workers):
+    for loaded in eval_loader(dataset, rank, world, batch, workers, samples=samples):
         valid, labels = loaded["valid"].to(device), loaded["label"].to(device)
         logits = model(normalise(loaded["image"].to(device, non_blocking=True))).float()
         loss = F.cross_entropy(logits, labels, reduction="none")
@@ -110,20 +122,22 @@ class ImagesStage(MainStage[ImageBatch]):
 
     def __init__(self, config: Config, setup: Setup):
         self.config, self.optim, self.seed, self.workers = config.images, config.train, config.seed, setup.workers
-        self.model_config, self.num_classes = config.model, config.model.num_classes
-        images = config.images
-        found = rehearse_images(config.model, images.size)
+        images, given = config.images, config.model.num_classes
+        self.num_classes = given or IMAGENET_CLASSES  # until the data are open
+        found = rehearse_images(replace(config.model, num_classes=self.num_classes), images.size)
         if found.height != found.width:
             shape = f"{found.height}x{found.width}"
             raise UserError(f"the model takes {shape} images; set model.args.img_size to a square size")
         self.size, self.tokens_per_sample = found.height, found.tokens
         if setup.estimate:
             self.counts = count_images(config, setup.train_images)
+            self.num_classes = given or self.counts.classes
             full, used, self.val_samples = self.counts.full, self.counts.used, self.counts.val
         else:
             require_memory(found.memory)
             self.shards = open_training(config)
             self.val_shards = open_validation(config, self.shards)
+            self.num_classes = count_classes(given, self.shards, self.val_shards)
             self.subset = None
             if images.subset:
                 assert not isinstance(self.shards, Stream)  # of which a subset was refused
@@ -132,9 +146,12 @@ class ImagesStage(MainStage[ImageBatch]):
             self.order = ImageOrder(len(self.shards), self.optim.global_batch, self.seed, ids, images.repeats)
             full, used, self.val_samples = len(self.shards), self.order.epoch_size, len(self.val_shards or ())
             self.read = describe(self.shards, used, self.val_shards)
+            self.warnings = _large_head(self.num_classes, self.read["train"])
             known = self.shards.classes
             if known is not None and len(known.names) == self.num_classes:
                 self.class_names = known.names
+        self.model_config = replace(config.model, num_classes=self.num_classes)
+        self.counted = given is None
         self.steps, self.eval_every, self.schedule_lengths = image_lengths(config, full, used)
         self.best = "top1" if images.val else None
         if not images.val:
@@ -157,6 +174,9 @@ class ImagesStage(MainStage[ImageBatch]):
         """Image presentations of the stage, which a warm-up budget in percent refers to."""
         return self.steps * self.optim.global_batch
 
+    def describe(self) -> str:
+        return f"{self.config.epochs:g} epochs, {self.num_classes:,} classes"
+
     def fresh_model(self) -> nn.Module:
         return build_model(self.model_config, "images", seed=self.seed)
 
@@ -173,7 +193,8 @@ class ImagesStage(MainStage[ImageBatch]):
 
     def data_read(self) -> dict[str, str]:
         sets = {"images.train": self.shards, "images.val": self.val_shards}
-        return {name: shards.identity for name, shards in sets.items() if shards is not None}
+        read = {name: shards.identity for name, shards in sets.items() if shards is not None}
+        return read | ({"model.num_classes": str(self.num_classes)} if self.counted else {})
 
     def estimate_facts(self) -> dict[str, str]:
         return self.counts.facts
@@ -289,6 +310,7 @@ class ImagesStage(MainStage[ImageBatch]):
             device_batch,
             self.workers,
             damage=damage,
+            samples=self.val_samples,
         )
         del sums["damaged"]  # named one by one instead
         self._note("val", damage)
@@ -308,10 +330,20 @@ class ImagesStage(MainStage[ImageBatch]):
         return events
 
     def check_events(self, damaged: list[str]) -> None:
-        for split, total in (("train", self.order.epoch_size), ("val", len(self.val_shards or ()))):
+        for split, total in (("train", self.order.epoch_size), ("val", self.val_samples)):
             count = sum(name.startswith(f"{split} ") for name in damaged)
             if count and count > self.config.max_damaged * total:
                 raise UserError(
                     f"{count} of {total} images of images.{split} cannot be read, more than images.max_damaged="
                     f"{self.config.max_damaged:g} allows; the log names each: fix the shards or raise the limit"
                 )
+
+
+def _large_head(num_classes: int, read: dict[str, Any]) -> list[str]:
+    """A warning, if most of the head's outputs are of classes that the training images do not have."""
+    if num_classes <= 2 * (found := read.get("classes", num_classes)):
+        return []
+    return [
+        f"model.num_classes={num_classes}, but the training images have {found} classes; leave it out, and the head "
+        "has as many outputs as the data have classes"
+    ]

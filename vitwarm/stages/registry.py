@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Protocol
 
 from torch import Tensor, nn
 
-from vitwarm.config import Config
+from vitwarm.config import Config, ModelConfig
 from vitwarm.data.tokenizers import Tokenizer
 from vitwarm.training.protocol import B, Stage
 from vitwarm.transfer import TransferReport
@@ -37,11 +37,15 @@ class MainStage(Stage[B], Protocol[B]):
     Attributes:
         tokenizer: goes into the export; None where there is none.
         class_names: go into the export; None where there are none.
+        model_config: section `model` of the recipe, with what the data tell: the number of classes.
+        warnings: what may be wrong with the data, a line each.
         sample_unit: what an estimate calls the rate at which data must come.
     """
 
     tokenizer: Tokenizer | None = None
     class_names: list[str] | None = None
+    model_config: ModelConfig
+    warnings: list[str] = []
     sample_unit: ClassVar[str] = "sequences/s"
 
     @abstractmethod

@@ -193,6 +193,10 @@ class RuleStage(TokenStage[B]):
     def rule(self) -> Rule:
         return self.streams.rule
 
+    def describe(self) -> str:
+        objective = {"masked": "masked tokens", "next_token": "the next token", "next_state": "the next state"}
+        return f"{objective[self.config.objective]} of {_named(self.rule.spec())}"
+
     @abstractmethod
     def answers(self, batch: B) -> Tensor:
         """(M,) what is to be predicted in a micro-batch."""
@@ -219,6 +223,14 @@ class RuleStage(TokenStage[B]):
     def follow(self, metrics: dict[str, float]) -> None:
         if self.adapts:
             self.streams.set_level(int(metrics["level"]))
+
+
+def _named(rule: dict[str, Any]) -> str:
+    """A rule in words: its name, the numbers among its parameters, and the rules within it likewise."""
+    numbers = ", ".join(f"{name} {value:g}" for name, value in rule.items() if type(value) in (int, float))
+    parts = [part for value in rule.values() for part in (value if isinstance(value, list) else [value])]
+    within = ", ".join(_named(part) for part in parts if isinstance(part, dict))
+    return rule["name"] + (f" of {within}" if within else "") + (f" ({numbers})" if numbers else "")
 
 
 def _trunk_in(model: nn.Module) -> Trunk:

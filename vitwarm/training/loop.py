@@ -25,7 +25,7 @@ from vitwarm.training.checkpoint import (
     read_tensors,
     restore_optimizer,
 )
-from vitwarm.training.meters import Meter, count_flops
+from vitwarm.training.meters import FIRST_STEPS, Meter, count_flops, duration
 from vitwarm.training.optimizers import make_optimizer
 from vitwarm.training.processes import Processes
 from vitwarm.training.protocol import Stage
@@ -168,6 +168,7 @@ class Training:
         self.meter = Meter(
             optim.global_batch, stage.tokens_per_sample, self.flops_per_sample, device, self.processes.world
         )
+        self.first_step = self.state.step
         self.seconds_before = self.state.totals.get("seconds", 0.0)
         self.stalled = False
 
@@ -236,6 +237,11 @@ class Training:
         if log_due:
             assert grad_norm is not None
             self._log(grad_norm)
+        if step == self.first_step + FIRST_STEPS and not last:
+            context.tracker.say(
+                f"{stage.name}: about {duration((stage.steps - step) * self.meter.pace())} for the other "
+                f"{stage.steps - step:,} steps at the pace of the first {FIRST_STEPS}; evaluations come on top"
+            )
         if eval_due or save_due:
             self.meter.pause()
             self._check_finite(weights=True)

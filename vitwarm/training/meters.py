@@ -28,13 +28,24 @@ PEAK_FLOPS = {
 }
 
 
-def peak_flops(device: torch.device) -> float | None:
-    """Peak bf16 FLOP/s of a CUDA device, or None where no honest figure is known (CPU, other cards)."""
+def known_card(device: torch.device) -> str | None:
+    """The name in `PEAK_FLOPS` of a CUDA device, or None where no honest figure is known (CPU, other cards)."""
     if device.type != "cuda":
         return None
     name = torch.cuda.get_device_name(device)
-    matches = [k for k in PEAK_FLOPS if k in name]
-    return PEAK_FLOPS[max(matches, key=len)] if matches else None
+    return max((known for known in PEAK_FLOPS if known in name), key=len, default=None)
+
+
+def duration(seconds: float) -> str:
+    """A length of time as people say it: `45 s`, `12 min`, `2 h 10 min`, `3 days 4 h`."""
+    if seconds < 99.5:
+        return f"{max(seconds, 1):.0f} s"
+    minutes = round(seconds / 60)
+    if minutes < 60:
+        return f"{minutes} min"
+    hours, minutes = divmod(minutes, 60)
+    days, hours = divmod(hours, 24)
+    return f"{days} day{'s' * (days > 1)} {hours} h" if days else f"{hours} h {minutes} min"
 
 
 def forward_flops(forward: Callable[[], object]) -> float:
@@ -71,6 +82,9 @@ def count_flops(forward: Callable[[], object]) -> float:
     return 3.0 * forward_flops(forward)
 
 
+FIRST_STEPS = 20  # whose pace tells how long a stage will take
+
+
 class Meter:
     """Times the steps of a stage between log lines.
 
@@ -92,10 +106,11 @@ class Meter:
         self.tokens = samples_per_step * tokens_per_sample
         self.flops = samples_per_step * flops_per_sample
         self.device = device
-        peak = peak_flops(device)
-        self.peak = peak * world if peak else None
+        card = known_card(device)
+        self.peak = PEAK_FLOPS[card] * world if card else None
         self._seconds_before = 0.0
         self._paused: float | None = None
+        self._first: list[tuple[Any, Any]] = []  # stamps of the first steps
         self._start_window()
 
     def _start_window(self) -> None:
@@ -135,14 +150,15 @@ class Meter:
         stamp = self._stamp()
         self._steps.append((self._mark, stamp))
         self._waited += waited
+        if len(self._first) < FIRST_STEPS:
+            self._first.append((self._mark, stamp))
         self._mark = stamp
 
     def read(self) -> dict[str, float | None]:
         """Figures of the window, which ends here; call it just after the device was synchronised."""
         seconds = time.perf_counter() - self._window_start
         rate = len(self._steps) / seconds
-        on_gpu = self.device.type == "cuda"
-        p50, p95 = np.percentile([a.elapsed_time(b) if on_gpu else 1e3 * (b - a) for a, b in self._steps], [50, 95])
+        p50, p95 = np.percentile(self._milliseconds(self._steps), [50, 95])
         out = {
             "samples_per_s": self.samples * rate,
             "tokens_per_s": self.tokens * rate,
@@ -156,6 +172,16 @@ class Meter:
         self._seconds_before += seconds
         self._start_window()
         return out
+
+    def pace(self) -> float:
+        """Median seconds of the first `FIRST_STEPS` steps, so that compilation does not count; waits for the device."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        return float(np.median(self._milliseconds(self._first))) / 1000
+
+    def _milliseconds(self, steps: list[tuple[Any, Any]]) -> list[float]:
+        on_gpu = self.device.type == "cuda"
+        return [a.elapsed_time(b) if on_gpu else 1e3 * (b - a) for a, b in steps]
 
     def _memory(self) -> float:
         if self.device.type == "cuda":

@@ -37,6 +37,11 @@ def start_accelerator() -> Accelerator:
     )
 
 
+def trains_on_gpu() -> bool:
+    """Whether a run would train on a GPU here."""
+    return torch.cuda.is_available() and os.environ.get("ACCELERATE_USE_CPU", "false").lower() not in ("1", "true")
+
+
 def _join() -> None:
     """Meet the other processes of the run; one that was killed, or refused its recipe, does not come.
 
@@ -62,8 +67,7 @@ def _join() -> None:
             "then start them together"
         ) from error
     store.set_timeout(default_pg_timeout)
-    gpu = torch.cuda.is_available() and os.environ.get("ACCELERATE_USE_CPU", "false").lower() not in ("1", "true")
-    dist.init_process_group("nccl" if gpu else "gloo", store=store, rank=rank, world_size=world)
+    dist.init_process_group("nccl" if trains_on_gpu() else "gloo", store=store, rank=rank, world_size=world)
 
 
 class Processes:

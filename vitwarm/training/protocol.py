@@ -44,6 +44,22 @@ class Stage(Protocol[B]):
     @abstractmethod
     def samples(self) -> int: ...
 
+    def describe(self) -> str:
+        """What is learnt from what, in a few words; empty where the name says it."""
+        return ""
+
+    def shorten(self, steps: int, val_samples: int) -> None:
+        """Become a stage of few steps and short evaluations, two of them; the schedule shrinks with the steps.
+
+        Args:
+            steps: of the stage, at most.
+            val_samples: of an evaluation, at most.
+        """
+        kept = min(steps, self.steps)
+        warmup, cooldown = (length * kept // max(1, self.steps) for length in self.schedule_lengths)
+        self.steps, self.schedule_lengths = kept, (warmup, cooldown)
+        self.eval_every, self.val_samples = max(1, -(-kept // 2)), min(val_samples, self.val_samples)
+
     def check_device_batch(self, size: int) -> None:
         """Refuse a number of samples that the stage cannot work on at once.
 

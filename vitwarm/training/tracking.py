@@ -7,13 +7,14 @@ import json
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from safetensors import SafetensorError
 from tqdm import tqdm
 
-from vitwarm.config import RunConfig
+from vitwarm.config import RunConfig, WandbConfig
 from vitwarm.errors import UserError, shown
 from vitwarm.files import own_file
 
@@ -26,11 +27,11 @@ class Tracker:
         log_bytes: cut log.jsonl at this length first, so that a resumed run's log has each step once.
         run_step: optimiser steps that the run has done; TensorBoard likewise drops what lies behind them.
         tensorboard: also write TensorBoard events.
-        wandb: also log to this Weights & Biases project.
-        config: recipe as a dict, for the trackers.
+        wandb: also log to Weights & Biases, if it names a project.
+        config: what Weights & Biases is told of the run: the resolved recipe, its name as `recipe`, its `hash`.
         active: False on all but the main process.
         listeners: get each record as well.
-        lines: show records on the terminal.
+        lines: show what is said on the terminal.
         bar: show a progress bar; None shows one on a terminal only.
     """
 
@@ -41,7 +42,7 @@ class Tracker:
         log_bytes: int = 0,
         run_step: int = 0,
         tensorboard: bool = False,
-        wandb: str | None = None,
+        wandb: WandbConfig | None = None,
         config: dict[str, Any] | None = None,
         active: bool = True,
         listeners: Iterable[Callable[[dict[str, Any]], None]] = (),
@@ -59,8 +60,8 @@ class Tracker:
         self._file.truncate(min(log_bytes, self._file.seek(0, os.SEEK_END)))  # truncate would also lengthen it
         if tensorboard:
             self._sinks.append(_tensorboard(folder, run_step))
-        if wandb:
-            self._sinks.append(_wandb(wandb, folder, config))
+        if wandb is not None and wandb.project:
+            self._sinks.append(_wandb(wandb, folder, config or {}))
 
     def check_folder(self) -> None:
         """Refuse to write into a run folder that is no longer the one in which the run began.
@@ -110,12 +111,12 @@ class Tracker:
             self._file.flush()
         for sink in self._sinks:
             sink(entry)
-        if show and self.lines:
+        if show:
             self.say(show)
 
     def say(self, text: str) -> None:
         """Show a line on the terminal, above the progress bar."""
-        if self.active:
+        if self.active and self.lines:
             tqdm.write(shown(text), file=sys.stdout)
             sys.stdout.flush()
 
@@ -162,9 +163,9 @@ def check_trackers(run: RunConfig) -> None:
     Raises:
         UserError: with the command that installs them.
     """
-    for key, wanted, package in (("tensorboard=true", run.tensorboard, "tensorboard"), ("wandb", run.wandb, "wandb")):
+    for package, wanted in (("tensorboard", run.tensorboard), ("wandb", run.wandb.project)):
         if wanted and importlib.util.find_spec(package) is None:
-            raise UserError(f"run.{key} needs {package}: pip install 'vitwarm[{package}]'")
+            raise UserError(f"run.{package} needs {package}: pip install 'vitwarm[{package}]'")
 
 
 def _tensorboard(folder: Path, run_step: int) -> Callable[[dict[str, Any]], None]:
@@ -181,13 +182,15 @@ def _tensorboard(folder: Path, run_step: int) -> Callable[[dict[str, Any]], None
     return sink
 
 
-def _wandb(project: str, folder: Path, config: dict[str, Any] | None) -> Callable[[dict[str, Any]], None]:
+def _wandb(settings: WandbConfig, folder: Path, config: dict[str, Any]) -> Callable[[dict[str, Any]], None]:
     import wandb
 
-    # A resumed run finds its curve again by an id that follows from the folder.
-    identity = hashlib.sha256(f"{folder.resolve()} {config}".encode()).hexdigest()[:16]
+    # A resumed run finds its curve again by an id that follows from the folder and what may not change in it.
+    fixed = {name: config.get(name) for name in ("recipe", "hash", "seed")}
+    identity = hashlib.sha256(f"{folder.resolve()} {fixed}".encode()).hexdigest()[:16]
+    where = {"dir": str(folder), "name": folder.name, "id": identity, "resume": "allow"}
     try:
-        run = wandb.init(project=project, dir=str(folder), name=folder.name, config=config, id=identity, resume="allow")
+        run = wandb.init(**asdict(settings), **where, config=config)
     except Exception as error:  # no login, no network, no such project: theirs to say
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UserError(f"Weights & Biases does not start: {reason}; log in, or set run.wandb=null") from error

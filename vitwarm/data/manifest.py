@@ -40,6 +40,8 @@ class SplitManifest:
         class_counts: images of each class number.
         shuffle_seed: seed of the order; None where the source's own order was kept, or is unknown.
         shards: the tars, in order.
+        max_side: larger images were made smaller until their shorter side was this, in pixels; None where none was.
+        quality: of the JPEGs that these are.
         notes: peculiarity -> how many images have it.
         stored_as_png: key and reason of each image whose bytes are not the source's own.
         damaged: key and reason of each image of the source that was left out.
@@ -50,6 +52,8 @@ class SplitManifest:
     class_counts: list[int]
     shuffle_seed: int | None
     shards: list[Shard]
+    max_side: int | None = None
+    quality: int | None = None
     notes: dict[str, int] = field(default_factory=dict)
     stored_as_png: list[tuple[str, str]] = field(default_factory=list)
     damaged: list[tuple[str, str]] = field(default_factory=list)

@@ -7,6 +7,7 @@ device. Transforms start from encoded images in memory, loaders from the disk (o
 round by round in one process on one thread; times are CPU seconds, figures medians over the rounds, ratios medians of
 the ratio within a round. The law of the crops is compared with timm's on the same images. Without `folder` the images
 of the shards are unpacked into a temporary one. Each round is a pass over all images: name a few tars of a large set.
+DALI and SPDL are measured too where they are installed (tools/bench/rivals.py).
 """
 
 import io
@@ -30,6 +31,7 @@ from torch.utils.data import DataLoader
 from torchvision.transforms import InterpolationMode, v2
 
 from bench.machine import processor
+from bench.rivals import RATIO, SCALE, rivals
 from vitwarm.budget.statistics import load_scipy
 from vitwarm.data import decoding
 from vitwarm.data.cropping import cut, random_crop_box, resize
@@ -45,7 +47,6 @@ from vitwarm.keys import keyed_rng
 NUMBERS = {"size": 224, "batch": 50, "rounds": 9}
 CROPS = 20_000  # drawn to compare their laws
 OURS = "vitwarm"
-FULL_SCALE, FULL_RATIO = (0.08, 1.0), (3 / 4, 4 / 3)
 
 
 def _pil(data: bytes) -> Image.Image:
@@ -120,9 +121,11 @@ def measure(shards: ShardSet, folder: Path, size: int, batch: int, rounds: int) 
     """Figures of both kinds of arms; the first round warms up and does not count."""
     encoded = [shards.read(sample) for sample in range(len(shards))]
     kinds: dict[str, dict[str, list[float]]] = {"transform": {}, "loader": {}}
+    others, missing = rivals(size, AT_ONCE)
+    arms = transforms(size) | others
     for turn in range(rounds + 1):
         torch.manual_seed(turn)
-        for name, arm in transforms(size).items():
+        for name, arm in arms.items():
             start = time.process_time()
             for row in range(0, len(encoded), AT_ONCE):
                 arm(encoded[row : row + AT_ONCE], turn * len(encoded) + row)
@@ -133,15 +136,16 @@ def measure(shards: ShardSet, folder: Path, size: int, batch: int, rounds: int) 
                 images += len(loaded["image"] if isinstance(loaded, dict) else loaded[0])
             kinds["loader"].setdefault(name, []).append((time.process_time() - start) / images)
     figures: dict[str, Any] = {"images": len(shards), "size": size, "batch": batch, "rounds": rounds}
-    for kind, arms in kinds.items():
-        ours = arms[OURS][1:]
+    for kind, taken in kinds.items():
+        ours = taken[OURS][1:]
         figures[kind] = {
             name: {
                 "images_per_s": statistics.median(1 / seconds for seconds in times[1:]),
                 "ours_over_it": statistics.median(b / a for a, b in zip(ours, times[1:], strict=True)),
             }
-            for name, times in arms.items()
+            for name, times in taken.items()
         }
+    figures["not_installed"] = missing
     figures["crops"] = crops(encoded)
     figures["fidelity"] = fidelity(encoded, size)
     figures["reduced_scale"] = reduced_scale(encoded)
@@ -161,9 +165,9 @@ def crops(encoded: list[bytes]) -> list[dict[str, Any]]:
     random.seed(0)  # timm draws from there
     for number in range(CROPS):
         width, height = sizes[number % len(sizes)]
-        left, top, right, bottom = random_crop_box(width, height, FULL_SCALE, FULL_RATIO, rng)
+        left, top, right, bottom = random_crop_box(width, height, SCALE, RATIO, rng)
         drawn["ours"].append((width, height, left, top, right - left, bottom - top))
-        y, x, h, w = theirs.get_params(Image.new("1", (width, height)), FULL_SCALE, FULL_RATIO)
+        y, x, h, w = theirs.get_params(Image.new("1", (width, height)), SCALE, RATIO)
         drawn["timm"].append((width, height, x, y, w, h))
     found = {}
     for who, rows in drawn.items():
@@ -189,7 +193,7 @@ def fidelity(encoded: list[bytes], size: int) -> dict[str, float]:
     bicubic, rng, ours, other, reduced, rows = Image.Resampling.BICUBIC, np.random.default_rng(0), [], [], 0, []
     for data in encoded:
         image, partial = decode(data), Jpeg.open(data)
-        box = random_crop_box(*image.size, FULL_SCALE, FULL_RATIO, rng)
+        box = random_crop_box(*image.size, SCALE, RATIO, rng)
         exact = np.asarray(image.resize((size, size), bicubic, box))
         bilinear = np.asarray(image.resize((size, size), Image.Resampling.BILINEAR, box))
         pixels = resize(cut(partial or image, box, size), size, bicubic)
@@ -215,7 +219,7 @@ def reduced_scale(encoded: list[bytes]) -> list[dict[str, float]]:
         for partial in jpegs:
             whole = Image.fromarray(partial.rows(partial.size[1]))
             reduced = Image.fromarray(partial.rows(partial.size[1], 2))
-            box = random_crop_box(*partial.size, FULL_SCALE, FULL_RATIO, rng)
+            box = random_crop_box(*partial.size, SCALE, RATIO, rng)
             side = int(min(box[2] - box[0], box[3] - box[1]) / (2 * left))
             exact = np.asarray(whole.resize((side, side), bicubic, box))
             small = np.asarray(reduced.resize((side, side), bicubic, tuple(edge / 2 for edge in box)))
@@ -239,6 +243,8 @@ def markdown(result: dict[str, Any]) -> str:
         lines += ["", f"| {kind} | images/s | vitwarm over it |", "|---|---:|---:|"]
         for name, arm in result[kind].items():
             lines.append(f"| {name} | {arm['images_per_s']:.0f} | {arm['ours_over_it']:.2f}x |")
+    if result["not_installed"]:
+        lines += ["", f"Left out: {'; '.join(f'{name} ({why})' for name, why in result['not_installed'].items())}."]
     lines += ["", "| crops: 10th, 50th, 90th percentile | vitwarm | timm | distance of the laws | by chance |"]
     lines += ["|---|---|---|---:|---:|"]
     for row in result["crops"]:

@@ -145,7 +145,7 @@ def measure(shards: ShardSet, folder: Path, size: int, batch: int, rounds: int) 
             }
             for name, times in taken.items()
         }
-    figures["not_installed"] = missing
+    figures["left_out"] = missing
     figures["crops"] = crops(encoded)
     figures["fidelity"] = fidelity(encoded, size)
     figures["reduced_scale"] = reduced_scale(encoded)
@@ -197,8 +197,8 @@ def fidelity(encoded: list[bytes], size: int) -> dict[str, float]:
         exact = np.asarray(image.resize((size, size), bicubic, box))
         bilinear = np.asarray(image.resize((size, size), Image.Resampling.BILINEAR, box))
         pixels = resize(cut(partial or image, box, size), size, bicubic)
-        ours.append(_psnr(pixels.permute(1, 2, 0).numpy(), exact))
-        other.append(_psnr(bilinear, exact))
+        ours.append(psnr(pixels.permute(1, 2, 0).numpy(), exact))
+        other.append(psnr(bilinear, exact))
         reduced += partial is not None and partial.reduction(box, size) > 1
         rows.append(box[3] / image.size[1])
     return {
@@ -223,15 +223,15 @@ def reduced_scale(encoded: list[bytes]) -> list[dict[str, float]]:
             side = int(min(box[2] - box[0], box[3] - box[1]) / (2 * left))
             exact = np.asarray(whole.resize((side, side), bicubic, box))
             small = np.asarray(reduced.resize((side, side), bicubic, tuple(edge / 2 for edge in box)))
-            half.append(_psnr(small, exact))
-            other.append(_psnr(np.asarray(whole.resize((side, side), Image.Resampling.BILINEAR, box)), exact))
+            half.append(psnr(small, exact))
+            other.append(psnr(np.asarray(whole.resize((side, side), Image.Resampling.BILINEAR, box)), exact))
         figures = (statistics.median(half), statistics.quantiles(half, n=100)[0], statistics.median(other))
         names = ("psnr_median_db", "psnr_first_percentile_db", "bilinear_median_db")
         records.append({"pixels_left_for_one": left} | dict(zip(names, figures, strict=True)))
     return records
 
 
-def _psnr(one: np.ndarray, other: np.ndarray) -> float:
+def psnr(one: np.ndarray, other: np.ndarray) -> float:
     error = np.square(one.astype(float) - other).mean()
     return float(10 * np.log10(255**2 / max(error, 1e-3)))
 
@@ -243,8 +243,8 @@ def markdown(result: dict[str, Any]) -> str:
         lines += ["", f"| {kind} | images/s | vitwarm over it |", "|---|---:|---:|"]
         for name, arm in result[kind].items():
             lines.append(f"| {name} | {arm['images_per_s']:.0f} | {arm['ours_over_it']:.2f}x |")
-    if result["not_installed"]:
-        lines += ["", f"Left out: {'; '.join(f'{name} ({why})' for name, why in result['not_installed'].items())}."]
+    if result["left_out"]:
+        lines += ["", "Left out: " + "; ".join(f"{name} ({why})" for name, why in result["left_out"].items())]
     lines += ["", "| crops: 10th, 50th, 90th percentile | vitwarm | timm | distance of the laws | by chance |"]
     lines += ["|---|---|---|---:|---:|"]
     for row in result["crops"]:
@@ -268,8 +268,15 @@ def markdown(result: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def read_options(arguments: list[str]) -> tuple[dict[str, Any], Path | None]:
+def read_options(
+    arguments: list[str], numbers: dict[str, int], words: tuple[str, ...]
+) -> tuple[dict[str, Any], Path | None]:
     """Options and the JSON file of a command line.
+
+    Args:
+        arguments: `key=value`, and `--json FILE`.
+        numbers: whole numbers above 0, with their defaults.
+        words: the other options; `shards` must be given.
 
     Raises:
         UserError: one that is not known or makes no sense.
@@ -283,16 +290,16 @@ def read_options(arguments: list[str]) -> tuple[dict[str, Any], Path | None]:
                 raise UserError(f"--json takes the path of a file in a folder that exists, not {str(file)!r}")
         else:
             pairs.append(argument.partition("="))
-    options: dict[str, Any] = dict(NUMBERS)
+    options: dict[str, Any] = dict(numbers)
     for key, equals, value in pairs:
-        if key in NUMBERS and value.isdigit() and int(value) > 0:
+        if key in numbers and value.isdigit() and int(value) > 0:
             options[key] = int(value)
-        elif key in ("shards", "folder") and equals and value:
+        elif key in words and equals and value:
             options[key] = value
         else:
-            raise UserError(f"cannot use {key + equals + value!r}; see python tools/benchmark.py data --help")
+            raise UserError(f"cannot use {key + equals + value!r}; see its --help")
     if "shards" not in options:
-        raise UserError("which shards? python tools/benchmark.py data shards=FOLDER_OF_TARS")
+        raise UserError("which shards? give shards=FOLDER_OF_TARS")
     return options, file
 
 
@@ -316,13 +323,20 @@ def run(options: dict[str, Any]) -> dict[str, Any]:
     return result | {"machine": {"processor": processor()}, "decoder": decoder, "versions": versions}
 
 
-def main(arguments: list[str]) -> int:
-    """The command; the exit code is 0, or 2 for a user's mistake."""
+def serve(
+    doc: str | None,
+    arguments: list[str],
+    numbers: dict[str, int],
+    words: tuple[str, ...],
+    run: Callable[[dict[str, Any]], dict[str, Any]],
+    markdown: Callable[[dict[str, Any]], str],
+) -> int:
+    """A command that measures on shards: help, options, the tables, the file; 0, or 2 for a user's mistake."""
     if {"-h", "--help"} & set(arguments):
-        print(__doc__.strip())
+        print((doc or "").strip())
         return 0
     try:
-        options, file = read_options(arguments)
+        options, file = read_options(arguments, numbers, words)
         result = run(options)
     except UserError as error:
         print(f"vitwarm: error: {error}", file=sys.stderr)
@@ -331,3 +345,8 @@ def main(arguments: list[str]) -> int:
     if file:
         write_text(file, json.dumps(result, indent=1) + "\n")
     return 0
+
+
+def main(arguments: list[str]) -> int:
+    """The command; the exit code is 0, or 2 for a user's mistake."""
+    return serve(__doc__, arguments, NUMBERS, ("shards", "folder"), run, markdown)

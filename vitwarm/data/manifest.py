@@ -178,3 +178,18 @@ def class_list(tars: Sequence[Path]) -> ClassList | None:
         shorter, found = sorted([names, found or names], key=lambda one: len(one.names))
         found.check(shorter)
     return found
+
+
+def max_side(tars: Sequence[Path]) -> int | None:
+    """The shorter side, in pixels, to which larger images of some tars were brought; None where no manifest says so.
+
+    Raises:
+        UserError: a manifest is damaged.
+    """
+    sides, names = [], {(tar.parent, tar.name) for tar in tars}
+    for folder in {tar.parent for tar in tars}:
+        manifest = beside(folder)
+        for split in manifest.splits.values() if manifest is not None else ():
+            if split.max_side is not None and any((folder, shard.name) in names for shard in split.shards):
+                sides.append(split.max_side)
+    return min(sides, default=None)

@@ -8,6 +8,7 @@ import numpy as np
 
 from vitwarm.config import Config
 from vitwarm.data.digits import digits_shards
+from vitwarm.data.manifest import max_side
 from vitwarm.data.overlap import shared_images
 from vitwarm.data.shards import ShardSet, check_labels, expand
 from vitwarm.data.streaming import Stream, is_url, open_stream
@@ -107,6 +108,7 @@ def _describe(shards: ShardSet | Stream) -> dict[str, Any]:
         "first": names[first] if names else first,
         "last": names[last] if names else last,
         "deep": shards.deep,
+        "max_side": max_side(shards.paths),
     }
 
 
@@ -123,6 +125,8 @@ def data_line(found: dict[str, Any]) -> str:
         parts.append(f"{split} {images}{classes} in {facts['files']:,} tar{'s' if facts['files'] != 1 else ''}{size}")
         if facts.get("deep"):
             parts[-1] += f" ({facts['deep']:,} of 16 bits, scaled to 8; plain timm would clip them)"
+        if facts.get("max_side"):
+            parts[-1] += f" (larger ones were made smaller: shorter side {facts['max_side']})"
         if facts.get("in_train"):
             parts[-1] += f" ({facts['in_train']:,} are training images too: {facts['example']})"
     return f"images: {'; '.join(parts)}"

@@ -7,7 +7,7 @@ import types
 
 import numpy as np
 import pytest
-from bench import data
+from bench import data, sides, workers
 from bench.data import OURS, main
 from bench.rivals import rivals
 from tarmaking import random_image, samples, write_tar
@@ -99,3 +99,33 @@ def test_a_library_without_its_own_libraries_is_left_out(monkeypatch):
     monkeypatch.setitem(sys.modules, "spdl", package)
     monkeypatch.setitem(sys.modules, "nvidia.dali", None)
     assert rivals(32, 4)[1]["SPDL"] == "Failed to import libspdl."
+
+
+def test_smaller_sides_are_faster_and_differ(tmp_path, capsys):
+    image = random_image(0, 90, 120, "JPEG")
+    write_tar(tmp_path / "t.tar", [part for i in range(3) for part in ((f"{i}.jpg", image), (f"{i}.cls", b"0"))])
+    out = tmp_path / "out.json"
+    options = ["sides=40,200", "size=16", "rounds=1", "--json", str(out)]
+    assert sides.main([f"shards={tmp_path}", *options]) == 0
+    full, small, same = json.loads(out.read_text())["rows"]
+    assert (small["share_made_smaller"], same["share_made_smaller"]) == (1, 0)
+    assert small["kilobytes"] < full["kilobytes"] == same["kilobytes"] == len(image) / 1e3
+    assert small["train_median_db"] < 60 < same["train_median_db"]  # equal pixels give 78 dB
+    assert full["train_over_full_size"] == 1.0 and small["evaluation_images_per_s"] > 0
+    assert "| 40 | 100 % |" in capsys.readouterr().out
+    assert sides.main([f"shards={tmp_path}", "sides=256,x"]) == 2
+    assert "sides=256,x: whole numbers above 0" in capsys.readouterr().err
+
+
+def test_the_parts_of_the_loader_and_its_workers(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(workers, "WORKERS", (0, 1))
+    write_tar(tmp_path / "t.tar", samples(8))
+    out = tmp_path / "out.json"
+    options = ["size=16", "batch=4", "passes=1", "rounds=1", "--json", str(out)]
+    assert workers.main([f"shards={tmp_path}", *options]) == 0
+    result = json.loads(out.read_text())
+    alone, own = (result["parts_us"][name] for name in ("transform, with its generators", "of these the generators"))
+    assert 0 < own < alone
+    none, one = result["loaders"]
+    assert none["cpu_us_workers"] < one["cpu_us_workers"] and one["clock_over_one_worker"] == 1.0
+    assert "| 1 |" in capsys.readouterr().out

@@ -10,6 +10,7 @@ medians, ratios medians of the ratio within a round.
 
 import multiprocessing
 import os
+import resource
 import statistics
 import time
 from collections.abc import Callable
@@ -34,8 +35,8 @@ REPEATS = 20
 
 def cpu() -> tuple[float, float]:
     """CPU seconds of this process, and of those that it has waited for."""
-    used = os.times()
-    return used.user + used.system, used.children_user + used.children_system
+    own, others = (resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    return own.ru_utime + own.ru_stime, others.ru_utime + others.ru_stime
 
 
 def parts(shards: ShardSet, transform: TrainTransform, batch: int) -> dict[str, Callable[[int], float]]:

@@ -27,9 +27,7 @@ class Options:
     images_per_shard: int | None = option("most images in a tar; by shard_mb if not given", None, within="[1, inf)")
     shard_mb: float = option("megabytes of images in a tar", 256.0, within="(0, inf)")
     max_damaged: float = option("largest share of images left out as damaged", 0.001, within="[0, 1)")
-    max_side: int | None = option(
-        "most pixels of the shorter side; larger images are stored smaller", None, within="[1, inf)"
-    )
+    max_side: int | None = option("most pixels of the shorter side; larger images shrink", None, within="[1, inf)")
     quality: int | None = option("JPEG quality of images made smaller; 90 if not given", None, within="[1, 100]")
 
 

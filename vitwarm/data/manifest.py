@@ -84,6 +84,12 @@ class ShardManifest:
         """File name -> tar, over all splits."""
         return {shard.name: shard for split in self.splits.values() for shard in split.shards}
 
+    def max_side(self, names: Sequence[str]) -> int | None:
+        """The shorter side, in pixels, to which larger images of these tars were brought; None where none was."""
+        wanted = set(names)
+        splits = (one for one in self.splits.values() if wanted & {shard.name for shard in one.shards})
+        return min((split.max_side for split in splits if split.max_side is not None), default=None)
+
 
 def load(text: str | bytes, where: object) -> ShardManifest:
     """Read a manifest.
@@ -181,15 +187,11 @@ def class_list(tars: Sequence[Path]) -> ClassList | None:
 
 
 def max_side(tars: Sequence[Path]) -> int | None:
-    """The shorter side, in pixels, to which larger images of some tars were brought; None where no manifest says so.
+    """As `ShardManifest.max_side`, of tars with manifests beside them; None where none says so.
 
     Raises:
         UserError: a manifest is damaged.
     """
-    sides, names = [], {(tar.parent, tar.name) for tar in tars}
-    for folder in {tar.parent for tar in tars}:
-        manifest = beside(folder)
-        for split in manifest.splits.values() if manifest is not None else ():
-            if split.max_side is not None and any((folder, shard.name) in names for shard in split.shards):
-                sides.append(split.max_side)
-    return min(sides, default=None)
+    found = {folder: beside(folder) for folder in {tar.parent for tar in tars}}
+    sides = [known.max_side([t.name for t in tars if t.parent == folder]) for folder, known in found.items() if known]
+    return min((side for side in sides if side is not None), default=None)

@@ -101,6 +101,7 @@ def _describe(shards: ShardSet | Stream) -> dict[str, Any]:
     names = shards.classes.names if shards.classes is not None else None
     found = {"images": len(shards), "files": shards.files, "bytes": shards.num_bytes}
     if isinstance(shards, Stream):
+        found["max_side"] = shards.max_side
         return found | ({"classes": len(names), "first": names[0], "last": names[-1]} if names else {})
     first, last = int(shards.labels.min()), int(shards.labels.max())
     return found | {

@@ -32,7 +32,7 @@ NUMBERS = {"size": 224, "quality": 90, "rounds": 9}
 FULL = "full size"
 
 
-def smaller(encoded: list[bytes], max_side: MaxSide) -> tuple[list[bytes], float]:
+def stored(encoded: list[bytes], max_side: MaxSide | None) -> tuple[list[bytes], float]:
     """The images as make-shards stores them, and the CPU seconds that one takes."""
     start = time.process_time()
     made = [checked(data, MAX_PIXELS, max_side)[0] for data in encoded]
@@ -71,10 +71,10 @@ def seconds(transform: Any, encoded: list[bytes], turn: int) -> float:
 
 def measure(encoded: list[bytes], sides: list[int], quality: int, size: int, rounds: int) -> list[dict[str, Any]]:
     """One record for the full size, and one for each side; the first round warms up and does not count."""
-    arms, rows = {FULL: encoded}, {FULL: {"side": FULL}}
+    arms, rows = {FULL: encoded}, {FULL: {"side": FULL, "made_per_s": 1 / stored(encoded, None)[1]}}
     for side in sides:
         name, max_side = str(side), MaxSide(side, quality)
-        arms[name], spent = smaller(encoded, max_side)
+        arms[name], spent = stored(encoded, max_side)
         changed = sum(one is not other for one, other in zip(encoded, arms[name], strict=True))
         rows[name] = {"side": side, "share_made_smaller": changed / len(encoded), "made_per_s": 1 / spent}
         rows[name] |= fidelity(encoded, arms[name], size)

@@ -10,10 +10,10 @@ from safetensors import SafetensorError
 
 from vitwarm.data.images import EvalTransform
 from vitwarm.data.loading import ImageDataset
-from vitwarm.data.manifest import ClassList, max_side
+from vitwarm.data.manifest import ClassList, check_classes, max_side
 from vitwarm.data.mixing import Normalise
-from vitwarm.data.opening import open_shards
-from vitwarm.data.shards import ShardSet, check_labels
+from vitwarm.data.opening import open_source
+from vitwarm.data.source import ImageSource, check_labels
 from vitwarm.errors import UserError
 from vitwarm.export.layout import CONFIG
 from vitwarm.export.weights import require_finite
@@ -73,10 +73,9 @@ def validate_export(export: str, shards: str, batch: int = 256, workers: int | N
     }
 
 
-def _labelled(shards: str, model: Any, export: str) -> ShardSet:
-    found = open_shards(shards, "val", "shards")
+def _labelled(shards: str, model: Any, export: str) -> ImageSource:
+    found = open_source(shards, "val", "shards")
     check_labels(found, model.num_classes)
     names = model.pretrained_cfg.get("label_names")
-    if names and found.classes is not None:
-        ClassList(list(names), export).check(found.classes)
+    check_classes(ClassList(list(names), export) if names else None, found.classes, export, shards)
     return found

@@ -13,7 +13,7 @@ from vitwarm.data import decoding
 from vitwarm.data.cropping import cut, random_crop_box, resize
 from vitwarm.data.decoding import Jpeg, decode
 from vitwarm.data.images import TrainTransform
-from vitwarm.data.shards import DamagedSample
+from vitwarm.data.source import DamagedSample
 
 BICUBIC = Image.Resampling.BICUBIC
 

@@ -17,7 +17,7 @@ from torchvision.transforms import functional as F
 from vitwarm.data.cropping import random_crop_box
 from vitwarm.data.decoding import MAX_PIXELS, decode
 from vitwarm.data.images import EvalTransform, TrainTransform
-from vitwarm.data.shards import DamagedSample
+from vitwarm.data.source import DamagedSample
 from vitwarm.errors import UserError
 
 

@@ -20,7 +20,8 @@ from vitwarm.data.decoding import MAX_PIXELS, decode
 from vitwarm.data.images import EvalTransform
 from vitwarm.data.making import Options, make_shards
 from vitwarm.data.making.encode import MaxSide, checked
-from vitwarm.data.shards import DamagedSample, ShardSet
+from vitwarm.data.shards import ShardSet
+from vitwarm.data.source import DamagedSample
 from vitwarm.errors import Interrupted, UserError
 
 REPO = Path(__file__).parents[2]
@@ -387,7 +388,8 @@ def test_a_full_disk_is_seen_before_anything_is_written(tmp_path, monkeypatch):
 REFUSED = {
     "nothing there": ({"source": "gone"}, "there is nothing"),
     "empty": ({"source": "empty"}, "no data set that is known here; kind= is one of"),
-    "a file": ({"source": "file.zip"}, "is a file; unpack it"),
+    "a file": ({"source": "tree/ant/0.jpg"}, "is a file; unpack it"),
+    "a broken zip": ({"source": "file.zip", "out": "out"}, "file.zip: is not a whole zip"),
     "unknown kind": ({"source": "tree", "kind": "mnist"}, "kind=mnist is not one of imagenet, cifar10"),
     "another kind": ({"source": "tree", "kind": "cifar10"}, "is not cifar10; it has no data_batch_1.bin"),
     "pickled": ({"source": "cifar"}, "pickled version.*download and unpack https://.*cifar-10-binary.tar.gz"),

@@ -17,7 +17,7 @@ from tarmaking import encode
 
 from vitwarm.data.decoding import MAX_PIXELS, decode
 from vitwarm.data.making.encode import checked
-from vitwarm.data.shards import DamagedSample
+from vitwarm.data.source import DamagedSample
 
 WIDTH, HEIGHT = 48, 40
 SMALL = np.random.default_rng(0).integers(0, 256, (6, 7, 3), dtype=np.uint8)

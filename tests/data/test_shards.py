@@ -10,7 +10,8 @@ from tarmaking import encode, random_image, samples, write_tar
 
 from vitwarm.cache import cache_dir
 from vitwarm.data.decoding import decode
-from vitwarm.data.shards import DamagedSample, ShardSet, check_labels, expand
+from vitwarm.data.shards import ShardSet, expand
+from vitwarm.data.source import DamagedSample, check_labels
 from vitwarm.errors import UserError
 
 
@@ -366,7 +367,7 @@ def test_a_tar_that_goes_away_before_it_is_opened_is_refused(tars):
 
 
 def test_more_tars_than_open_files(tmp_path, monkeypatch):
-    monkeypatch.setattr("vitwarm.data.shards._OPEN_FILES", 2)
+    monkeypatch.setattr("vitwarm.data.source._OPEN_FILES", 2)
     paths = [write_tar(tmp_path / f"{i}.tar", samples(2, first=2 * i)) for i in range(6)]
     shards, truth = ShardSet(paths), by_tarfile(paths)
     before = len(os.listdir("/proc/self/fd")) if os.path.isdir("/proc/self/fd") else None

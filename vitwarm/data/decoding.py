@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from vitwarm.data.depth import to_8_bits
-from vitwarm.data.shards import DamagedSample
+from vitwarm.data.source import DamagedSample
 
 try:  # the faster decoder; Pillow gives the same pixels where there is no wheel of it
     import simplejpeg

@@ -8,11 +8,16 @@ from pathlib import Path
 from vitwarm.errors import UserError
 
 _MOST_BYTES = 1 << 28
-_HEADER = frozenset(
-    ("id", "image", "imageid", "image_id", "image_name", "img", "file", "filename", "file_name", "path", "filepath")
-    + ("name", "label", "labels", "class", "classname", "class_name", "category", "target", "breed", "synset", "wnid")
-    + ("predictionstring",)
+# What tables call their columns; of several, the first here.
+_NAME = (
+    *("path", "filepath", "file_path", "image_path", "filename", "file_name", "file", "image", "img", "image_name"),
+    *("imageid", "image_id", "id", "name"),
 )
+_LABEL = (
+    *("label", "labels", "class", "classname", "class_name", "category", "target", "breed", "synset", "wnid"),
+    "predictionstring",
+)
+_WNID = re.compile(r"n\d{8}\b")
 
 
 def read_text(path: Path, what: str) -> str:
@@ -46,14 +51,42 @@ def read_rows(path: Path, what: str) -> list[list[str]]:
     Raises:
         UserError: not a readable text file.
     """
-    lines = [line for line in read_text(path, what).splitlines() if line.strip() and not line.lstrip().startswith("#")]
+    return _table(read_text(path, what), f"{what}: {path}")[1]
+
+
+def parse_labelled(text: str, where: object) -> list[tuple[str, str]]:
+    """(name, class) of each row of a table: the columns that its header calls so, else the first two.
+
+    Of Kaggle's tables of ImageNet, which have boxes behind it, the class is the first word.
+
+    Raises:
+        UserError: no table, or a row without a name or a class.
+    """
+    header, rows = _table(text, where)
+    name, label = (next((header.index(one) for one in known if one in header), None) for known in (_NAME, _LABEL))
+    if name is None or label is None:
+        name, label = 0, 1
+    found = []
+    for row in rows:
+        if len(row) <= max(name, label) or not row[name] or not row[label]:
+            shown = ", ".join(row)[:60]
+            raise UserError(f"{where}: the row {shown!r} is not a name and a class")
+        found.append((row[name], row[label].split()[0] if _WNID.match(row[label]) else row[label]))
+    return found
+
+
+def _table(text: str, where: object) -> tuple[list[str], list[list[str]]]:
+    """(cells of the header in lower case, or nothing; rows)."""
+    lines = [line for line in text.splitlines() if line.strip() and not line.lstrip().startswith("#")]
     try:
         rows = _cells(lines)
     except csv.Error as error:
-        raise UserError(f"{what}: {path} is no table ({error})") from None
-    if rows and {cell.lower().replace(" ", "_") for cell in rows[0][:2]} <= _HEADER:
-        del rows[0]
-    return rows
+        raise UserError(f"{where} is no table ({error})") from None
+    head = [cell.lower().replace(" ", "_") for cell in rows[0]] if rows else []
+    both = not set(head).isdisjoint(_NAME) and not set(head).isdisjoint(_LABEL)
+    if head and (both or set(head[:2]) <= {*_NAME, *_LABEL}):
+        return head, rows[1:]
+    return [], rows
 
 
 def _cells(lines: list[str]) -> list[list[str]]:

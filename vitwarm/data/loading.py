@@ -16,7 +16,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, default_collate
 
 from vitwarm.data.order import ImageOrder, rank_slice
-from vitwarm.data.shards import DamagedSample, ShardSet
+from vitwarm.data.source import DamagedSample, ImageSource
 from vitwarm.errors import UserError
 from vitwarm.keys import keyed_rng
 from vitwarm.parallel import shortage
@@ -52,7 +52,7 @@ class ImageDataset(Dataset):
         seed: root seed of the run; augmentation is keyed by (seed, epoch, sample).
     """
 
-    def __init__(self, shards: ShardSet, transform: Transform, seed: int = 0):
+    def __init__(self, shards: ImageSource, transform: Transform, seed: int = 0):
         self.shards, self.transform, self.seed = shards, transform, seed
 
     def __len__(self) -> int:

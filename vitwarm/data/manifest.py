@@ -136,6 +136,9 @@ def beside(folder: Path) -> ShardManifest | None:
         raise UserError(f"{place}: cannot be read ({error.strerror})") from None
 
 
+MOST_CLASSES = 1_000_000  # a manifest counts the images of each
+
+
 class ClassList(NamedTuple):
     """Class names in the order of their numbers.
 
@@ -160,6 +163,30 @@ class ClassList(NamedTuple):
                 raise UserError(
                     f"class {number} is {name!r} in {other.where}, but {ours}; number both alike: make-shards "
                     "classes=FILE takes the names, or the other's manifest.json"
+                )
+
+
+def check_classes(one: ClassList | None, other: ClassList | None, one_where: str, other_where: str) -> None:
+    """Refuse sets that number their classes differently, as far as their names tell.
+
+    Where one has numbers alone, names that are numbers must be their own: sorted by name, 10 comes before 2.
+
+    Args:
+        one, other: class names of two sets; None where they are not known.
+        one_where, other_where: the sets, for messages.
+
+    Raises:
+        UserError: names the first difference.
+    """
+    if one is not None and other is not None:
+        one.check(other)
+    elif (known := one or other) is not None and all(name.isascii() and name.isdigit() for name in known.names):
+        for number, name in enumerate(known.names):
+            if int(name) != number:
+                bare = other_where if known is one else one_where
+                raise UserError(
+                    f"class {number} is {name!r} in {known.where}, which is sorted by name, but {bare} has numbers; "
+                    "number both alike (vitwarm make-shards classes=FILE)"
                 )
 
 

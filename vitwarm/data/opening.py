@@ -8,9 +8,10 @@ import numpy as np
 
 from vitwarm.config import Config
 from vitwarm.data.digits import digits_shards
-from vitwarm.data.manifest import max_side
+from vitwarm.data.manifest import check_classes, max_side
 from vitwarm.data.overlap import shared_images
-from vitwarm.data.shards import ShardSet, check_labels, expand
+from vitwarm.data.source import ImageSource, check_labels
+from vitwarm.data.sources import open_images
 from vitwarm.data.streaming import Stream, is_url, open_stream
 from vitwarm.data.subset import is_list, read_names, subset_size
 from vitwarm.errors import UserError
@@ -25,11 +26,11 @@ IMAGENET_BYTES: dict[Split, int] = {
 }  # ILSVRC2012's archives; shards keep their JPEGs
 
 
-def open_shards(spec: str, split: Split, key: str) -> ShardSet:
-    """Open the tars of a specification; `digits` is scikit-learn's digits, written to the cache on first use.
+def open_source(spec: str, split: Split, key: str) -> ImageSource:
+    """Open the images of a specification; `digits` is scikit-learn's digits, written to the cache on first use.
 
     Args:
-        spec: folder, tar, glob or brace pattern, or `digits`.
+        spec: see `sources.open_images`, or `digits`.
         split: what a folder with several splits stands for.
         key: the recipe key of the specification, which starts every error message.
 
@@ -37,12 +38,12 @@ def open_shards(spec: str, split: Split, key: str) -> ShardSet:
         UserError: nothing there, or not a set of labelled images.
     """
     try:
-        return ShardSet(expand(digits_shards("test" if split == "val" else split) if spec == "digits" else spec, split))
+        return open_images(digits_shards("test" if split == "val" else split) if spec == "digits" else spec, split)
     except UserError as error:
         raise UserError(f"{key}: {error}") from error
 
 
-def open_training(config: Config) -> ShardSet | Stream:
+def open_training(config: Config) -> ImageSource | Stream:
     """Open the training images of a recipe, on a disk or streamed, with labels that fit the classifier.
 
     Raises:
@@ -52,7 +53,7 @@ def open_training(config: Config) -> ShardSet | Stream:
     if not is_url(images.train):
         if images.train_samples is not None:
             raise UserError("images.train_samples is for streamed tars (URLs); these are counted: leave it out")
-        shards = open_shards(images.train, "train", "images.train")
+        shards = open_source(images.train, "train", "images.train")
         check_labels(shards, num_classes)
         return shards
     for key, default in (("subset", None), ("repeats", 1)):
@@ -61,7 +62,7 @@ def open_training(config: Config) -> ShardSet | Stream:
     return open_stream(images.train, images.train_samples, num_classes)
 
 
-def open_validation(config: Config, train: ShardSet | Stream) -> ShardSet | None:
+def open_validation(config: Config, train: ImageSource | Stream) -> ImageSource | None:
     """Open the validation images of a recipe, with labels that mean what those of training mean; None without any.
 
     Raises:
@@ -69,14 +70,13 @@ def open_validation(config: Config, train: ShardSet | Stream) -> ShardSet | None
     """
     if not config.images.val:
         return None
-    val = open_shards(config.images.val, "val", "images.val")
+    val = open_source(config.images.val, "val", "images.val")
     check_labels(val, config.model.num_classes)
-    if train.classes is not None and val.classes is not None:
-        train.classes.check(val.classes)
+    check_classes(train.classes, val.classes, "images.train", "images.val")
     return val
 
 
-def describe(train: ShardSet | Stream, used: int, val: ShardSet | None) -> dict[str, Any]:
+def describe(train: ImageSource | Stream, used: int, val: ImageSource | None) -> dict[str, Any]:
     """What a run reads, by split: images, classes, files and bytes. JSON-able.
 
     Args:
@@ -97,9 +97,9 @@ def describe(train: ShardSet | Stream, used: int, val: ShardSet | None) -> dict[
     return found
 
 
-def _describe(shards: ShardSet | Stream) -> dict[str, Any]:
+def _describe(shards: ImageSource | Stream) -> dict[str, Any]:
     names = shards.classes.names if shards.classes is not None else None
-    found = {"images": len(shards), "files": shards.files, "bytes": shards.num_bytes}
+    found = {"images": len(shards), "kind": shards.kind, "files": shards.files, "bytes": shards.num_bytes}
     if isinstance(shards, Stream):
         found["max_side"] = shards.max_side
         return found | ({"classes": len(names), "first": names[0], "last": names[-1]} if names else {})
@@ -123,7 +123,7 @@ def data_line(found: dict[str, Any]) -> str:
         ends = " ... ".join(_shown(facts[end]) for end in ("first", "last") if end in facts)
         classes = f" of {facts['classes']:,} classes ({ends})" if ends else ""
         size = f", {_size(facts['bytes'])}" if facts["bytes"] is not None else ""
-        parts.append(f"{split} {images}{classes} in {facts['files']:,} tar{'s' if facts['files'] != 1 else ''}{size}")
+        parts.append(f"{split} {images}{classes} in {counted(facts['files'], facts['kind'])}{size}")
         if facts.get("deep"):
             parts[-1] += f" ({facts['deep']:,} of 16 bits, scaled to 8; plain timm would clip them)"
         if facts.get("max_side"):
@@ -131,6 +131,11 @@ def data_line(found: dict[str, Any]) -> str:
         if facts.get("in_train"):
             parts[-1] += f" ({facts['in_train']:,} are training images too: {facts['example']})"
     return f"images: {'; '.join(parts)}"
+
+
+def counted(count: int, what: str) -> str:
+    """`2 tars`, `1 folder`."""
+    return f"{count:,} {what}{'s' if count != 1 else ''}"
 
 
 def _shown(name: str | int) -> str:
@@ -181,9 +186,9 @@ def count_images(config: Config, given: int | None) -> ImageCounts:
             counts[split], source = 0, "none"
         else:
             try:
-                shards = open_shards(spec, split, f"images.{split}")
-                size = sum(path.stat().st_size for path in shards.paths) / 1e9
-                counts[split], source = len(shards), f"in {len(shards.paths)} shards of {size:.1f} GB"
+                shards = open_source(spec, split, f"images.{split}")
+                size = shards.num_bytes / 1e9
+                counts[split], source = len(shards), f"in {counted(shards.files, shards.kind)}, {size:.1f} GB"
             except UserError as error:
                 if split == "train" and not imagenet:
                     raise UserError(f"{error}; or say train_images=N") from error

@@ -2,14 +2,14 @@
 
 import numpy as np
 
-from vitwarm.data.shards import DamagedSample, ShardSet
+from vitwarm.data.source import DamagedSample, ImageSource
 from vitwarm.errors import UserError
 
 MOST_SHARED = 0.05  # of the validation images; public data sets have a few that are in both
 _COMPARED, _TWINS = 1000, 100  # validation images that are compared byte for byte, and each one's candidates, at most
 
 
-def shared_images(train: ShardSet, val: ShardSet) -> tuple[int, str]:
+def shared_images(train: ImageSource, val: ImageSource) -> tuple[int, str]:
     """How many validation images are training images too, byte for byte under whatever keys, and one of them.
 
     Of very many a sample is compared, so that a mistake is seen at once.

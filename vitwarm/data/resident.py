@@ -16,7 +16,7 @@ from torch.utils.data import Dataset
 from vitwarm.data.decoding import decode
 from vitwarm.data.images import TrainTransform
 from vitwarm.data.loading import ImageDataset, Loader
-from vitwarm.data.shards import DamagedSample, ShardSet
+from vitwarm.data.source import DamagedSample, ImageSource
 from vitwarm.errors import UserError
 from vitwarm.keys import keyed_rng
 
@@ -61,7 +61,7 @@ class ResidentImages(Dataset):
 
     def __init__(
         self,
-        shards: ShardSet,
+        shards: ImageSource,
         transform: TrainTransform,
         seed: int,
         ids: np.ndarray | None,
@@ -166,7 +166,7 @@ def resampling(low: torch.Tensor, high: torch.Tensor, length: int, size: int, cu
     return taps / taps.sum(2, keepdim=True)
 
 
-def _first_size(shards: ShardSet, ids: np.ndarray, transform: TrainTransform) -> tuple[int, int]:
+def _first_size(shards: ImageSource, ids: np.ndarray, transform: TrainTransform) -> tuple[int, int]:
     for sample in ids:
         try:
             return transform.fit(decode(shards.read(int(sample)))).size

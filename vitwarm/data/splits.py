@@ -1,6 +1,8 @@
 """Which split a file or a folder belongs to, by the words of its name."""
 
 import re
+from collections.abc import Mapping
+from typing import TypeVar
 
 from vitwarm.errors import UserError
 
@@ -10,6 +12,7 @@ _WORDS = {
     "test": ("test", "testing", "testset", "tst"),
 }
 _SPLIT = {word: split for split, words in _WORDS.items() for word in words}
+T = TypeVar("T")
 _NEUTRAL = frozenset(("images", "image", "img", "imgs", "set", "data", "split"))
 
 
@@ -33,3 +36,17 @@ def split_folder(name: str) -> str | None:
     """The split of a folder that is named after one and nothing else: `validation`, `train_images`, not `test_tube`."""
     words = _words(name)
     return split_of(name) if all(word in _SPLIT or word in _NEUTRAL for word in words) else None
+
+
+def choose(splits: Mapping[str, T], split: str | None, where: object, remedy: str) -> T:
+    """What stands for the split that is asked for: it, for `val` also `test`, or whatever is there alone.
+
+    Raises:
+        UserError: none of these.
+    """
+    for name in (split, "test") if split == "val" else (split,):
+        if name is not None and name in splits:
+            return splits[name]
+    if len(splits) > 1:
+        raise UserError(f"{where}: has no {split}, only {', '.join(splits)}; {remedy}")
+    return next(iter(splits.values()))

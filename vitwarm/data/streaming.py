@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch.utils.data import IterableDataset, get_worker_info
@@ -23,7 +23,7 @@ from vitwarm.data.images import TrainTransform
 from vitwarm.data.loading import Loader
 from vitwarm.data.order import ImageOrder, rank_slice
 from vitwarm.data.patterns import expand_braces
-from vitwarm.data.shards import DamagedSample
+from vitwarm.data.source import DamagedSample
 from vitwarm.data.tar_reader import DamagedTar, read_tar
 from vitwarm.data.web import file_name, one_line, open_url, shown
 from vitwarm.errors import UserError, without_secrets
@@ -52,6 +52,8 @@ class Stream:
         num_classes: labels must be below it.
         max_side: what the manifest says of images that were made smaller.
     """
+
+    kind: ClassVar[str] = "tar"
 
     urls: list[str]
     samples: int

@@ -13,7 +13,7 @@ from vitwarm.amounts import Amount
 from vitwarm.data.grouping import IMAGE_SUFFIXES
 from vitwarm.data.lists import read_rows
 from vitwarm.data.making.samples import Keys
-from vitwarm.data.shards import ShardSet
+from vitwarm.data.source import ImageSource
 from vitwarm.errors import UserError
 from vitwarm.keys import keyed_rng
 
@@ -43,7 +43,7 @@ class Subset:
         return hashlib.sha256(self.text.encode()).hexdigest()
 
 
-def select_subset(shards: ShardSet, spec: str, seed: int) -> Subset:
+def select_subset(shards: ImageSource, spec: str, seed: int) -> Subset:
     """Select the images that a recipe's `images.subset` names.
 
     Args:
@@ -119,7 +119,7 @@ def is_list(spec: str) -> bool:
     return spec.endswith(".txt") or "/" in spec
 
 
-def _named(shards: ShardSet, path: Path) -> np.ndarray:
+def _named(shards: ImageSource, path: Path) -> np.ndarray:
     wanted = read_names(path)
     samples: dict[str, list[int]] = defaultdict(list)
     for sample in range(len(shards)):

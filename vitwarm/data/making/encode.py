@@ -24,7 +24,7 @@ from PIL import Image
 from vitwarm.data.decoding import decodes_cleanly, shorter_side
 from vitwarm.data.depth import to_8_bits
 from vitwarm.data.making.samples import Pixels
-from vitwarm.data.shards import DamagedSample
+from vitwarm.data.source import DamagedSample
 
 EXTENSIONS = {"JPEG": "jpg", "MPO": "jpg", "PNG": "png", "WEBP": "webp", "BMP": "bmp", "PPM": "ppm"}
 _ANIMATED = frozenset(("GIF", "PNG", "WEBP", "TIFF", "AVIF"))

@@ -4,12 +4,15 @@ import os
 from collections import Counter
 from pathlib import Path
 
+from vitwarm.data.class_folders import check_level, find_splits
 from vitwarm.data.lists import read_text
 from vitwarm.data.making.labels import read_labels
 from vitwarm.data.making.samples import Keys, Sample, Source, SourceSplit, class_numbers
-from vitwarm.data.making.tree import Folder, list_tree
-from vitwarm.data.splits import split_folder
+from vitwarm.data.tree import list_tree
 from vitwarm.errors import UserError
+
+_SPLIT = ", and split= is for a tree without any; for a class, name all classes by classes=FILE"
+_CLASS = "give as source= the folder whose folders are the classes, or name the classes by classes=FILE"
 
 
 def read_class_folders(
@@ -31,7 +34,7 @@ def read_class_folders(
     """
     ignored: Counter[str] = Counter()
     root = list_tree(os.fspath(folder), ignored)
-    root, places = _places(root, split, known, ignored)
+    places = find_splits(root, split, known, ignored, _SPLIT)
     table = read_labels(labels) if labels is not None else None
     first = next(name for name in ("train", *places) if name in places)  # its classes are the set's
     folders = places[first].folders
@@ -39,7 +42,7 @@ def read_class_folders(
     if not numbers:
         raise UserError(f"{places[first].path}: has no class folders in it")
     if folders and known is None:
-        _check_level(places[first])
+        check_level(places[first], _CLASS)
     splits, table_used = [], False
     for name in sorted(places, key=["train", "val", "test", split].index):
         place = places[name]
@@ -68,58 +71,6 @@ def read_class_folders(
     if table is not None and not table_used:
         raise UserError(f"labels={labels} is not needed: every split has class folders; leave it out")
     return Source("folders", list(numbers), splits, [f"{count} {what}" for what, count in sorted(ignored.items())])
-
-
-def _places(
-    root: Folder, split: str | None, known: list[str] | None, ignored: Counter[str]
-) -> tuple[Folder, dict[str, Folder]]:
-    """The folder whose folders are splits or classes, and the folder of each split."""
-    while True:
-        named = [one for one in root.folders if split_folder(one.name) and one.name not in (known or ())]
-        others = [one for one in root.filled if one not in named]
-        if named and split is None and (not others or any(one.folders for one in named)):
-            break
-        if named:
-            raise UserError(
-                f"{named[0].path}: is it a split or a class? A split has folders of classes in it, and split= is for a "
-                "tree without any; for a class, name all classes by classes=FILE"
-            )
-        if len(others) > 1 or root.images or not (others and others[0].filled) or others[0].name in (known or ()):
-            return root, {split or "train": root}
-        for one in root.folders:
-            if one is not others[0]:
-                ignored[f"folder {one.name}"] += 1
-        root = others[0]
-    places: dict[str, Folder] = {}
-    for one in root.folders:
-        name = split_folder(one.name)
-        if name is None:
-            ignored[f"folder {one.name}"] += 1
-        elif name in places:
-            raise UserError(f"{root.path}: has {places[name].name}, {one.name}, two of them for one split; remove one")
-        else:
-            places[name] = one
-    return root, places
-
-
-def _check_level(place: Folder) -> None:
-    """Refuse folders that are not classes, but hold them, or are one of several.
-
-    Raises:
-        UserError: says what they look like.
-    """
-    remedy = "give as source= the folder whose folders are the classes, or name the classes by classes=FILE"
-    if len(place.folders) == 1:
-        raise UserError(f"{place.path}: has one class alone, {place.folders[0].name!r}; {remedy}")
-    nested = [one for one in place.folders if not one.images and len(one.filled) > 1]
-    inside = [inner.name for one in nested for inner in one.filled]
-    if nested and (
-        len(nested) == len(place.folders) or len(set(inside)) < len(inside) or any(map(split_folder, inside))
-    ):
-        inner = ", ".join(one.name for one in nested[0].filled[:3])
-        raise UserError(
-            f"{nested[0].path}: is it a class? Its images lie in folders of their own ({inner}, ...); {remedy}"
-        )
 
 
 def read_food101(folder: Path) -> Source:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vitwarm.data.grouping import IMAGE_SUFFIXES
-from vitwarm.data.lists import read_rows
+from vitwarm.data.lists import parse_labelled, read_rows, read_text
 from vitwarm.data.tar_reader import read_tar
 from vitwarm.errors import UserError
 
@@ -74,8 +74,9 @@ def read_labels(path: Path) -> Labels:
     if lines and all(len(line) == 1 and _WNID.fullmatch(line[0]) for line in lines):
         return Labels(path, in_order=[line[0] for line in lines])
     if lines and all(len(line) > 1 and line[1] for line in lines):
-        # Kaggle's table has the boxes in the column of the class.
-        table = {_stem(line[0]): line[1].split()[0] if _WNID.match(line[1]) else line[1] for line in lines}
+        table = {
+            _stem(name): class_name for name, class_name in parse_labelled(read_text(path, "labels"), f"labels: {path}")
+        }
         if len(table) < len(lines):
             raise UserError(f"{path}: names an image twice")
         return Labels(path, by_name=table)

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from vitwarm.data import manifest as manifests
 from vitwarm.data.decoding import MAX_PIXELS
+from vitwarm.data.index_file import index_beside
 from vitwarm.data.lists import read_classes
 from vitwarm.data.making.encode import MaxSide
 from vitwarm.data.making.samples import Source
@@ -21,7 +22,6 @@ from vitwarm.data.making.sources import TARS, find, read_source
 from vitwarm.data.making.tars import describe_tars
 from vitwarm.data.making.write import ShardJob, ShardRecord, read_record, record_path, verify_shard, write_shard
 from vitwarm.data.manifest import ShardManifest, SplitManifest
-from vitwarm.data.tar_index import index_beside
 from vitwarm.errors import Interrupted, UserError
 from vitwarm.files import locked, write_text
 from vitwarm.keys import keyed_rng

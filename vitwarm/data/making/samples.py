@@ -4,10 +4,12 @@ import os
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import NamedTuple
 
 from vitwarm.data.grouping import MOST_BYTES
-from vitwarm.data.shards import DamagedSample
+from vitwarm.data.source import DamagedSample, Part
+from vitwarm.data.sources import open_part
 from vitwarm.errors import UserError
 
 _KEY_LENGTH = 80  # KEY.webp and a number must fit into the 100 bytes of a ustar name
@@ -20,7 +22,7 @@ class Sample(NamedTuple):
         key: WebDataset key, unique within the split; safe characters only.
         label: class number.
         file: path of the file that holds it.
-        offset: its first byte in that file.
+        offset: its first byte in that file; of a zip or a parquet file the number of the image in it.
         size: bytes.
     """
 
@@ -126,6 +128,7 @@ class Reader:
     def __init__(self) -> None:
         self._path: str | None = None
         self._file = -1
+        self._part: Part | None = None
 
     def __enter__(self) -> "Reader":
         return self
@@ -142,10 +145,14 @@ class Reader:
         """
         if sample.size > MOST_BYTES:
             raise DamagedSample(f"{sample.size:,} bytes, more than an image has")
+        if sample.file != self._path:
+            self._close()
+            self._part, self._path = open_part(Path(sample.file)), sample.file
+        if self._part is not None:
+            return self._part.read(sample.offset)
         try:
-            if sample.file != self._path:
-                self._close()
-                self._file, self._path = os.open(sample.file, os.O_RDONLY), sample.file
+            if self._file < 0:
+                self._file = os.open(sample.file, os.O_RDONLY)
             data = os.pread(self._file, sample.size, sample.offset)
         except OSError as error:
             raise DamagedSample(f"cannot be read ({error.strerror})") from None
@@ -154,6 +161,6 @@ class Reader:
         return data
 
     def _close(self) -> None:
-        if self._path is not None:
+        if self._file >= 0:
             os.close(self._file)
-            self._path = None
+        self._file, self._path = -1, None

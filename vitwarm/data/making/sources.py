@@ -7,7 +7,9 @@ from vitwarm.data.grouping import is_hidden
 from vitwarm.data.making.binaries import read_cifar10, read_cifar100, read_stl10
 from vitwarm.data.making.folders import read_class_folders, read_food101, read_tiny_imagenet
 from vitwarm.data.making.imagenet import TRAIN, VAL, is_train_archive, read_archives
+from vitwarm.data.making.packed import read_packed
 from vitwarm.data.making.samples import Source
+from vitwarm.data.sources import LIST, PARQUET, ZIP, kind_of
 from vitwarm.errors import UserError
 
 # kind -> (what to look for, the folder's usual name). The first that fits, in the folder or in one of that name in it.
@@ -20,7 +22,8 @@ _MARKS = {
     "tiny-imagenet": (("val/val_annotations.txt",), "tiny-imagenet-200"),
 }
 TARS = "tars"
-KINDS = (*_MARKS, "folders", TARS)
+_PACKED = (ZIP, PARQUET, LIST)
+KINDS = (*_MARKS, "folders", *_PACKED, TARS)
 
 # torchvision unpickles these, which is not safe.
 _PICKLED = {
@@ -44,6 +47,8 @@ def find(source: Path, kind: str | None) -> tuple[str, Path]:
             raise UserError(
                 f"{source}: give the folder of the archives, {TRAIN} and {VAL} under these names, as source="
             )
+        if (found := kind_of(source)) in _PACKED and kind in (None, found):
+            return found, source
         raise UserError(f"{source}: is a file; unpack it, and give its folder as source=")
     for name, (marks, usual) in _MARKS.items():
         if kind not in (None, name):
@@ -61,6 +66,8 @@ def find(source: Path, kind: str | None) -> tuple[str, Path]:
                 )
     if kind is not None:
         return kind, source
+    if kind_of(source) == PARQUET:
+        return PARQUET, source
     tars, folders = [], []
     for entry in sorted(os.scandir(source), key=lambda entry: entry.name):
         if entry.name.endswith(".tar") and entry.is_file() and not is_hidden(entry.name):
@@ -99,8 +106,10 @@ def _read(
 ) -> Source:
     if labels is not None and kind not in ("imagenet", "folders"):
         raise UserError(f"labels= is for imagenet and folders; {kind} has its own labels")
-    if split is not None and kind != "folders":
+    if split is not None and kind not in ("folders", *_PACKED):
         raise UserError(f"split= is for folders; {kind} has its own splits")
+    if kind in _PACKED:
+        return read_packed(kind, folder, split, classes)
     if kind == "imagenet":
         return read_archives(folder, labels, workers)
     if kind == "folders":

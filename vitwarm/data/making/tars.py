@@ -6,14 +6,12 @@ from pathlib import Path
 
 from vitwarm.data import manifest as manifests
 from vitwarm.data.making.write import describe
-from vitwarm.data.manifest import ShardManifest, SplitManifest
+from vitwarm.data.manifest import MOST_CLASSES, ShardManifest, SplitManifest
 from vitwarm.data.shards import expand
 from vitwarm.data.splits import split_of
 from vitwarm.errors import UserError
 from vitwarm.files import write_text
 from vitwarm.parallel import progress_bar, run_in_pool
-
-MOST_CLASSES = 1_000_000  # the manifest counts each
 
 
 def describe_tars(folder: Path, workers: int, say: Callable[[str], None]) -> ShardManifest:

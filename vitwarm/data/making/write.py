@@ -11,11 +11,12 @@ from pathlib import Path
 
 import numpy as np
 
+from vitwarm.data.index_file import index_beside
 from vitwarm.data.making.encode import MaxSide, checked, encode_pixels
 from vitwarm.data.making.samples import Pixels, Reader, Sample
 from vitwarm.data.manifest import Shard
-from vitwarm.data.shards import DamagedSample
-from vitwarm.data.tar_index import index_beside, load_index
+from vitwarm.data.source import DamagedSample
+from vitwarm.data.tar_index import tar_index
 from vitwarm.errors import UserError
 from vitwarm.files import sha256_of, whole_file, write_text
 from vitwarm.reading import read_json
@@ -155,7 +156,7 @@ def describe(tar: Path) -> tuple[Shard, dict[int, int]]:
     Raises:
         UserError: it is damaged or no set of labelled images.
     """
-    index = load_index(tar)
+    index = tar_index(tar)
     numbers, counts = np.unique(index.label, return_counts=True)
     labels = dict(zip(numbers.tolist(), counts.tolist(), strict=True))
     return Shard(tar.name, len(index), tar.stat().st_size, sha256_of(tar)), labels

@@ -2,6 +2,7 @@
 
 import os
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -89,7 +90,7 @@ class _Listing:
                     self.links.append((folder, entry.path, depth + 1))
                 else:
                     folder.folders.append(self.list(entry.path, depth + 1))
-            elif suffix[1:] not in IMAGE_SUFFIXES:
+            elif not is_image(entry.name):
                 shown = suffix if suffix.isprintable() else "oddly named"
                 self.ignored[f"{shown or 'nameless'} files"] += 1
             elif kind == "other":
@@ -97,6 +98,39 @@ class _Listing:
             else:
                 folder.images.append(entry.path)
         return folder
+
+
+def tree_of_names(path: str, names: Iterable[str], ignored: Counter[str]) -> Folder:
+    """The tree of files in an archive, as `list_tree` would list them once extracted.
+
+    Args:
+        path: the archive, with which all paths start.
+        names: of the files in it, with slashes between the folders.
+        ignored: gets how many files are left out, by what they are.
+
+    Raises:
+        UserError: a folder has a name that is no text.
+    """
+    root = Folder(path, [], [])
+    folders = {"": root}
+    for name in sorted(names, key=lambda name: name.split("/")):
+        parts = name.split("/")
+        if any(is_hidden(part) or not part for part in parts):
+            ignored["hidden files"] += 1
+            continue
+        for depth in range(1, len(parts)):
+            if (place := "/".join(parts[:depth])) not in folders:
+                if not parts[depth - 1].isprintable():
+                    raise UserError(f"{path}: {place!r} in it is not readable text in UTF-8; rename it")
+                folders[place] = Folder(f"{path}/{place}", [], [])
+                folders["/".join(parts[: depth - 1])].folders.append(folders[place])
+        folders["/".join(parts[:-1])].images.append(f"{path}/{name}")
+    return root
+
+
+def is_image(name: str) -> bool:
+    """Whether a file is an image by its name."""
+    return os.path.splitext(name)[1][1:].lower() in IMAGE_SUFFIXES
 
 
 def _kind(entry: os.DirEntry[str]) -> str:

@@ -1,0 +1,56 @@
+"""Zips, parquet files and lists, which training reads too: opened by the same function, one source a split."""
+
+import os
+from pathlib import Path
+
+from vitwarm.data.making.samples import Keys, Sample, Source, SourceSplit
+from vitwarm.data.source import ImageSource
+from vitwarm.data.sources import open_images
+from vitwarm.data.splits import split_of
+from vitwarm.errors import UserError
+
+
+def read_packed(kind: str, path: Path, split: str | None, known: list[str] | None) -> Source:
+    """The splits of a zip, of parquet files or of a list; classes as they number them.
+
+    Args:
+        kind: what it is.
+        path: a file, or a folder of parquet files.
+        split: name of the one split that it is; None goes by the names in it, and by its own.
+        known: names of all classes, in the order of their numbers, for a source that has numbers alone.
+
+    Raises:
+        UserError: no labelled images, no class names, or splits that name their classes differently.
+    """
+    lone = split or (split_of(path.stem) if path.is_file() else None)
+    if lone is not None:
+        sources = {lone: open_images(path, lone)}
+    else:
+        sources = {name: open_images(path, name) for name in ("train", "val")}
+        if sources["train"].identity == sources["val"].identity:  # one split, which stands for both
+            del sources["val"]
+    first = next(iter(sources.values()))
+    classes = first.classes.names if first.classes is not None else known
+    if classes is None:
+        raise UserError(f"{path}: has class numbers without names; give these, in their order, by classes=FILE")
+    if classes is known and first.labels.max() >= len(classes):
+        raise UserError(f"classes: has {len(classes)} names, and {path} the class number {first.labels.max()}")
+    splits = [SourceSplit(name, _samples(source, classes)) for name, source in sources.items()]
+    return Source(kind, classes, splits, [])
+
+
+def _samples(source: ImageSource, classes: list[str]) -> list[Sample]:
+    labels = source.labels.tolist()
+    if source.classes is not None:  # its own numbers, by their names
+        numbers = {name: number for number, name in enumerate(classes)}
+        if unknown := sorted(set(source.classes.names) - set(numbers)):
+            raise UserError(f"{source.paths[0]}: class {unknown[0]!r} is not one of the first split's")
+        labels = [numbers[source.classes.names[label]] for label in labels]
+    keys, samples = Keys(), []
+    for part, start in zip(source.parts, source.starts.tolist(), strict=False):
+        for row in range(len(part.index)):
+            label = labels[start + row]
+            name = os.path.basename(part.index.key(row))
+            file, place = part.place(row)
+            samples.append(Sample(keys.make(classes[label], name), label, file, place, int(part.index.size[row])))
+    return samples

@@ -1,6 +1,7 @@
 """Making shards: same bytes for any workers, kills, damage, odd images, mistakes. Results are read with tarfile."""
 
 import io
+import json
 import os
 import re
 import signal
@@ -275,6 +276,24 @@ def test_larger_images_are_made_smaller(tmp_path):
     assert not split.stored_as_png and split.notes["EXIF orientation, not applied"] == 1
 
 
+def test_tars_are_made_smaller_in_another_folder(tmp_path):
+    """As from the source that they were made of; they stay as they are."""
+    tree(tmp_path / "in")
+    quiet(tmp_path / "in", tmp_path / "full", options=Options(images_per_shard=7, shuffle=False))
+    before, options = files_of(tmp_path / "full"), Options(max_side=9, images_per_shard=5)
+    quiet(tmp_path / "full", tmp_path / "of tars", options=options)
+    quiet(tmp_path / "in", tmp_path / "of folders", options=options)
+    made, direct = (files_of(tmp_path / name) for name in ("of tars", "of folders"))
+    assert files_of(tmp_path / "full") == before
+    tars = {name for name in made if name.endswith(".tar")}
+    assert len(tars) == 4 and {name: made[name] for name in tars} == {name: direct[name] for name in tars}
+    manifests = [json.loads(files["manifest.json"]) for files in (made, direct)]
+    assert manifests[0]["classes"] == ["ant", "bee", "cat"] and manifests[0]["splits"] == manifests[1]["splits"]
+    (tmp_path / "full/manifest.json").unlink()
+    with pytest.raises(UserError, match="numbers without names; give these.* classes=FILE"):
+        quiet(tmp_path / "full", tmp_path / "nameless", options=options)
+
+
 def test_at_the_evaluations_side_only_the_coding_differs():
     """max_side of size / crop_pct: evaluation has nothing left to resample. Grey, since 4:2:0 costs chroma."""
     big = np.asarray(Image.fromarray(pixels(1, 8)).resize((90, 61), Image.Resampling.BICUBIC))[..., 0]
@@ -394,7 +413,6 @@ REFUSED = {
     "another kind": ({"source": "tree", "kind": "cifar10"}, "is not cifar10; it has no data_batch_1.bin"),
     "pickled": ({"source": "cifar"}, "pickled version.*download and unpack https://.*cifar-10-binary.tar.gz"),
     "no out": ({"source": "tree"}, "give out=FOLDER"),
-    "tars to elsewhere": ({"source": "tars", "out": "out"}, "stay where they are"),
     "options of tars": ({"source": "tars", "seed": "1"}, "only workers= has a use"),
     "useless labels": ({"source": "tree", "out": "out", "labels": "file.zip"}, "neither a list"),
     "a path for a split": ({"source": "tree", "out": "out", "split": "../x"}, "split=../x: a name of letters"),

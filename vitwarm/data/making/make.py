@@ -112,11 +112,12 @@ def make_shards(
         raise UserError(f"split={split}: a name of letters and digits, such as train or val")
     options = options or Options()
     kind, folder = find(Path(source), kind)
-    if kind == TARS:
+    if kind == TARS and (out is None or out.resolve() == folder.resolve()):
         if labels is not None or split is not None or classes is not None or options != Options():
-            raise UserError("existing tars are indexed as they are; of the options, only workers= has a use here")
-        if out is not None and out.resolve() != folder.resolve():
-            raise UserError(f"{folder} holds tars, which stay where they are: omit out=")
+            raise UserError(
+                "existing tars are indexed as they are; of the options, only workers= has a use here. Others are for "
+                "tars that are made of them in another folder, out=FOLDER"
+            )
         return describe_tars(folder, workers, say)
     if out is None:
         raise UserError("give out=FOLDER, the folder to make")

@@ -11,9 +11,10 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from PIL import Image
-from sourcemaking import jpeg, pixels, quiet
+from sourcemaking import jpeg, pixels, quiet, tree
 from tarmaking import encode, samples, write_tar
 
+from vitwarm.data.making import Options
 from vitwarm.data.manifest import ClassList
 from vitwarm.data.shards import ShardSet, expand
 from vitwarm.errors import UserError
@@ -109,6 +110,15 @@ def test_the_data_say_how_many_classes_there_are(tmp_path):
         assert [line[: len(large)] for line in main.warnings] == ([large] if given == "7" else [])
     with pytest.raises(UserError, match=r"val.tar:.*label 3 is not below model.num_classes=3 .* to at least 5"):
         stage(train, val, "model.num_classes=null")
+
+
+def test_smaller_images_are_said_in_the_data_line(tmp_path):
+    tree(tmp_path / "in")
+    quiet(tmp_path / "in", tmp_path / "small", options=Options(max_side=9))
+    quiet(tmp_path / "in", tmp_path / "full", split="val")
+    run = stage(tmp_path / "small", tmp_path / "full")
+    assert [run.facts()["data"][split]["max_side"] for split in ("train", "val")] == [9, None]
+    assert "(larger ones were made smaller: shorter side 9); val" in run.data_line()
 
 
 def same(path: Path, to: Path) -> None:

@@ -85,6 +85,9 @@ class _Tar(Part):
         index = self.index
         return index.label, index.size, index.header_crc, index.content_crc
 
+    def place(self, row: int) -> tuple[str, int]:
+        return str(self.path), int(self.index.offset[row])
+
     def read(self, row: int) -> bytes:
         index, file = self.index, self.descriptor()
         offset, size = int(index.offset[row]), int(index.size[row])

@@ -1,4 +1,4 @@
-"""Zips, parquet files and lists, which training reads too: opened by the same function, one source a split."""
+"""Zips, parquet files, lists and tars, which training reads too: opened by the same function, one source a split."""
 
 import os
 from pathlib import Path
@@ -11,11 +11,11 @@ from vitwarm.errors import UserError
 
 
 def read_packed(kind: str, path: Path, split: str | None, known: list[str] | None) -> Source:
-    """The splits of a zip, of parquet files or of a list; classes as they number them.
+    """The splits of a zip, of parquet files, of a list or of tars; classes as they number them.
 
     Args:
         kind: what it is.
-        path: a file, or a folder of parquet files.
+        path: a file, or a folder of parquet files or tars.
         split: name of the one split that it is; None goes by the names in it, and by its own.
         known: names of all classes, in the order of their numbers, for a source that has numbers alone.
 

@@ -22,8 +22,8 @@ _MARKS = {
     "tiny-imagenet": (("val/val_annotations.txt",), "tiny-imagenet-200"),
 }
 TARS = "tars"
-_PACKED = (ZIP, PARQUET, LIST)
-KINDS = (*_MARKS, "folders", *_PACKED, TARS)
+_PACKED = (ZIP, PARQUET, LIST, TARS)
+KINDS = (*_MARKS, "folders", *_PACKED)
 
 # torchvision unpickles these, which is not safe.
 _PICKLED = {
@@ -88,7 +88,7 @@ def find(source: Path, kind: str | None) -> tuple[str, Path]:
 def read_source(
     kind: str, folder: Path, labels: Path | None, split: str | None, workers: int, classes: list[str] | None = None
 ) -> Source:
-    """List a source of any kind but existing tars.
+    """List a source of any kind.
 
     Args:
         kind, folder: result of `find`.

@@ -31,6 +31,6 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str:
         on_site = "index.md" if path == "README.md" else path.removeprefix("docs/")
         if files.get_file_from_path(on_site):
             return posixpath.relpath(on_site, posixpath.dirname(own) or ".")
-        return f"{config.repo_url}/blob/main/{path}" if (ROOT / path).exists() else match[1]
+        return f"{config.extra['repository']}/blob/main/{path}" if (ROOT / path).exists() else match[1]
 
     return LINK.sub(target, markdown)

@@ -1,4 +1,4 @@
-"""Hooks of the site of the documentation (.mkdocs.yml): README.md is its first page, and links serve GitHub and the site.
+"""Hooks of the site of the documentation (.mkdocs.yml): README.md is its first page, and links work here and on GitHub.
 
 On GitHub a page links to any file of the checkout (`../recipes/...`). The site holds the pages alone: there such a link
 leads to the repository.

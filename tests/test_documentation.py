@@ -99,7 +99,27 @@ def test_there_are_commands_to_look_at():
     assert len(commands()) > 40 and {"README.md", "docs/running.md"} <= {page for page, _ in commands()}
 
 
-def test_the_description_on_the_package_index_has_absolute_links_alone():
+@pytest.mark.filterwarnings("ignore")  # of the other libraries
+def test_the_python_of_readme_runs(tmp_path, monkeypatch, capsys):
+    """As it stands, with a smaller model and fewer steps."""
+    monkeypatch.chdir(tmp_path)
+    code = "\n".join(re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL))
+    for long, short in {
+        "steps=15_000": 'steps=2, global_batch=2, lr_warmup="1 steps", val_rows=2, progress=False',
+        "num_classes=10": "num_classes=10, depth=3, embed_dim=192, num_heads=3",
+    }.items():
+        assert long in code
+        code = code.replace(long, short)
+    names: dict = {}
+    exec(compile(code, "README.md", "exec"), names)
+    assert "dyck: 2 steps" in capsys.readouterr().out
+    again = names["timm"].create_model("local-dir:warmed", pretrained=True)
+    ours, theirs = (model.blocks[2].mlp.fc1.weight for model in (names["model"], again))
+    assert ours.equal(theirs) and again.num_classes == 10
+
+
+def test_the_description_on_the_package_index_has_absolute_links_alone(monkeypatch):
+    monkeypatch.chdir(ROOT)
     metadata = pytest.importorskip("hatchling.metadata.core")
     pytest.importorskip("hatch_fancy_pypi_readme")
     manager = importlib.import_module("hatchling.plugin.manager").PluginManager()

@@ -153,6 +153,8 @@ def test_the_navigation_lists_every_page_once_in_four_groups():
     nav = site()["nav"]
     assert [next(iter(group)) for group in nav] == ["Start", "Guides", "Reference", "Evidence"]
     pages = [page for page in leaves(nav) if page.endswith(".md")]
+    notebooks = {f"{site()['extra']['repository']}/blob/main/{name_of(p)}" for p in ROOT.glob("docs/notebooks/*.ipynb")}
+    assert set(leaves(nav)) - set(pages) == notebooks
     assert sorted(pages) == sorted(
         ["index.md", *(str(p.relative_to(ROOT / "docs")) for p in PAGES if p.name != "README.md")]
     )

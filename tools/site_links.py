@@ -29,7 +29,7 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str:
     def target(match: re.Match[str]) -> str:
         path = posixpath.normpath(posixpath.join(folder, match[1]))
         on_site = "index.md" if path == "README.md" else path.removeprefix("docs/")
-        if files.get_file_from_path(on_site):
+        if files.get_file_from_path(on_site) and not on_site.endswith(".ipynb"):  # GitHub shows notebooks
             return posixpath.relpath(on_site, posixpath.dirname(own) or ".")
         return f"{config.extra['repository']}/blob/main/{path}" if (ROOT / path).exists() else match[1]
 

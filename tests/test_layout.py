@@ -1,4 +1,4 @@
-"""The house rules that no other test would notice: floors, lean imports, commands, links."""
+"""The house rules that no other test would notice: floors, lean imports, commands, files."""
 
 import ast
 import re
@@ -11,7 +11,6 @@ import pytest
 from vitwarm.cli import SUBCOMMANDS
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").rglob("*.md")])
 
 # From the bottom up; a module imports from its own floor and those below it (docs/design.md).
 FLOORS = [
@@ -86,30 +85,11 @@ def test_there_is_one_command_and_each_tool_is_a_subcommand_of_it():
     assert scripts == ['vitwarm = "vitwarm.cli:main"\n']
     called = {}
     for tool in (ROOT / "tools").glob("*.py"):
-        if tool.name not in ("benchmark.py", "models.py", "redraw.py"):  # of the checkout alone
+        if tool.name not in ("benchmark.py", "models.py", "redraw.py", "site_links.py"):  # of the checkout alone
             lines = tool.read_text().splitlines()
             assert len(lines) < 10, tool
             called[re.fullmatch(r'    tool\("([\w-]+)"\)', lines[-1])[1]] = tool
     assert called.keys() == set(SUBCOMMANDS) - {"recipes"}
-
-
-def anchors(page: Path) -> set[str]:
-    headings = re.findall(r"^#+ (.*)$", page.read_text(encoding="utf-8"), re.MULTILINE)
-    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
-
-
-@pytest.mark.parametrize("page", PAGES, ids=lambda p: str(p.relative_to(ROOT)))
-def test_links_and_files_of_a_page_are_there(page):
-    text = page.read_text()
-    for link in re.findall(r"\]\(([^)\s]+)\)", text):
-        if link.startswith("https://"):
-            continue
-        name, _, anchor = link.partition("#")
-        target = page.parent / name if name else page
-        assert target.exists(), f"{page.name}: {link}"
-        assert not anchor or anchor in anchors(target), f"{page.name}: {link}"
-    for name in re.findall(r"\b((?:docs|recipes|tests|tools|vitwarm)/[\w./-]+\.\w+)", text):
-        assert (ROOT / name).exists(), f"{page.name}: {name}"
 
 
 def test_files_that_code_and_recipes_point_to_are_there():

@@ -99,7 +99,8 @@ def warm_up(
         groups: what is copied into the model: `trunk`, or a part such as `attention` (docs/modular.md).
         dir: folder of checkpoints and log, from which the same call resumes. None keeps nothing.
         progress: show a progress bar.
-        on_log, on_eval: called with each log entry and with each evaluation.
+        on_log: called with each log entry.
+        on_eval: called with each evaluation.
         settings: further keys of the section `warmup` of a recipe: `global_batch`, `lr`, `lr_warmup`, `mask_prob`,
             `precision`, `compile`, `eval_every`, ... (`vitwarm train --help`). The defaults are the paper's.
 

@@ -64,7 +64,7 @@ def test_the_gallery_commands_work(command, capsys):
     arguments = shlex.split(command)[2:]
     if "--png" in arguments:
         at = arguments.index("--png")
-        assert (DOCS.parent / arguments[at + 1]).is_file()
+        assert (DOCS / "images/rules" / arguments[at + 1]).is_file()
         del arguments[at : at + 2]
     call("show", arguments)
     assert "hidden of" in capsys.readouterr().out

@@ -37,7 +37,8 @@ class RuleDataset(IterableDataset[dict[str, Tensor]]):
         seed: root seed.
         split: `train`, `validation` or `test`, which share nothing.
         samples: sequences of an epoch over all readers; None is endless.
-        rank, world: of this process; None are those of the process group.
+        rank: of this process; None is that in the process group.
+        world: how many processes there are; None is as many as the group has.
 
     Raises:
         UserError: the rule does not exist, or cannot write sequences of that length.

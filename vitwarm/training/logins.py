@@ -23,6 +23,6 @@ def check_wandb_login(settings: WandbConfig) -> None:
     except Exception as error:  # noqa: BLE001 (no key, no network, no terminal to ask at: theirs to say)
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
     raise UserError(
-        f"run.wandb={settings.project} needs a login to Weights & Biases: {reason}; do `wandb login`, set WANDB_MODE=offline, "
-        "or leave run.wandb out"
+        f"run.wandb={settings.project} needs a login to Weights & Biases: {reason}; do `wandb login`, "
+        "set WANDB_MODE=offline, or leave run.wandb out"
     )

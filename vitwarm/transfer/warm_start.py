@@ -208,7 +208,7 @@ def warm_start(
     The model changes in place, or not at all. Class token, patch embedding, positions and head stay as they are.
 
         model = timm.create_model("vit_tiny_patch16_224", num_classes=10)
-        print(vitwarm.warm_start(model, "runs/vit_t_proc1pct-seed0"))
+        print(vitwarm.warm_start(model, "runs/vit_t_proc1pct-seed42"))
         print(vitwarm.warm_start(model))  # the core of the package, expanded: any ViT from Tiny on
 
     Args:

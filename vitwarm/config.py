@@ -139,7 +139,7 @@ class MainStageConfig:
 
 @dataclass
 class ImagesConfig(MainStageConfig):
-    """Stage `images`: classification of images in WebDataset tars."""
+    """Stage `images`: classification of images."""
 
     asks, length_key, decoder, headline = "train", "epochs", False, "top1"
 

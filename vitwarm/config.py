@@ -1,8 +1,8 @@
 """Every key of a recipe: type, default, meaning. Declarations only; `vitwarm.recipe` reads and checks recipes.
 
 The class tree is the key tree (`warmup.mask_prob`, `train.lr`), and the help texts are what `--help` prints.
-`run` holds what may differ between two runs of the same recipe (folders, logging, workers); all else is its identity
-and enters its hash.
+`run` holds what may differ between two runs of the same recipe (folders, logging, workers), as may where copies of its
+data are kept (`cache`); all else is its identity and enters its hash.
 """
 
 from dataclasses import dataclass, field
@@ -149,6 +149,7 @@ class ImagesConfig(MainStageConfig):
     train: str = key("", "training images (docs/shards.md): tars, class folders, parquet, a list, a URL, 'digits'")
     train_samples: int | None = key(None, "images in streamed tars; null reads manifest.json beside them", "[1, inf)")
     val: str = key("", "validation tars, written likewise")
+    cache: str | None = key(None, "folder for copies of URLs (hf://, https://, ...), downloaded whole; null streams")
     epochs: float = key(
         300.0, "passes over the training images: as many presentations as there are images", "[0, 1000000]"
     )
@@ -210,8 +211,9 @@ class TextConfig(MainStageConfig):
     task: TextTask = key(
         "language", "language: next token of documents; mathematics: answers to DeepMind's problems; else GLUE's"
     )
-    train: str = key("", "file, folder, glob, brace pattern (docs/text.md); of GLUE the task's folder; empty: no stage")
+    train: str = key("", "file, folder, glob, braces, URL (docs/text.md); of GLUE the task's folder; empty: no stage")
     val: str = key("", "validation files, likewise; empty for mathematics and GLUE, which hold their own")
+    cache: str | None = key(None, "folder for copies of what train and val name by URLs (hf://, https://, ...)")
     field: str = key("text", "what holds the text: field of JSON objects, parquet column, extension of tar members")
     heading: str | None = key(None, "plain text: regular expression of the lines that begin a document")
     tokenizer: str = key("bytes", "folder with vocab.json and merges.txt, or tokenizer.json; or bytes, chars")

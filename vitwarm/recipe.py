@@ -30,7 +30,7 @@ from vitwarm.procedural import list_rules, rule_class
 from vitwarm.reading import dump_yaml, parse_yaml, read_text, read_yaml
 
 # Two runs that differ only here are the same experiment.
-NOT_IDENTITY = ("name", "description", "resume_from", "run")
+NOT_IDENTITY = ("name", "description", "resume_from", "run", "images.cache", "text.cache")
 _NOT_RECIPES = ("budgets", "accelerate")  # folders beside the recipes, with settings of other kinds
 _USAGE = "say recipe=NAME or recipe=PATH.yaml (recipe=list lists the shipped ones)"
 
@@ -154,7 +154,7 @@ def frozen_hash(path: str | Path) -> str:
 
 
 def recipe_hash(config: Config) -> str:
-    """12 hex digits (SHA-256) that name an experiment: all keys but the recipe's name, description and `run`.
+    """12 hex digits (SHA-256) that name an experiment: all keys but `NOT_IDENTITY`.
 
     A key that came with a later version (`since` of `vitwarm.config.key`) is left out where it has its default, so that
     a recipe which does not use it keeps the hash that it had before.
@@ -162,7 +162,8 @@ def recipe_hash(config: Config) -> str:
     # Also makes 300 and 300.0 one number in a float key.
     tree: Any = OmegaConf.to_container(OmegaConf.structured(config))
     for name in NOT_IDENTITY:
-        del tree[name]
+        section, _, leaf = name.rpartition(".")
+        del (tree[section] if section else tree)[leaf]
     tree["warmup"]["rule"] = rule_of(config.warmup.rule).spec()
     text = without_secrets(json.dumps(_without_later_keys(tree), sort_keys=True))
     return hashlib.sha256(text.encode()).hexdigest()[:12]

@@ -17,7 +17,9 @@ from PIL import Image
 from sourcemaking import pixels, quiet
 from tarmaking import encode, samples, write_tar
 
+from vitwarm.data.download import DownloadCache
 from vitwarm.data.images import TrainTransform
+from vitwarm.data.opening import open_source
 from vitwarm.data.order import ImageOrder
 from vitwarm.data.shards import ShardSet
 from vitwarm.data.streaming import open_stream, stream_loader
@@ -294,23 +296,66 @@ def test_a_damaged_image_is_black_named_and_weighs_nothing(served):
     assert (sample, name) == (1, "t.tar:s001") and "cannot be decoded" in reason
 
 
-def test_through_fsspec(tars, served):
+def test_through_fsspec(tars, served, tmp_path_factory):
     import fsspec
 
     memory = fsspec.filesystem("memory")
     for path in served[1].iterdir():
         memory.pipe(f"/bucket/{path.name}", path.read_bytes())
     assert same(load("memory://bucket/train-{0..4}.tar", 0, 20), load(tars[0], 0, 20))
+    local = Path(DownloadCache(str(tmp_path_factory.mktemp("cache"))).local("memory://bucket/train-*.tar", "train"))
+    kept = {path.name: path.read_bytes() for path in local.parent.iterdir()}
+    assert kept == {path.name: path.read_bytes() for path in served[1].glob("*.tar")} | {
+        "manifest.json": (served[1] / "manifest.json").read_bytes()
+    }
+    refused("manifest.json: cannot be read", lambda: load("memory://nowhere/absent.tar", 0, 1))
+
+
+def test_a_cache_of_a_web_server(tars, served, tmp_path_factory):
+    """With a manifest beside the tars sizes and hashes are known; without one, the size that came."""
+    url, _, handler = tars
+    _, folder, _ = served
+    root = tmp_path_factory.mktemp("cache")
+    truth = {path.name: path.read_bytes() for path in folder.iterdir() if path.suffix in (".tar", ".json")}
+
+    def kept(cache: DownloadCache, spec: str) -> dict[str, bytes]:
+        below = Path(cache.local(spec, "train")).parent
+        return {path.name: path.read_bytes() for path in below.iterdir()}
+
+    cache, signed = DownloadCache(str(root / "a")), f"{url}?signature=a/secret"
+    handler.asked.clear()
+    assert kept(cache, signed) == truth and set(handler.asked.values()) == {1}
+    assert not any(b"secret" in path.read_bytes() for path in (root / "a").glob("*.json"))
+    handler.error = 404
+    assert kept(cache, signed.replace("a/secret", "another")) == truth
+    shards = open_source(f"{url}?signature=b", "train", "images.train", str(root / "a"))
+    assert len(shards) == sum(COUNTS) and shards.paths[0].is_relative_to(root / "a/http")
+    refused("train-0.tar: cannot be downloaded .HTTP 404", lambda: kept(DownloadCache(str(root / "d")), url))
+    handler.error = None
+    data = truth["train-2.tar"]
+    (folder / "train-2.tar").write_bytes(data[:2000] + b"x" + data[2001:])
+    refused("train-2.tar: came with", lambda: kept(DownloadCache(str(root / "b")), url))
+    (folder / "train-2.tar").write_bytes(data)
+    handler.cut = 3000  # broken connections are taken up
+    assert kept(DownloadCache(str(root / "b")), url) == truth
+    handler.cut = None
+    (folder / "manifest.json").unlink()
+    cache = DownloadCache(str(root / "c"))
+    del truth["manifest.json"]
+    assert kept(cache, url) == truth
+    one = next(root.glob("c/http/*/train-1.tar"))
+    one.write_bytes(one.read_bytes()[:512])
+    assert not cache.holds(url, "train") and kept(cache, url) == truth
 
 
 def test_what_cannot_be_streamed_is_refused(tars, served):
     url, _, handler = tars
     for spec, message in [
-        ("file:///etc/train-0.tar", "not a URL to stream from"),
-        ("local:///etc/train-0.tar", "not a URL to stream from"),
-        ("simplecache::http://host/a.tar", "not a URL to stream from"),
-        ("pipe:curl http://host/a.tar", "not a URL to stream from"),
-        ("http://host/*.tar", "cannot list its tars"),
+        ("file:///etc/train-0.tar", "not a URL to read from"),
+        ("local:///etc/train-0.tar", "not a URL to read from"),
+        ("simplecache::http://host/a.tar", "not a URL to read from"),
+        ("pipe:curl http://host/a.tar", "not a URL to read from"),
+        ("http://host/*.tar", "cannot list its files"),
         ("http://host/{0..1.tar", "braces of this pattern do not balance"),
         ("http://host/{a,a}.tar", "names a tar twice"),
         ("nosuch://host/a.tar", "nosuch"),

@@ -14,9 +14,10 @@ from vitwarm.checks import KEYS, MAIN_STAGES, differences, main_stage, nearest, 
 from vitwarm.errors import UserError
 from vitwarm.files import write_text
 from vitwarm.plotting import new_figure, save_figure
+from vitwarm.recipe import NOT_IDENTITY
 
 # The keys in which arms of one comparison may differ: how the trunk starts. All other keys must be equal.
-ARM_KEYS = ("seed", "name", "description", "init_from", "resume_from", "model.init", "warmup", "transfer", "run")
+ARM_KEYS = (*NOT_IDENTITY, "seed", "init_from", "model.init", "warmup", "transfer")
 
 
 @dataclass(frozen=True)

@@ -24,11 +24,12 @@ from vitwarm.budget.statistics import (
 )
 from vitwarm.checks import differences
 from vitwarm.errors import UserError
+from vitwarm.recipe import NOT_IDENTITY
 
 _FEW = 3  # seeds below which nothing is claimed
 _LARGE = 0.05  # share of the main stage above which a warm-up is not a small addition
 _LISTED = 6  # places that a warning names; the rest is counted
-_OWN_KEYS = ("seed", "name", "description", "resume_from", "run")  # differ between any two cells
+_OWN_KEYS = (*NOT_IDENTITY, "seed")  # differ between any two cells
 
 
 @dataclass(frozen=True)

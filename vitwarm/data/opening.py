@@ -6,14 +6,17 @@ from typing import Any, Literal
 
 import numpy as np
 
-from vitwarm.config import Config
+from vitwarm.config import Config, ImagesConfig
 from vitwarm.data.digits import digits_shards
+from vitwarm.data.download import DownloadCache
 from vitwarm.data.manifest import check_classes
 from vitwarm.data.overlap import shared_images
+from vitwarm.data.remote import is_url
 from vitwarm.data.source import ImageSource, check_labels
 from vitwarm.data.sources import open_images
-from vitwarm.data.streaming import Stream, is_url, open_stream
+from vitwarm.data.streaming import Stream, open_stream
 from vitwarm.data.subset import is_list, read_names, subset_size
+from vitwarm.data.web import shown
 from vitwarm.errors import UserError
 
 Split = Literal["train", "val"]
@@ -26,18 +29,28 @@ IMAGENET_BYTES: dict[Split, int] = {
 }  # ILSVRC2012's archives; shards keep their JPEGs
 
 
-def open_source(spec: str, split: Split, key: str) -> ImageSource:
+def is_streamed(images: ImagesConfig) -> bool:
+    """Whether the training images are read from elsewhere as they come."""
+    return is_url(images.train) and images.cache is None
+
+
+def open_source(spec: str, split: Split, key: str, cache: str | None = None) -> ImageSource:
     """Open the images of a specification; `digits` is scikit-learn's digits, written to the cache on first use.
 
     Args:
-        spec: see `sources.open_images`, or `digits`.
+        spec: see `sources.open_images`, or `digits`; or URLs, which are downloaded to `cache`.
         split: what a folder with several splits stands for.
         key: the recipe key of the specification, which starts every error message.
+        cache: `images.cache`.
 
     Raises:
         UserError: nothing there, or not a set of labelled images.
     """
     try:
+        if is_url(spec):
+            if cache is None:
+                raise UserError(f"{shown(spec)}: is not on a disk; a run with images.cache=DIR downloads it")
+            spec = DownloadCache(cache).local(spec, split)
         return open_images(digits_shards("test" if split == "val" else split) if spec == "digits" else spec, split)
     except UserError as error:
         raise UserError(f"{key}: {error}") from error
@@ -50,15 +63,15 @@ def open_training(config: Config) -> ImageSource | Stream:
         UserError: nothing there, not a set of labelled images, or keys that a stream cannot use.
     """
     images, num_classes = config.images, config.model.num_classes
-    if not is_url(images.train):
+    if not is_streamed(images):
         if images.train_samples is not None:
             raise UserError("images.train_samples is for streamed tars (URLs); these are counted: leave it out")
-        shards = open_source(images.train, "train", "images.train")
+        shards = open_source(images.train, "train", "images.train", images.cache)
         check_labels(shards, num_classes)
         return shards
     for key, default in (("subset", None), ("repeats", 1)):
         if getattr(images, key) != default:
-            raise UserError(f"images.{key} needs random access, which a stream does not have; copy the tars to a disk")
+            raise UserError(f"images.{key} needs random access, which a stream does not have; set images.cache=DIR")
     return open_stream(images.train, images.train_samples, num_classes)
 
 
@@ -70,7 +83,7 @@ def open_validation(config: Config, train: ImageSource | Stream) -> ImageSource 
     """
     if not config.images.val:
         return None
-    val = open_source(config.images.val, "val", "images.val")
+    val = open_source(config.images.val, "val", "images.val", config.images.cache)
     check_labels(val, config.model.num_classes)
     check_classes(train.classes, val.classes, "images.train", "images.val")
     return val
@@ -182,7 +195,9 @@ def count_images(config: Config, given: int | None) -> ImageCounts:
             counts[split], source = 0, "none"
         else:
             try:
-                shards = open_source(spec, split, f"images.{split}")
+                if is_url(spec) and not (images.cache and DownloadCache(images.cache).holds(spec, split)):
+                    raise UserError(f"images.{split}: {shown(spec)} is not downloaded yet")
+                shards = open_source(spec, split, f"images.{split}", images.cache)
                 size = shards.num_bytes / 1e9
                 counts[split], source = len(shards), f"in {counted(shards.files, shards.kind)}, {size:.1f} GB"
             except UserError as error:

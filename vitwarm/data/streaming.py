@@ -23,6 +23,7 @@ from vitwarm.data.images import TrainTransform
 from vitwarm.data.loading import Loader
 from vitwarm.data.order import ImageOrder, rank_slice
 from vitwarm.data.patterns import expand_braces
+from vitwarm.data.remote import check_url, find_remote, is_listed
 from vitwarm.data.source import DamagedSample
 from vitwarm.data.tar_reader import DamagedTar, read_tar
 from vitwarm.data.web import file_name, one_line, open_url, shown
@@ -33,11 +34,6 @@ from vitwarm.keys import keyed_rng
 Record = tuple[str, bytes, bytes]  # key, encoded image, text of the label
 _MOST_MANIFEST = 1 << 30  # bytes
 _BUFFER = 512  # encoded images that a worker shuffles among, on top of the order of the tars
-
-
-def is_url(spec: str) -> bool:
-    """Whether a specification of shards is one of streamed shards."""
-    return "://" in spec
 
 
 @dataclass(frozen=True)
@@ -98,24 +94,25 @@ class Stream:
 
 
 def open_stream(spec: str, samples: int | None, num_classes: int) -> Stream:
-    """The tars of a URL with braces, such as `https://host/train-{00000..00539}.tar` or `s3://bucket/...`.
+    """The tars of a URL, such as `https://host/train-{00000..00539}.tar` or `hf://datasets/OWNER/NAME/train-*.tar`.
 
     Args:
-        spec: `https`, `http`, or any scheme that an installed fsspec file system knows; never a command.
+        spec: `https`, `http`, or any scheme that an installed fsspec file system knows; never a command. Braces, and
+            globs where the scheme is not one of web servers. Tars of the Hub are those of its commit of now.
         samples: `images.train_samples`; None takes the number from manifest.json beside the tars.
         num_classes: number of classes of the classifier.
 
     Raises:
         UserError: a scheme that is not known, no manifest and no `samples`, or the two disagree.
     """
-    urls = expand_braces(spec)
+    urls = find_remote(spec, "train").urls if is_listed(spec) else expand_braces(spec)
     for url in urls:
-        if re.match(r"[a-z0-9]+://", url) is None or url.startswith(("file:", "local:")) or "::" in url:
-            raise UserError(
-                f"{shown(url)}: is not a URL to stream from; use https://, s3://, ..., or a path for local tars"
-            )
-        if "*" in url:
-            raise UserError(f"{shown(url)}: a stream cannot list its tars; write braces, train-{{00000..00539}}.tar")
+        try:
+            check_url(url)
+        except UserError as error:
+            raise UserError(f"{shown(url)}: {error}") from None
+    if odd := next((url for url in urls if file_name(url).endswith((".parquet", ".zip"))), None):
+        raise UserError(f"{shown(odd)}: only tars are streamed; set images.cache=DIR, which downloads it")
     if len(set(urls)) < len(urls):
         raise UserError(f"{spec}: names a tar twice")
     shards = classes = None

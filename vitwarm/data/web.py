@@ -1,16 +1,28 @@
-"""Files on web servers and in object stores, opened for reading from front to end."""
+"""Files on web servers, on the Hugging Face Hub and in object stores, opened for reading from front to end."""
 
 import http.client
 import io
 import re
+import sys
 import time
 import urllib.error
 import urllib.request
-from typing import BinaryIO
+from pathlib import Path
+from typing import Any, BinaryIO
 
 from vitwarm.errors import UserError
+from vitwarm.signals import check_stop
 
 _TIMEOUT, _TRIES, _PAUSE = 60, 6, 0.5  # seconds without a byte; connections in a row; seconds before the second one
+# How the Hub says that it gives nothing to this caller; what does not exist looks the same as what is private.
+_CLOSED = {
+    "GatedRepoError": "is gated; accept its terms on its page, then log in (hf auth login) or set HF_TOKEN",
+    "RepositoryNotFoundError": "no such repository, or a private one; log in (hf auth login) or set HF_TOKEN",
+}
+
+
+def is_web(url: str) -> bool:
+    return url.startswith(("http://", "https://"))
 
 
 def open_url(url: str) -> BinaryIO:
@@ -23,14 +35,74 @@ def open_url(url: str) -> BinaryIO:
         OSError: it cannot be read.
         UserError: the scheme is unknown, or its package is not installed.
     """
-    if url.startswith(("http://", "https://")):
+    if is_web(url):
         return io.BufferedReader(_WebFile(url), 1 << 20)
+    system, path = file_system(url)
+    # One request for a whole file of the Hub; it would take one for every 5 MB, and it limits their number.
+    try:
+        file = system.open(path, "rb", **({"block_size": 0} if url.startswith("hf://") else {}))
+    except Exception as error:  # file systems raise many kinds
+        raise OSError(one_line(error)) from None
+    return io.BufferedReader(_ForwardFile(file), 1 << 20)
+
+
+def fetch(url: str, place: Path) -> None:
+    """Copy a file from elsewhere to a place on the disk.
+
+    Raises:
+        FileNotFoundError: there is none.
+        UserError: as `open_url`.
+        Interrupted: a signal asks to stop.
+        Exception: whatever a file system raises.
+    """
+    if is_web(url):
+        with open_url(url) as file, open(place, "wb") as local:
+            while piece := file.read(1 << 20):
+                check_stop()
+                local.write(piece)
+        return
+    from fsspec.callbacks import TqdmCallback
+
+    system, path = file_system(url)
+    silent = not sys.stderr.isatty()
+    shown_as = {"desc": file_name(url), "unit": "B", "unit_scale": True, "leave": False, "disable": silent}
+    system.get_file(path, str(place), callback=TqdmCallback(tqdm_kwargs=shown_as))
+
+
+def file_system(url: str) -> tuple[Any, str]:
+    """The file system of fsspec for a URL, and the path in it.
+
+    Raises:
+        UserError: the scheme is unknown, or its package is not installed.
+    """
     import fsspec
 
     try:
-        return fsspec.open(url, "rb").open()
+        return fsspec.core.url_to_fs(url)
     except (ImportError, ValueError) as error:  # an unknown scheme, or one whose package is not installed
         raise UserError(f"{shown(url)}: {one_line(error)}") from None
+
+
+class _ForwardFile(io.RawIOBase):
+    """A file of fsspec, which says that it can seek also where it cannot."""
+
+    def __init__(self, file: BinaryIO):
+        self._file = file
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer) -> int:
+        try:
+            data = self._file.read(len(buffer))
+        except Exception as error:  # likewise
+            raise OSError(one_line(error)) from None
+        buffer[: len(data)] = data
+        return len(data)
+
+    def close(self) -> None:
+        self._file.close()
+        super().close()
 
 
 class _WebFile(io.RawIOBase):
@@ -57,7 +129,8 @@ class _WebFile(io.RawIOBase):
             except (OSError, http.client.HTTPException) as error:
                 final = isinstance(error, urllib.error.HTTPError) and error.code < 500 and error.code not in (408, 429)
                 if final or attempt == _TRIES - 1:
-                    raise OSError(one_line(error)) from None
+                    absent = isinstance(error, urllib.error.HTTPError) and error.code in (403, 404, 410)
+                    raise (FileNotFoundError if absent else OSError)(one_line(error)) from None
                 self._response = None
                 time.sleep(_PAUSE * 2**attempt)
         raise AssertionError("unreachable")
@@ -89,7 +162,13 @@ def shown(url: str) -> str:
 
 
 def one_line(error: Exception) -> str:
-    """The message of an error in one line, with the code of an HTTP error."""
+    """The message of an error in one line, with the code of an HTTP error, or what to do where the Hub is closed."""
+    for one in (error, error.__cause__):  # of a FileNotFoundError
+        kinds = [kind.__name__ for kind in type(one).__mro__]
+        if closed := next((text for name, text in _CLOSED.items() if name in kinds), None):
+            return closed
+        if getattr(getattr(one, "response", None), "status_code", None) in (401, 403):
+            return "no access; log in anew (hf auth login) or set a valid HF_TOKEN"
     code = f"HTTP {error.code} " if isinstance(error, urllib.error.HTTPError) else ""
     # Not str(error): webdataset adds the whole URL to its arguments, with the signature that it may carry.
     said = getattr(error, "reason", None) or getattr(error, "strerror", None) or next(iter(error.args), "")

@@ -7,11 +7,14 @@ import numpy as np
 
 from vitwarm.amounts import Amount
 from vitwarm.config import Config
+from vitwarm.data.download import DownloadCache
 from vitwarm.data.order import Epochs
+from vitwarm.data.remote import is_url
 from vitwarm.data.text import Corpus, TextSource, open_corpus, overlap
 from vitwarm.data.text.packing import Sentences, Stretches, WholeDocuments
 from vitwarm.data.text.readers import TextSplit
 from vitwarm.data.tokenizers import Tokenizer, read_tokenizer
+from vitwarm.data.web import shown
 from vitwarm.errors import UserError
 from vitwarm.stages.decoder import DecoderStage
 from vitwarm.stages.registry import Setup
@@ -28,13 +31,17 @@ def open_split(
     Args:
         config: the recipe.
         setup: with the processes that tokenise.
-        spec: files; see `TextSource`.
+        spec: files, see `TextSource`; or URLs, which are downloaded to `text.cache`.
         split, glue: of a task that brings its own splits.
 
     Raises:
         UserError: files, tokenizer or documents that cannot be right.
     """
     text = config.text
+    if is_url(spec):
+        if text.cache is None:
+            raise UserError(f"{shown(spec)}: text is read from local files; set text.cache=DIR to download it")
+        spec = DownloadCache(text.cache).local(spec)
     source = TextSource(spec, text.field, text.heading, split, glue)
     return open_corpus(source, text.tokenizer, setup.workers, text.max_damaged)
 

@@ -14,10 +14,10 @@ from vitwarm.config import Config
 from vitwarm.data.images import EvalTransform, TrainTransform
 from vitwarm.data.loading import ImageDataset, eval_loader, train_loader
 from vitwarm.data.mixing import Mixer, Normalise, RandomErasing
-from vitwarm.data.opening import count_images, data_line, describe, open_training, open_validation
+from vitwarm.data.opening import count_images, data_line, describe, is_streamed, open_training, open_validation
 from vitwarm.data.order import ImageOrder
 from vitwarm.data.resident import ResidentImages
-from vitwarm.data.streaming import Stream, is_url, stream_loader
+from vitwarm.data.streaming import Stream, stream_loader
 from vitwarm.data.subset import SUBSET, select_subset
 from vitwarm.errors import UserError
 from vitwarm.stages.batches import ImageBatch
@@ -202,7 +202,7 @@ class ImagesStage(MainStage[ImageBatch]):
             images.color_jitter,
             (red, green, blue),
         )
-        if images.resident and (is_url(images.train) or self.transform.needs_pil):
+        if images.resident and (is_streamed(images) or self.transform.needs_pil):
             raise UserError(
                 "images.resident crops and flips on the device, where streamed tars, images.auto_augment and "
                 "images.color_jitter cannot follow; leave images.resident off"

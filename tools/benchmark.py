@@ -1,9 +1,9 @@
-"""python tools/benchmark.py rules|data|train|lm|ensemble|tiny [options] [--json FILE]: speed; each has a --help."""
+"""python tools/benchmark.py NAME [options] [--json FILE]: speed; NAME is one of BENCHMARKS, each has a --help."""
 
 import sys
 from importlib import import_module
 
-BENCHMARKS = ("rules", "data", "train", "lm", "ensemble", "tiny")
+BENCHMARKS = ("rules", "data", "sides", "workers", "train", "lm", "ensemble", "tiny")
 
 if __name__ == "__main__":
     name, *options = sys.argv[1:] or ["--help"]

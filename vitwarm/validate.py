@@ -67,6 +67,7 @@ def validate_export(export: str, shards: str, batch: int = 256, workers: int | N
         "count": count,
         "damaged": damaged,
         **({"clipped_by_timm": dataset.shards.deep} if dataset.shards.deep else {}),
+        **({"max_side": side} if (side := dataset.shards.max_side) is not None else {}),
         "images_per_s": (count + damaged) / seconds,
         "processes": processes.world,
     }

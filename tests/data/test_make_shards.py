@@ -17,8 +17,9 @@ from tarmaking import encode, samples, write_tar
 
 from vitwarm.cli import call
 from vitwarm.data.decoding import MAX_PIXELS, decode
+from vitwarm.data.images import EvalTransform
 from vitwarm.data.making import Options, make_shards
-from vitwarm.data.making.encode import checked
+from vitwarm.data.making.encode import MaxSide, checked
 from vitwarm.data.shards import ShardSet
 from vitwarm.data.source import DamagedSample
 from vitwarm.errors import Interrupted, UserError
@@ -89,13 +90,13 @@ def test_what_is_let_in_is_what_the_reader_can_decode():
             if broken and rng.random() < 0.5:
                 broken[rng.integers(len(broken))] ^= 1 << rng.integers(8)
             answers = []
-            for read in (decode, lambda b: checked(b, MAX_PIXELS)):
+            for read in (decode, lambda b: checked(b, MAX_PIXELS), lambda b: checked(b, MAX_PIXELS, MaxSide(8, 90))):
                 try:
                     read(bytes(broken))
                     answers.append(True)
                 except DamagedSample:
                     answers.append(False)
-            assert answers[0] == answers[1]
+            assert len(set(answers)) == 1
             outcomes[answers[0]] += 1
     assert min(outcomes.values()) > 100
 
@@ -114,10 +115,12 @@ def test_damaged_images_are_named_counted_and_refused_past_the_limit(tmp_path):
     assert len(contents(tmp_path / "out", "train")) == 16
 
 
-def test_bytes_do_not_depend_on_the_workers(tmp_path):
+@pytest.mark.parametrize("max_side", [None, 10])
+def test_bytes_do_not_depend_on_the_workers(tmp_path, max_side):
     tree(tmp_path / "in")
+    options = Options(images_per_shard=5, max_side=max_side)
     for workers in (1, 2):
-        quiet(tmp_path / "in", tmp_path / str(workers), workers=workers, options=Options(images_per_shard=5))
+        quiet(tmp_path / "in", tmp_path / str(workers), workers=workers, options=options)
     assert len(files_of(tmp_path / "1")) == 9
     assert files_of(tmp_path / "1") == files_of(tmp_path / "2")
 
@@ -231,6 +234,55 @@ def test_a_source_that_was_mended_is_gone_on_with(tmp_path, how):
     assert files_of(tmp_path / "out") == files_of(tmp_path / "at once")
 
 
+def test_larger_images_are_made_smaller(tmp_path):
+    """The pixels that readers see, by PIL's bicubic filter, as a JPEG of 4:2:0; what is not larger keeps its bytes."""
+    tree(tmp_path / "in", 1, ("d",))
+    (tmp_path / "in/c").mkdir()
+    exif, big = Image.Exif(), np.asarray(Image.fromarray(pixels(1, 8)).resize((90, 61), Image.Resampling.BICUBIC))
+    exif[0x0112], image = 6, Image.fromarray(big)
+    larger = {
+        "rgb.jpg": encode(big, "JPEG", exif=exif, icc_profile=b"profile", comment=b"words", subsampling="4:4:4"),
+        "rgba.png": encode(np.dstack([big, big[..., 0]]), "PNG"),
+        "cmyk.jpg": _saved(image.convert("CMYK"), "JPEG"),
+        "palette.gif": _saved(image.convert("P"), "GIF"),
+        "grey.jpg": encode(big[..., 0], "JPEG"),
+        "deep.png": encode(big[..., 0].astype(np.uint16) * 257, "PNG"),
+        "bits.png": _saved(image.convert("1"), "PNG"),
+        "alpha.png": _saved(image.convert("LA"), "PNG"),
+        "wide.jpg": encode(big[:33], "JPEG"),
+        "tall.png": encode(big[:, :40], "PNG"),
+    }
+    kept = {"same.jpg": encode(big[:32], "JPEG"), "thin.png": encode(big[:5], "PNG"), "long.png": _long_png()}
+    for name, data in (larger | kept).items():
+        (tmp_path / "in/c" / name).write_bytes(data)
+    split = quiet(tmp_path / "in", tmp_path / "out", options=Options(max_side=32, quality=80)).splits["train"]
+    found = contents(tmp_path / "out", "train")
+    for name, data in larger.items():
+        extension, stored, _ = found[f"c_{name.partition('.')[0]}"]
+        grey = name in ("grey.jpg", "deep.png", "bits.png", "alpha.png")
+        seen = Image.fromarray(big[..., 0]) if name == "deep.png" else Image.open(io.BytesIO(data))
+        size = (32, 32 * 61 // 40) if name == "tall.png" else (32 * 90 // (33 if name == "wide.jpg" else 61), 32)
+        small = seen.convert("L" if grey else "RGB").resize(size, Image.Resampling.BICUBIC)
+        assert (extension, Image.open(io.BytesIO(stored)).info.keys()) == (
+            "jpg",
+            {"jfif", "jfif_version", "jfif_unit", "jfif_density"},
+        )
+        assert stored == encode(np.asarray(small), "JPEG", quality=80, subsampling=2), name
+    for name, data in kept.items():
+        assert found[f"c_{name.partition('.')[0]}"][1] == data
+    assert (split.max_side, split.quality) == (32, 80)
+    assert split.notes["resized to a shorter side of 32, JPEG of quality 80"] == len(larger)
+    assert not split.stored_as_png and split.notes["EXIF orientation, not applied"] == 1
+
+
+def test_at_the_evaluations_side_only_the_coding_differs():
+    """max_side of size / crop_pct: evaluation has nothing left to resample. Grey, since 4:2:0 costs chroma."""
+    big = np.asarray(Image.fromarray(pixels(1, 8)).resize((90, 61), Image.Resampling.BICUBIC))[..., 0]
+    stored, _, _ = checked(encode(big, "PNG"), MAX_PIXELS, MaxSide(32, 100))
+    seen, exact = (EvalTransform(28)(decode(data)).numpy().astype(int) for data in (stored, encode(big, "PNG")))
+    assert np.abs(seen - exact).max() <= 2
+
+
 @pytest.mark.parametrize("format", ["GIF", "TIFF", "PNG", "WEBP"])
 def test_of_several_frames_the_first_is_used_and_said(format):
     frames, stream = [Image.fromarray(pixels(i, 32)) for i in range(3)], io.BytesIO()
@@ -240,6 +292,17 @@ def test_of_several_frames_the_first_is_used_and_said(format):
     stored, _, notes = checked(stream.getvalue(), MAX_PIXELS)
     assert f"first of several frames of {format}" in notes
     assert np.array_equal(decode(stored), Image.open(stream).convert("RGB"))
+
+
+def _saved(image: Image.Image, format: str) -> bytes:
+    stream = io.BytesIO()
+    image.save(stream, format)
+    return stream.getvalue()
+
+
+def _long_png() -> bytes:
+    """Longer than a JPEG can be, even at a shorter side of 32."""
+    return _saved(Image.new("1", (33, 68_000)), "PNG")
 
 
 GREY = np.arange(16, dtype=np.uint16).reshape(4, 4) * 4096
@@ -280,7 +343,7 @@ def test_a_jpeg_that_lost_bytes_is_counted(tmp_path):
 
 def test_what_another_plan_began_is_not_mixed_in(tmp_path, monkeypatch):
     partial = stopped(tmp_path, monkeypatch)
-    for options in (Options(images_per_shard=5), Options(images_per_shard=4, seed=1)):
+    for options in (Options(images_per_shard=5), Options(images_per_shard=4, seed=1), Options(max_side=9)):
         with pytest.raises(UserError, match="out.partial: was begun from another source or with other options"):
             quiet(tmp_path / "in", tmp_path / "out", options=options)
     assert len(list(partial.glob("*.tar"))) == 2
@@ -341,6 +404,13 @@ REFUSED = {
     "no number": ({"source": "tree", "out": "out", "workers": "many"}, "workers is a whole number"),
     "no share": ({"source": "tree", "out": "out", "max_damaged": "2"}, r"max_damaged must lie in \[0, 1\)"),
     "no size": ({"source": "tree", "out": "out", "shard_mb": "0"}, r"shard_mb must lie in \(0, inf\)"),
+    "no side": ({"source": "tree", "out": "out", "max_side": "0"}, r"max_side must lie in \[1, inf\)"),
+    "no quality": (
+        {"source": "tree", "out": "out", "max_side": "9", "quality": "101"},
+        r"quality must lie in \[1, 100",
+    ),
+    "quality of nothing": ({"source": "tree", "out": "out", "quality": "90"}, "give max_side=, or leave it out"),
+    "smaller tars": ({"source": "tars", "max_side": "9"}, "only workers= has a use"),
     "no truth": ({"source": "tree", "out": "out", "shuffle": "maybe"}, "shuffle is true or false"),
     "no source": ({"out": "out"}, "no source=PATH"),
 }

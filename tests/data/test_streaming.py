@@ -14,12 +14,13 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from sourcemaking import pixels, quiet
+from sourcemaking import pixels, quiet, tree
 from tarmaking import encode, samples, write_tar
 
 from vitwarm.data.download import DownloadCache
 from vitwarm.data.images import TrainTransform
-from vitwarm.data.opening import open_source
+from vitwarm.data.making import Options
+from vitwarm.data.opening import describe, open_source
 from vitwarm.data.order import ImageOrder
 from vitwarm.data.shards import ShardSet
 from vitwarm.data.streaming import open_stream, stream_loader
@@ -282,6 +283,14 @@ def test_validation_tars_are_not_among_those_of_a_stream(tars, served, tmp_path)
     assert stage.data_line().startswith(
         f"images: train 32 images in 5 tars, {size / 1e3:.1f} kB; val 2 images of 2 classes"
     )
+
+
+def test_a_stream_of_smaller_images_says_so(served):
+    url, folder, _ = served
+    tree(folder / "in")
+    quiet(folder / "in", folder / "out", options=Options(max_side=9, images_per_shard=9))
+    stream = open_stream(f"{url}/out/train-{{00000..00001}}.tar", None, 3)
+    assert describe(stream, 18, None)["train"]["max_side"] == stream.max_side == 9
 
 
 def test_a_damaged_image_is_black_named_and_weighs_nothing(served):

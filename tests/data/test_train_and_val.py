@@ -11,9 +11,10 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from PIL import Image
-from sourcemaking import jpeg, pixels, quiet
+from sourcemaking import jpeg, pixels, quiet, tree
 from tarmaking import encode, samples, write_tar
 
+from vitwarm.data.making import Options
 from vitwarm.data.manifest import ClassList
 from vitwarm.data.shards import ShardSet, expand
 from vitwarm.errors import UserError
@@ -95,6 +96,15 @@ def test_class_names_and_16_bit_images_are_in_the_data_line(tmp_path):
     said = stage(train, val).data_line()
     assert "train 6 images of 3 classes (ant ... zebra) in 1 tar" in said
     assert said.endswith("(1 of 16 bits, scaled to 8; plain timm would clip them)")
+
+
+def test_smaller_images_are_said_in_the_data_line(tmp_path):
+    tree(tmp_path / "in")
+    quiet(tmp_path / "in", tmp_path / "small", options=Options(max_side=9))
+    quiet(tmp_path / "in", tmp_path / "full", split="val")
+    run = stage(tmp_path / "small", tmp_path / "full")
+    assert [run.facts()["data"][split]["max_side"] for split in ("train", "val")] == [9, None]
+    assert "(larger ones were made smaller: shorter side 9); val" in run.data_line()
 
 
 def same(path: Path, to: Path) -> None:

@@ -14,6 +14,7 @@ from timm.loss import BinaryCrossEntropy, SoftTargetCrossEntropy
 from torch import nn
 
 from vitwarm.assembly import assemble
+from vitwarm.data.making import Options
 from vitwarm.data.subset import balanced
 from vitwarm.errors import UserError
 from vitwarm.export import export_model
@@ -138,6 +139,8 @@ def test_the_names_of_classes_travel_from_the_source_to_timm_and_back(tmp_path, 
     grey = encode(np.arange(64, dtype=np.uint16).reshape(8, 8) * 1000)
     deep = write_tar(tmp_path / "deep.tar", [*samples(3, 3), ("deep.png", grey), ("deep.cls", b"1")])
     assert validate_export(str(export), str(deep), workers=0)["clipped_by_timm"] == 1
+    quiet(tmp_path / "in/val", tmp_path / "small", split="val", options=Options(max_side=6))
+    assert validate_export(str(export), str(tmp_path / "small"), workers=0)["max_side"] == 6
     quiet(tmp_path / "in/val", tmp_path / "else", split="val", classes=_list(tmp_path, "bee", "ant", "newt"))
     with pytest.raises(UserError, match="class 0 is 'bee' in .*else/manifest.json, but 'ant' in .*export"):
         validate_export(str(export), str(tmp_path / "else"), workers=0)

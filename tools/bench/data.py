@@ -7,6 +7,7 @@ device. Transforms start from encoded images in memory, loaders from the disk (o
 round by round in one process on one thread; times are CPU seconds, figures medians over the rounds, ratios medians of
 the ratio within a round. The law of the crops is compared with timm's on the same images. Without `folder` the images
 of the shards are unpacked into a temporary one. Each round is a pass over all images: name a few tars of a large set.
+DALI and SPDL are measured too where they are installed (tools/bench/rivals.py).
 """
 
 import io
@@ -30,6 +31,7 @@ from torch.utils.data import DataLoader
 from torchvision.transforms import InterpolationMode, v2
 
 from bench.machine import processor
+from bench.rivals import RATIO, SCALE, rivals
 from vitwarm.budget.statistics import load_scipy
 from vitwarm.data import decoding
 from vitwarm.data.cropping import cut, random_crop_box, resize
@@ -45,7 +47,6 @@ from vitwarm.keys import keyed_rng
 NUMBERS = {"size": 224, "batch": 50, "rounds": 9}
 CROPS = 20_000  # drawn to compare their laws
 OURS = "vitwarm"
-FULL_SCALE, FULL_RATIO = (0.08, 1.0), (3 / 4, 4 / 3)
 
 
 def _pil(data: bytes) -> Image.Image:
@@ -120,9 +121,11 @@ def measure(shards: ShardSet, folder: Path, size: int, batch: int, rounds: int) 
     """Figures of both kinds of arms; the first round warms up and does not count."""
     encoded = [shards.read(sample) for sample in range(len(shards))]
     kinds: dict[str, dict[str, list[float]]] = {"transform": {}, "loader": {}}
+    others, missing = rivals(size, AT_ONCE)
+    arms = transforms(size) | others
     for turn in range(rounds + 1):
         torch.manual_seed(turn)
-        for name, arm in transforms(size).items():
+        for name, arm in arms.items():
             start = time.process_time()
             for row in range(0, len(encoded), AT_ONCE):
                 arm(encoded[row : row + AT_ONCE], turn * len(encoded) + row)
@@ -133,15 +136,16 @@ def measure(shards: ShardSet, folder: Path, size: int, batch: int, rounds: int) 
                 images += len(loaded["image"] if isinstance(loaded, dict) else loaded[0])
             kinds["loader"].setdefault(name, []).append((time.process_time() - start) / images)
     figures: dict[str, Any] = {"images": len(shards), "size": size, "batch": batch, "rounds": rounds}
-    for kind, arms in kinds.items():
-        ours = arms[OURS][1:]
+    for kind, taken in kinds.items():
+        ours = taken[OURS][1:]
         figures[kind] = {
             name: {
                 "images_per_s": statistics.median(1 / seconds for seconds in times[1:]),
                 "ours_over_it": statistics.median(b / a for a, b in zip(ours, times[1:], strict=True)),
             }
-            for name, times in arms.items()
+            for name, times in taken.items()
         }
+    figures["left_out"] = missing
     figures["crops"] = crops(encoded)
     figures["fidelity"] = fidelity(encoded, size)
     figures["reduced_scale"] = reduced_scale(encoded)
@@ -161,9 +165,9 @@ def crops(encoded: list[bytes]) -> list[dict[str, Any]]:
     random.seed(0)  # timm draws from there
     for number in range(CROPS):
         width, height = sizes[number % len(sizes)]
-        left, top, right, bottom = random_crop_box(width, height, FULL_SCALE, FULL_RATIO, rng)
+        left, top, right, bottom = random_crop_box(width, height, SCALE, RATIO, rng)
         drawn["ours"].append((width, height, left, top, right - left, bottom - top))
-        y, x, h, w = theirs.get_params(Image.new("1", (width, height)), FULL_SCALE, FULL_RATIO)
+        y, x, h, w = theirs.get_params(Image.new("1", (width, height)), SCALE, RATIO)
         drawn["timm"].append((width, height, x, y, w, h))
     found = {}
     for who, rows in drawn.items():
@@ -189,12 +193,12 @@ def fidelity(encoded: list[bytes], size: int) -> dict[str, float]:
     bicubic, rng, ours, other, reduced, rows = Image.Resampling.BICUBIC, np.random.default_rng(0), [], [], 0, []
     for data in encoded:
         image, partial = decode(data), Jpeg.open(data)
-        box = random_crop_box(*image.size, FULL_SCALE, FULL_RATIO, rng)
+        box = random_crop_box(*image.size, SCALE, RATIO, rng)
         exact = np.asarray(image.resize((size, size), bicubic, box))
         bilinear = np.asarray(image.resize((size, size), Image.Resampling.BILINEAR, box))
         pixels = resize(cut(partial or image, box, size), size, bicubic)
-        ours.append(_psnr(pixels.permute(1, 2, 0).numpy(), exact))
-        other.append(_psnr(bilinear, exact))
+        ours.append(psnr(pixels.permute(1, 2, 0).numpy(), exact))
+        other.append(psnr(bilinear, exact))
         reduced += partial is not None and partial.reduction(box, size) > 1
         rows.append(box[3] / image.size[1])
     return {
@@ -215,19 +219,19 @@ def reduced_scale(encoded: list[bytes]) -> list[dict[str, float]]:
         for partial in jpegs:
             whole = Image.fromarray(partial.rows(partial.size[1]))
             reduced = Image.fromarray(partial.rows(partial.size[1], 2))
-            box = random_crop_box(*partial.size, FULL_SCALE, FULL_RATIO, rng)
+            box = random_crop_box(*partial.size, SCALE, RATIO, rng)
             side = int(min(box[2] - box[0], box[3] - box[1]) / (2 * left))
             exact = np.asarray(whole.resize((side, side), bicubic, box))
             small = np.asarray(reduced.resize((side, side), bicubic, tuple(edge / 2 for edge in box)))
-            half.append(_psnr(small, exact))
-            other.append(_psnr(np.asarray(whole.resize((side, side), Image.Resampling.BILINEAR, box)), exact))
+            half.append(psnr(small, exact))
+            other.append(psnr(np.asarray(whole.resize((side, side), Image.Resampling.BILINEAR, box)), exact))
         figures = (statistics.median(half), statistics.quantiles(half, n=100)[0], statistics.median(other))
         names = ("psnr_median_db", "psnr_first_percentile_db", "bilinear_median_db")
         records.append({"pixels_left_for_one": left} | dict(zip(names, figures, strict=True)))
     return records
 
 
-def _psnr(one: np.ndarray, other: np.ndarray) -> float:
+def psnr(one: np.ndarray, other: np.ndarray) -> float:
     error = np.square(one.astype(float) - other).mean()
     return float(10 * np.log10(255**2 / max(error, 1e-3)))
 
@@ -239,6 +243,8 @@ def markdown(result: dict[str, Any]) -> str:
         lines += ["", f"| {kind} | images/s | vitwarm over it |", "|---|---:|---:|"]
         for name, arm in result[kind].items():
             lines.append(f"| {name} | {arm['images_per_s']:.0f} | {arm['ours_over_it']:.2f}x |")
+    if result["left_out"]:
+        lines += ["", "Left out: " + "; ".join(f"{name} ({why})" for name, why in result["left_out"].items())]
     lines += ["", "| crops: 10th, 50th, 90th percentile | vitwarm | timm | distance of the laws | by chance |"]
     lines += ["|---|---|---|---:|---:|"]
     for row in result["crops"]:
@@ -262,8 +268,15 @@ def markdown(result: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def read_options(arguments: list[str]) -> tuple[dict[str, Any], Path | None]:
+def read_options(
+    arguments: list[str], numbers: dict[str, int], words: tuple[str, ...]
+) -> tuple[dict[str, Any], Path | None]:
     """Options and the JSON file of a command line.
+
+    Args:
+        arguments: `key=value`, and `--json FILE`.
+        numbers: whole numbers above 0, with their defaults.
+        words: the other options; `shards` must be given.
 
     Raises:
         UserError: one that is not known or makes no sense.
@@ -277,16 +290,16 @@ def read_options(arguments: list[str]) -> tuple[dict[str, Any], Path | None]:
                 raise UserError(f"--json takes the path of a file in a folder that exists, not {str(file)!r}")
         else:
             pairs.append(argument.partition("="))
-    options: dict[str, Any] = dict(NUMBERS)
+    options: dict[str, Any] = dict(numbers)
     for key, equals, value in pairs:
-        if key in NUMBERS and value.isdigit() and int(value) > 0:
+        if key in numbers and value.isdigit() and int(value) > 0:
             options[key] = int(value)
-        elif key in ("shards", "folder") and equals and value:
+        elif key in words and equals and value:
             options[key] = value
         else:
-            raise UserError(f"cannot use {key + equals + value!r}; see python tools/benchmark.py data --help")
+            raise UserError(f"cannot use {key + equals + value!r}; see its --help")
     if "shards" not in options:
-        raise UserError("which shards? python tools/benchmark.py data shards=FOLDER_OF_TARS")
+        raise UserError("which shards? give shards=FOLDER_OF_TARS")
     return options, file
 
 
@@ -310,13 +323,20 @@ def run(options: dict[str, Any]) -> dict[str, Any]:
     return result | {"machine": {"processor": processor()}, "decoder": decoder, "versions": versions}
 
 
-def main(arguments: list[str]) -> int:
-    """The command; the exit code is 0, or 2 for a user's mistake."""
+def serve(
+    doc: str | None,
+    arguments: list[str],
+    numbers: dict[str, int],
+    words: tuple[str, ...],
+    run: Callable[[dict[str, Any]], dict[str, Any]],
+    markdown: Callable[[dict[str, Any]], str],
+) -> int:
+    """A command that measures on shards: help, options, the tables, the file; 0, or 2 for a user's mistake."""
     if {"-h", "--help"} & set(arguments):
-        print(__doc__.strip())
+        print((doc or "").strip())
         return 0
     try:
-        options, file = read_options(arguments)
+        options, file = read_options(arguments, numbers, words)
         result = run(options)
     except UserError as error:
         print(f"vitwarm: error: {error}", file=sys.stderr)
@@ -325,3 +345,8 @@ def main(arguments: list[str]) -> int:
     if file:
         write_text(file, json.dumps(result, indent=1) + "\n")
     return 0
+
+
+def main(arguments: list[str]) -> int:
+    """The command; the exit code is 0, or 2 for a user's mistake."""
+    return serve(__doc__, arguments, NUMBERS, ("shards", "folder"), run, markdown)

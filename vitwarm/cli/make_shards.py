@@ -1,7 +1,7 @@
 """`vitwarm make-shards`."""
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 from vitwarm.cli.words import option
@@ -27,6 +27,8 @@ class Options:
     images_per_shard: int | None = option("most images in a tar; by shard_mb if not given", None, within="[1, inf)")
     shard_mb: float = option("megabytes of images in a tar", 256.0, within="(0, inf)")
     max_damaged: float = option("largest share of images left out as damaged", 0.001, within="[0, 1)")
+    max_side: int | None = option("most pixels of the shorter side; larger images shrink", None, within="[1, inf)")
+    quality: int | None = option("JPEG quality of images made smaller; 90 if not given", None, within="[1, 100]")
 
 
 def run(options: Options) -> None:
@@ -34,7 +36,7 @@ def run(options: Options) -> None:
     from vitwarm.data.making import Options as Cut
     from vitwarm.data.making import make_shards
 
-    cut = Cut(options.seed, options.shuffle, options.images_per_shard, options.shard_mb, options.max_damaged)
+    cut = Cut(**{one.name: getattr(options, one.name) for one in fields(Cut)})
     workers = _cpus() if options.workers is None else options.workers
     made = make_shards(
         options.source, options.out, options.kind, options.labels, options.split, workers, cut, classes=options.classes

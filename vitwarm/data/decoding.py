@@ -70,6 +70,12 @@ def check_size(width: int, height: int) -> None:
         raise DamagedSample(f"{width}x{height} pixels, more than {MAX_PIXELS}")
 
 
+def shorter_side(width: int, height: int, shorter: int) -> tuple[int, int]:
+    """(width, height) with the shorter side at `shorter` pixels; the longer one rounds down, as in torchvision."""
+    longer = int(shorter * max(width, height) / min(width, height))
+    return (shorter, longer) if width <= height else (longer, shorter)
+
+
 def decodes_cleanly(jpeg: bytes) -> bool | None:
     """Whether a JPEG decodes without a warning, which tells of lost bytes; None where simplejpeg is missing."""
     if simplejpeg is None:

@@ -18,7 +18,7 @@ import torch
 from PIL import Image, ImageOps
 
 from vitwarm.data.cropping import Cut, cut, random_crop_box, resize, to_tensor
-from vitwarm.data.decoding import Jpeg, check_size, decode
+from vitwarm.data.decoding import Jpeg, check_size, decode, shorter_side
 from vitwarm.errors import UserError
 
 _FILTERS = {
@@ -32,12 +32,6 @@ def _filter(interpolation: str) -> Image.Resampling:
     if interpolation not in _FILTERS:
         raise UserError(f"images.interpolation={interpolation} is not one of {', '.join(_FILTERS)}")
     return _FILTERS[interpolation]
-
-
-def shorter_side(width: int, height: int, shorter: int) -> tuple[int, int]:
-    """(width, height) with the shorter side at `shorter` pixels; the longer one rounds down, as in torchvision."""
-    longer = int(shorter * max(width, height) / min(width, height))
-    return (shorter, longer) if width <= height else (longer, shorter)
 
 
 def _resize_shorter(image: Image.Image, shorter: int, resample: Image.Resampling) -> Image.Image:

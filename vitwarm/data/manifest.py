@@ -40,6 +40,8 @@ class SplitManifest:
         class_counts: images of each class number.
         shuffle_seed: seed of the order; None where the source's own order was kept, or is unknown.
         shards: the tars, in order.
+        max_side: larger images were made smaller until their shorter side was this, in pixels; None where none was.
+        quality: of the JPEGs that these are.
         notes: peculiarity -> how many images have it.
         stored_as_png: key and reason of each image whose bytes are not the source's own.
         damaged: key and reason of each image of the source that was left out.
@@ -50,6 +52,8 @@ class SplitManifest:
     class_counts: list[int]
     shuffle_seed: int | None
     shards: list[Shard]
+    max_side: int | None = None
+    quality: int | None = None
     notes: dict[str, int] = field(default_factory=dict)
     stored_as_png: list[tuple[str, str]] = field(default_factory=list)
     damaged: list[tuple[str, str]] = field(default_factory=list)
@@ -79,6 +83,12 @@ class ShardManifest:
     def shards(self) -> dict[str, Shard]:
         """File name -> tar, over all splits."""
         return {shard.name: shard for split in self.splits.values() for shard in split.shards}
+
+    def max_side(self, names: Sequence[str]) -> int | None:
+        """The shorter side, in pixels, to which larger images of these tars were brought; None where none was."""
+        wanted = set(names)
+        splits = (one for one in self.splits.values() if wanted & {shard.name for shard in one.shards})
+        return min((split.max_side for split in splits if split.max_side is not None), default=None)
 
 
 def load(text: str | bytes, where: object) -> ShardManifest:
@@ -201,3 +211,14 @@ def class_list(tars: Sequence[Path]) -> ClassList | None:
         shorter, found = sorted([names, found or names], key=lambda one: len(one.names))
         found.check(shorter)
     return found
+
+
+def max_side(tars: Sequence[Path]) -> int | None:
+    """As `ShardManifest.max_side`, of tars with manifests beside them; None where none says so.
+
+    Raises:
+        UserError: a manifest is damaged.
+    """
+    found = {folder: beside(folder) for folder in {tar.parent for tar in tars}}
+    sides = [known.max_side([t.name for t in tars if t.parent == folder]) for folder, known in found.items() if known]
+    return min((side for side in sides if side is not None), default=None)

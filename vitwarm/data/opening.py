@@ -114,6 +114,7 @@ def _describe(shards: ImageSource | Stream) -> dict[str, Any]:
     names = shards.classes.names if shards.classes is not None else None
     found = {"images": len(shards), "kind": shards.kind, "files": shards.files, "bytes": shards.num_bytes}
     if isinstance(shards, Stream):
+        found["max_side"] = shards.max_side
         return found | ({"classes": len(names), "first": names[0], "last": names[-1]} if names else {})
     first, last = int(shards.labels.min()), int(shards.labels.max())
     return found | {
@@ -121,6 +122,7 @@ def _describe(shards: ImageSource | Stream) -> dict[str, Any]:
         "first": names[first] if names else first,
         "last": names[last] if names else last,
         "deep": shards.deep,
+        "max_side": shards.max_side,
     }
 
 
@@ -137,6 +139,8 @@ def data_line(found: dict[str, Any]) -> str:
         parts.append(f"{split} {images}{classes} in {counted(facts['files'], facts['kind'])}{size}")
         if facts.get("deep"):
             parts[-1] += f" ({facts['deep']:,} of 16 bits, scaled to 8; plain timm would clip them)"
+        if facts.get("max_side"):
+            parts[-1] += f" (larger ones were made smaller: shorter side {facts['max_side']})"
         if facts.get("in_train"):
             parts[-1] += f" ({facts['in_train']:,} are training images too: {facts['example']})"
     return f"images: {'; '.join(parts)}"

@@ -46,6 +46,7 @@ class Stream:
         shards: what the manifest beside them says of each; None without one.
         classes: the class names of the manifest; None where it has none.
         num_classes: labels must be below it.
+        max_side: what the manifest says of images that were made smaller.
     """
 
     kind: ClassVar[str] = "tar"
@@ -55,6 +56,7 @@ class Stream:
     shards: list[manifests.Shard] | None
     classes: manifests.ClassList | None
     num_classes: int
+    max_side: int | None = None
 
     def __len__(self) -> int:
         return self.samples
@@ -115,7 +117,7 @@ def open_stream(spec: str, samples: int | None, num_classes: int) -> Stream:
         raise UserError(f"{shown(odd)}: only tars are streamed; set images.cache=DIR, which downloads it")
     if len(set(urls)) < len(urls):
         raise UserError(f"{spec}: names a tar twice")
-    shards = classes = None
+    shards = classes = max_side = None
     place = f"{re.split('[?#]', urls[0])[0].rpartition('/')[0]}/{manifests.NAME}"
     try:
         with open_url(place) as file:
@@ -123,7 +125,7 @@ def open_stream(spec: str, samples: int | None, num_classes: int) -> Stream:
         listed, names = manifest.shards(), [file_name(url) for url in urls]
         if lost := [name for name in names if name not in listed]:
             raise UserError(f"{shown(place)}: does not list {lost[0]}; make it again, or fix images.train")
-        shards = [listed[name] for name in names]
+        shards, max_side = [listed[name] for name in names], manifest.max_side(names)
         classes = manifests.ClassList(manifest.classes, shown(place)) if manifest.classes else None
     except OSError as error:
         if samples is None:
@@ -133,7 +135,7 @@ def open_stream(spec: str, samples: int | None, num_classes: int) -> Stream:
     if samples not in (None, total):
         raise UserError(f"images.train_samples={samples}, but {shown(place)} counts {total}; leave it out")
     assert total is not None  # without a manifest `samples` is demanded above
-    return Stream(urls, total, shards, classes, num_classes)
+    return Stream(urls, total, shards, classes, num_classes, max_side)
 
 
 def stream_loader(

@@ -16,6 +16,7 @@ from vitwarm.data import manifest as manifests
 from vitwarm.data.decoding import MAX_PIXELS
 from vitwarm.data.index_file import index_beside
 from vitwarm.data.lists import read_classes
+from vitwarm.data.making.encode import MaxSide
 from vitwarm.data.making.samples import Source
 from vitwarm.data.making.sources import TARS, find, read_source
 from vitwarm.data.making.tars import describe_tars
@@ -26,6 +27,7 @@ from vitwarm.files import locked, write_text
 from vitwarm.keys import keyed_rng
 from vitwarm.parallel import progress_bar, run_in_pool
 
+_QUALITY = 90  # of JPEGs that are made smaller
 _PLAN, _LOCK = "plan.json", ".lock"
 
 
@@ -40,6 +42,8 @@ class Options:
         images_per_shard: most images in a tar; None goes by `shard_mb`.
         shard_mb: megabytes of images that a tar shall hold at most, on average.
         max_damaged: largest share of images that may be left out as damaged.
+        max_side: most pixels of an image's shorter side; larger images become smaller JPEGs. None keeps every image.
+        quality: of these JPEGs, 1 to 100; None is 90.
     """
 
     seed: int = 0
@@ -47,6 +51,8 @@ class Options:
     images_per_shard: int | None = None
     shard_mb: float = 256.0
     max_damaged: float = 0.001
+    max_side: int | None = None
+    quality: int | None = None
 
     def __post_init__(self) -> None:
         if self.images_per_shard is not None and self.images_per_shard < 1:
@@ -55,6 +61,19 @@ class Options:
             raise UserError(f"shard_mb must be above 0, not {self.shard_mb:g}")
         if not 0 <= self.max_damaged < 1:
             raise UserError(f"max_damaged is a share in [0, 1), not {self.max_damaged:g}")
+        if self.max_side is not None and self.max_side < 1:
+            raise UserError("max_side must be at least 1")
+        if self.quality is not None and not 1 <= self.quality <= 100:
+            raise UserError(f"quality must be between 1 and 100, not {self.quality}")
+        if self.quality is not None and self.max_side is None:
+            raise UserError("quality= is of images that max_side= makes smaller; give max_side=, or leave it out")
+        if self.quality is None and self.max_side is not None:
+            object.__setattr__(self, "quality", _QUALITY)
+
+    @property
+    def smaller(self) -> MaxSide | None:
+        """What makes larger images smaller."""
+        return None if self.max_side is None or self.quality is None else MaxSide(self.max_side, self.quality)
 
 
 def make_shards(
@@ -126,7 +145,8 @@ def _make(
     if (made := _already_made(out, digest)) is not None:
         say(f"{out}: is made already; source={out} checks it against its manifest")
         return made
-    _check_space(out, sum(s.size for job in jobs if not job.tar.exists() for s in job.samples))
+    if options.max_side is None:  # else nobody knows how small the images become
+        _check_space(out, sum(s.size for job in jobs if not job.tar.exists() for s in job.samples))
     _open(partial, began, held)
     records = _write(jobs, workers, options.max_damaged, say)
     _verify(jobs, records, workers)
@@ -161,13 +181,16 @@ def _jobs(source: Source, folder: Path, options: Options) -> list[ShardJob]:
         for number in range(shards):
             rows = order[number * count // shards : (number + 1) * count // shards]
             tar = folder / f"{split.name}-{number:05d}.tar"
-            jobs.append(ShardJob(split.name, tar, [split.samples[row] for row in rows], split.pixels, MAX_PIXELS))
+            samples = [split.samples[row] for row in rows]
+            jobs.append(ShardJob(split.name, tar, samples, split.pixels, MAX_PIXELS, options.smaller))
     return jobs
 
 
 def _digest(source: Source, jobs: list[ShardJob], options: Options) -> str:
     """Digest of the samples and options, without the images' own bytes and without paths, so that a source may move."""
     digest = hashlib.sha256(json.dumps([source.kind, source.classes, options.seed, options.shuffle]).encode())
+    if options.max_side is not None:
+        digest.update(json.dumps([options.max_side, options.quality]).encode())
     for job in jobs:
         rows = [(s.key, s.label, os.path.basename(s.file), s.offset, s.size) for s in job.samples]
         digest.update(json.dumps([job.tar.name, job.max_pixels, rows]).encode())
@@ -266,6 +289,8 @@ def _manifest(
             bytes=sum(part.shard.bytes for part in parts),
             class_counts=[labels[number] for number in range(len(source.classes))],
             shuffle_seed=options.seed if options.shuffle and name == "train" else None,
+            max_side=options.max_side,
+            quality=options.quality,
             shards=[part.shard for part in parts],
             notes=dict(sorted(notes.items())),
             stored_as_png=[pair for part in parts for pair in part.stored_as_png],

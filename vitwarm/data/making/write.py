@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from vitwarm.data.index_file import index_beside
-from vitwarm.data.making.encode import checked, encode_pixels
+from vitwarm.data.making.encode import MaxSide, checked, encode_pixels
 from vitwarm.data.making.samples import Pixels, Reader, Sample
 from vitwarm.data.manifest import Shard
 from vitwarm.data.source import DamagedSample
@@ -32,6 +32,7 @@ class ShardJob:
         samples: the samples, in order.
         pixels: see `SourceSplit`.
         max_pixels: most pixels of an image.
+        max_side: makes larger images smaller; None keeps every size.
     """
 
     split: str
@@ -39,12 +40,14 @@ class ShardJob:
     samples: list[Sample]
     pixels: Pixels | None
     max_pixels: int
+    max_side: MaxSide | None = None
 
     @property
     def digest(self) -> str:
         """Digest of the samples, without the images' own bytes and without paths, so that a source may move."""
         rows = [(s.key, s.label, os.path.basename(s.file), s.offset, s.size) for s in self.samples]
-        return hashlib.sha256(json.dumps([self.tar.name, self.max_pixels, rows]).encode()).hexdigest()
+        sizes = [self.max_pixels] + ([self.max_side.side, self.max_side.quality] if self.max_side else [])
+        return hashlib.sha256(json.dumps([self.tar.name, *sizes, rows]).encode()).hexdigest()
 
 
 @dataclass(frozen=True)
@@ -124,9 +127,9 @@ def write_shard(job: ShardJob) -> ShardRecord:
                 try:
                     data = reader.read(sample)
                     if job.pixels is None:
-                        data, extension, found = checked(data, job.max_pixels)
+                        data, extension, found = checked(data, job.max_pixels, job.max_side)
                     else:
-                        data, extension, found = encode_pixels(data, job.pixels), "png", []
+                        data, extension, found = encode_pixels(data, job.pixels, job.max_side)
                 except DamagedSample as error:
                     damaged.append((sample.key, str(error)))
                     continue

@@ -28,7 +28,7 @@ FLOORS = [
     {"analysis", "budget"},
     {"assembly"},
     {"validate", "cost", "result"},
-    {"run", "run_folder", "study", "warming"},
+    {"run", "run_folder", "study", "lab", "warming"},
     {"cli"},
 ]
 

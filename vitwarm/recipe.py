@@ -31,7 +31,7 @@ from vitwarm.reading import dump_yaml, parse_yaml, read_text, read_yaml
 
 # Two runs that differ only here are the same experiment.
 NOT_IDENTITY = ("name", "description", "resume_from", "run")
-_NOT_RECIPES = ("budgets", "accelerate")  # folders beside the recipes, with settings of other kinds
+_NOT_RECIPES = ("budgets", "lab", "accelerate")  # folders beside the recipes, with settings of other kinds
 _USAGE = "say recipe=NAME or recipe=PATH.yaml (recipe=list lists the shipped ones)"
 
 

@@ -110,6 +110,7 @@ class LabPlan:
         name: name of its file.
         cells: in the order in which they are carried out, the most important first.
         set: keys of every run, as in `Setting`.
+        overrides: keys of the command line, which count more than all others.
     """
 
     name: str
@@ -121,6 +122,7 @@ class LabPlan:
     cells: tuple[Block, ...]
     published: tuple[Published, ...] = ()
     set: Settings = field(default_factory=dict)
+    overrides: Settings = field(default_factory=dict)
 
     def title(self, kind: str, name: str) -> str:
         """What a report calls a task, a warm-up, a part or a setting; `kind` is the plan's key."""
@@ -141,7 +143,7 @@ class LabPlan:
 
     def _of_setting(self, setting: str, warmup: str) -> list[Settings]:
         own = self.settings[setting]
-        return [own.set, own.warmups.get(warmup, {})]
+        return [own.set, own.warmups.get(warmup, {}), self.overrides]
 
 
 def _warms(key: str) -> bool:
@@ -202,7 +204,7 @@ class _Reader:
     def tree(self, tree: dict[str, Any], overrides: dict[str, str]) -> dict[str, Any]:
         seeds = overrides.pop("seeds", tree.pop("seeds", None))
         fixed = None if seeds is None else self.seeds(seeds, "seeds")
-        self.known(tree, {f.name for f in fields(LabPlan)} - {"name"}, "")
+        self.known(tree, {f.name for f in fields(LabPlan)} - {"name", "overrides"}, "")
         found: dict[str, Any] = {
             kind: {name: self.one(cls, spec, f"{kind}.{name}") for name, spec in self.mapping(tree, kind).items()}
             for kind, cls in (("tasks", Task), ("warmups", WarmUp), ("parts", Part), ("settings", Setting))
@@ -215,7 +217,8 @@ class _Reader:
             "description": str(tree.get("description") or ""),
             "cells": tuple(self.block(b, f"cells[{i}]", found, fixed) for i, b in enumerate(blocks)),
             "published": tuple(self.published(row, found) for row in tree.get("published") or []),
-            "set": self.settings(self.mapping(tree, "set") | overrides, "set"),
+            "set": self.settings(self.mapping(tree, "set"), "set"),
+            "overrides": self.settings(overrides, "the command line"),
         }
 
     def known(self, spec: Any, keys: set[str], where: str) -> None:

@@ -101,8 +101,9 @@ def carry_out(grid: Cells, folders: Folders, launch: Launch, out: Path, stop: li
         if in_a_row >= _GIVE_UP:
             _end(jobs, launch)
             raise UserError(f"{in_a_row} cells in a row crashed; the last: {list(failures.values())[-1]}")
+        left = [hash_ for hash_, status in statuses.items() if status.state == RUNNING and hash_ not in jobs]
         for cell in grid.cells:
-            if len(jobs) >= limit:
+            if len(jobs) + len(left) >= limit:  # runs that a killed start has left behind go on
                 break
             if cell.hash not in tried and statuses[cell.hash].state in (WAITING, BEGUN) and cell.ready():
                 tried.add(cell.hash)

@@ -10,13 +10,15 @@ import torch
 
 from vitwarm.analysis.inspection import attention_entropy
 from vitwarm.budget.cells import DONE, Status
-from vitwarm.budget.runs import WARMUP, Run
+from vitwarm.budget.runs import Run
+from vitwarm.budget.statistics import paired_interval
 from vitwarm.export.opening import open_model
 from vitwarm.files import write_text
 from vitwarm.lab.grid import METRIC, STAGE, Lab, Place
 from vitwarm.lab.plan import NONE, LabPlan
 from vitwarm.procedural.algorithmic import TaskStream, make_task
 from vitwarm.reading import read_json
+from vitwarm.trunk import Decoder
 
 ENTROPY = "entropy.json"
 _ROWS = 200  # sequences that the attention is measured on
@@ -176,8 +178,6 @@ def find_outcomes(lab: Lab, statuses: dict[str, Status], out: Path, command: str
 
 
 def _row(plan: LabPlan, place: Place, outcomes: list[Outcome], controls: dict[Place, dict[int, float]]) -> Row:
-    from vitwarm.budget.statistics import paired_interval
-
     control = controls.get(Place(place.task, NONE, NONE, place.setting), {})
     pairs = [o.value - control[o.seed] for o in outcomes if o.value is not None and o.seed in control]
     low, high = paired_interval(np.array(pairs)) if place.warmup != NONE else (None, None)
@@ -236,7 +236,9 @@ class _Entropies:
             rows = TaskStream(task, run.config.seed, "validation").rows(0, _ROWS)
             last = rows.answer.shape[1] - rows.answer[:, ::-1].argmax(1) - 1  # the last token that is predicted
             visible = torch.arange(rows.tokens.shape[1] - 1) < torch.from_numpy(last)[:, None]
-            found = attention_entropy(open_model(str(run.folder)).model, torch.from_numpy(rows.tokens[:, :-1]), visible)
+            model = open_model(str(run.folder)).model
+            assert isinstance(model, Decoder)
+            found = attention_entropy(model, torch.from_numpy(rows.tokens[:, :-1]), visible)
             self.known[run.hash] = [[round(float(e), 4) for e in heads] for heads in found]
         return self.known[run.hash]
 

@@ -20,7 +20,7 @@ _EARLY = 0.1  # part of a run that may fall outside the axes of the learning cur
 def efficiency(study: Study) -> Any:
     """Above: final value over budget. Below: the budget at which each arm is as good as the baseline with all."""
     rows = study.others
-    with load_matplotlib().rc_context(_style()):
+    with load_matplotlib().rc_context(house_style()):
         height = 3.5 + 0.34 * len(rows)
         figure = new_figure(figsize=(4.8, height), layout="constrained")
         top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=[3.0, 0.34 * len(rows) + 0.1])
@@ -46,7 +46,7 @@ def efficiency(study: Study) -> Any:
 
 def curves(study: Study) -> Any:
     """Above: the metric along the full-length runs; bands span the seeds. Below: paired differences."""
-    with load_matplotlib().rc_context(_style()):
+    with load_matplotlib().rc_context(house_style()):
         figure = new_figure(figsize=(4.8, 5.0), layout="constrained")
         top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=[3, 2])
         late: dict[Any, list[float]] = {top: [], bottom: []}
@@ -98,7 +98,7 @@ def _band(ax: Any, runs: list[Any], look: dict[str, Any], label: str | None = No
 
 def needed(study: Study) -> Any:
     """Draw the data needed over the size of the warm-up, with published points."""
-    with load_matplotlib().rc_context(_style()):
+    with load_matplotlib().rc_context(house_style()):
         figure = new_figure(figsize=(4.8, 3.4), layout="constrained")
         ax = figure.subplots()
         ax.axhline(100, color=_BASELINE, linewidth=1, linestyle=(0, (4, 3)), zorder=1)
@@ -253,7 +253,8 @@ def _legend(ax: Any) -> None:
         )
 
 
-def _style() -> dict[str, Any]:
+def house_style() -> dict[str, Any]:
+    """matplotlib settings of all figures."""
     text = ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color")
     return dict.fromkeys(text, INK) | {
         "font.family": "DejaVu Sans",

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from vitwarm.budget.cells import Status, counts
 from vitwarm.budget.runs import WARMUP, Run
-from vitwarm.checks import main_stage, warms_up
+from vitwarm.checks import main_stage
 from vitwarm.config import Config
 from vitwarm.errors import UserError
 from vitwarm.lab.plan import NONE, LabPlan
@@ -156,8 +156,6 @@ class _Maker:
             config = load_recipe(words)
             if main_stage(config) != (STAGE if stage == STAGE else None):
                 raise UserError(f"{words[0]} is not of an algorithmic task")
-            if stage == WARMUP and not warms_up(config):
-                raise UserError(f"{words[0]} has no warm-up")
         except UserError as error:
             raise UserError(f"plan {self.plan.name}: {name}: {error}") from error
         return config

@@ -6,46 +6,50 @@ from typing import Any
 import numpy as np
 
 from vitwarm.budget.figures import INK, house_style
-from vitwarm.lab.grid import Place
 from vitwarm.lab.outcomes import Findings, Row
 from vitwarm.lab.plan import NONE
 from vitwarm.plotting import load_matplotlib, new_figure
 
+_DARK = "#1c2126"
 _CONTROL, _COLOURS = "#7b8794", ("#2f7fc1", "#d97a1f", "#2c9c6d", "#9466cf", "#d1495b", "#a08a15", "#1798a8")
 _MOST_CURVES = 1 + len(_COLOURS)
 
 
 def heat_map(found: Findings, setting: str) -> Any:
-    """Warm-ups by tasks and parts under one setting: the mean, and below it the published value in brackets."""
+    """Warm-ups by parts under one setting, a panel a task: the mean, and below it the published value in brackets."""
     rows = {row.place: row for row in found.rows if row.place.setting == setting and row.values}
-    parts = [p for p in [NONE, *found.plan.parts] if any(place.part == p for place in rows)]
-    columns = [(t, p) for t in found.plan.tasks for p in parts if any((q.task, q.part) == (t, p) for q in rows)]
-    warmups = [w for w in [NONE, *found.plan.warmups] if any(place.warmup == w for place in rows)]
-    values = np.full((len(warmups), len(columns)), np.nan)
+    tasks = [task for task in found.plan.tasks if any(place.task == task for place in rows)]
+    sides = {}
+    for task in tasks:
+        own = [place for place in rows if place.task == task]
+        sides[task] = (
+            [w for w in [NONE, *found.plan.warmups] if w in {place.warmup for place in own}],
+            [p for p in [NONE, *found.plan.parts] if p in {place.part for place in own}],
+        )
+    heights = [0.36 * len(warmups) + 1.5 for warmups, _ in sides.values()]
     with load_matplotlib().rc_context(house_style()):
-        figure = new_figure(figsize=(2.2 + 0.75 * len(columns), 1.6 + 0.5 * len(warmups)), layout="constrained")
-        ax = figure.subplots()
-        for (i, warmup), (j, (task, part)) in ((a, b) for a in enumerate(warmups) for b in enumerate(columns)):
-            row = rows.get(Place(task, warmup, part, setting))
-            if row is None or row.mean is None:
-                continue
-            values[i, j] = row.mean
-            text = f"{row.mean:.0f}" + (f"\n({row.published[0]:.0f})" if row.published else "")
-            ax.text(j, i, text, ha="center", va="center", fontsize=9, color="white" if row.mean > 55 else "#1c2126")
-        ax.imshow(values, cmap="Blues", vmin=0, vmax=100, aspect="auto")
-        titles = ["without" if w == NONE else found.plan.title("warmups", w) for w in warmups]
-        ax.set_yticks(range(len(warmups)), titles)
-        names = [f"{found.plan.title('tasks', t)}\n" * (p == parts[0]) + _part(found, p) for t, p in columns]
-        ax.set_xticks(range(len(columns)), names, rotation=40, ha="right", fontsize=8.5)
-        for j in range(1, len(columns)):
-            if columns[j][0] != columns[j - 1][0]:
-                ax.axvline(j - 0.5, color=INK, linewidth=1.2)
-        ax.grid(visible=False)
+        widest = max(len(parts) for _, parts in sides.values())
+        figure = new_figure(figsize=(2.6 + 0.72 * widest, sum(heights)), layout="constrained")
+        axes = figure.subplots(len(tasks), squeeze=False, height_ratios=heights)[:, 0]
+        for ax, (task, (warmups, parts)) in zip(axes, sides.items(), strict=True):
+            values = np.full((len(warmups), len(parts)), np.nan)
+            for place, row in rows.items():
+                if place.task == task:
+                    i, j = warmups.index(place.warmup), parts.index(place.part)
+                    values[i, j] = mean = np.mean(row.values)
+                    text = f"{mean:.0f}" + (f" ({row.published[0]:.0f})" if row.published else "")
+                    ax.text(j, i, text, ha="center", va="center", fontsize=9, color="white" if mean > 55 else _DARK)
+            ax.imshow(values, cmap="Blues", vmin=0, vmax=100, aspect="auto")
+            ax.set_title(found.plan.title("tasks", task), loc="left", fontsize=10.5)
+            ax.set_yticks(range(len(warmups)), [_of(found, "warmups", w) for w in warmups], fontsize=9)
+            names = [_of(found, "parts", p) for p in parts]
+            ax.set_xticks(range(len(parts)), names, rotation=30, ha="right", fontsize=8.5)
+            ax.grid(visible=False)
     return figure
 
 
-def _part(found: Findings, part: str) -> str:
-    return "no warm-up" if part == NONE else found.plan.title("parts", part)
+def _of(found: Findings, kind: str, name: str) -> str:
+    return "no warm-up" if name == NONE else found.plan.title(kind, name)
 
 
 def dots(found: Findings, task: str) -> Any:

@@ -80,7 +80,7 @@ def test_help_names_every_key_and_every_parameter_of_every_rule():
         ("train.lr=", r"train\.lr: expected number"),
         ("train.global_batch=1.5", r"train\.global_batch: expected integer, got 1\.5"),
         ("train.compile=2", r"train\.compile: expected true or false, got 2"),
-        ("train.schedule=cosin", r"train\.schedule: expected one of cosine, wsd, constant, got 'cosin'"),
+        ("train.schedule=cosin", r"train\.schedule: expected one of cosine, cosine_floor, wsd, constant, got 'cosin'"),
         ("train.betas=3", r"train\.betas: expected list of number or null, got 3"),
         ("train.betas=[a,1]", r"train\.betas: expected list of number"),
         ("train.betas=[[1],1]", r"train\.betas: expected list of number"),

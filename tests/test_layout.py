@@ -28,7 +28,7 @@ FLOORS = [
     {"assembly"},
     {"validate", "cost", "result"},
     {"banner"},
-    {"run", "run_folder", "seed_runs", "study", "warming"},
+    {"run", "run_folder", "seed_runs", "study", "lab", "warming"},
     {"cli"},
 ]
 

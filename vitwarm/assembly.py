@@ -16,7 +16,7 @@ from vitwarm.errors import UserError
 from vitwarm.exports.opening import lineage, preprocessing, preprocessing_beside
 from vitwarm.parallel import default_workers
 from vitwarm.selection import Selection
-from vitwarm.stages import RuleStage, make_warmup
+from vitwarm.stages import RuleStage, make_warmup, warmup_decoder
 from vitwarm.stages.images import ImagesStage
 from vitwarm.stages.registry import MainStage, Setup, make_main
 from vitwarm.training.loop import device_batch_size
@@ -200,7 +200,7 @@ def _model_alone(config: Config) -> nn.Module:
         positions = warmup.length or positions  # as many as the warm-up trains
     vocab_size = rule_of(warmup.rule).vocab.size
     assert positions is not None  # a recipe that does not say was refused
-    return configured_decoder(config.model, vocab_size, positions, "text", seed=config.seed)
+    return configured_decoder(warmup_decoder(config), vocab_size, positions, "text", seed=config.seed)
 
 
 def _given_parts(config: Config, model: nn.Module) -> list[Part]:

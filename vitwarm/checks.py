@@ -284,7 +284,11 @@ def _check_model(config: Config) -> None:
             raise UserError(f"{key} needs a decoder; set model.decoder.size, such as 2_4_16 or 12_12_768")
         if warmup.objective == "next_token":
             raise UserError("warmup.objective=next_token needs a decoder; set model.decoder.size, such as 12_12_768")
+        if name := next((name for name in ("tied", "dropout") if getattr(warmup, name) is not None), None):
+            raise UserError(f"warmup.{name} is for decoders; leave it out, or set model.decoder.size")
         return
+    if warmup.tied is not None and warmup.objective != "next_token":
+        raise UserError(f"warmup.tied: objective {warmup.objective} has a head of its own kind; leave it out")
     if not re.fullmatch(r"[0-9]{1,3}_[0-9]{1,3}_[0-9]{1,5}", decoder.size):
         raise UserError(
             f"model.decoder.size: {decoder.size!r} is not DEPTH_HEADS_WIDTH, such as 12_12_768; in a recipe file put "

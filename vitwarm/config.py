@@ -59,7 +59,9 @@ class OptimConfig:
     start_lr: float = key(1e-7, "learning rate at step 0, start of the linear warm-up of the learning rate", "[0, inf)")
     min_lr: float = key(1e-6, "learning rate at the end of the schedule", "[0, inf)")
     lr_warmup: str = key("5%", "length of the linear LR warm-up: '1000 steps', '50 epochs', '5%' of the stage")
-    schedule: Literal["cosine", "wsd", "constant"] = key("cosine", "shape after the LR warm-up")
+    schedule: Literal["cosine", "cosine_floor", "wsd", "constant"] = key(
+        "cosine", "shape after the LR warm-up; cosine ends at min_lr, cosine_floor heads for 0 and stays at min_lr"
+    )
     cooldown: str = key("20%", "length of the linear decay that ends a wsd schedule, written like lr_warmup")
     optimizer: str = key("adamw", "a name of timm.optim.list_optimizers(), or lookahead_NAME", since="0.2")
     optimizer_args: dict[str, Any] = key({}, "further arguments of that optimiser (momentum, ...)", since="0.2")
@@ -91,6 +93,12 @@ class WarmupConfig(OptimConfig):
         "tokens (next_state: states) a sequence; null is a ViT's token grid, a decoder's positions",
         "[1, 1048576]",
     )
+    tied: bool | None = key(
+        None, "next_token: the head shares its weights with the token embedding; null: as model.decoder", since="0.2"
+    )
+    dropout: float | None = key(
+        None, "of a decoder: rate of all dropouts in this stage; null: as model.decoder", "[0, 1)", since="0.2"
+    )
     mask_prob: float = key(0.5, "probability that an eligible token of the rule is masked", "(0, 1]")
     middle_runs: int = key(
         1, "times that the middle one of three blocks runs, one after another (compact core)", "[1, 1000]"
@@ -104,7 +112,8 @@ class TransferConfig:
     """Tensors to copy from the source trunk to the target model; all others start fresh."""
 
     groups: list[str] = key(
-        ["trunk"], "what to copy: trunk, attention, mlp, norm, embedding, head; layers=last:4 and heads=0 narrow it"
+        ["trunk"],
+        "what to copy: trunk, attention, mlp, norm, norm1, norm2, embedding, head; layers=last:4 and heads=0 narrow it",
     )
     fit: Literal["exact", "select", "expand"] = key(
         "exact",

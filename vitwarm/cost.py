@@ -1,6 +1,6 @@
-"""What a recipe will cost, before it runs: samples, tokens, FLOPs, hours, storage, memory. Needs neither GPU nor data.
+"""What a recipe will cost, before it runs: samples, tokens, FLOPs, time, storage, memory. Needs neither GPU nor data.
 
-FLOPs and activations come from the real model on fake tensors, which have shapes and no numbers. Hours rest on an
+FLOPs and activations come from the real model on fake tensors, which have shapes and no numbers. The time rests on an
 assumption, the model FLOP utilisation (MFU), that stands beside them.
 """
 
@@ -42,6 +42,9 @@ PEAK_FP32 = {
     "RTX 4090": 82.6e12,
     "RTX 3090": 35.6e12,
 }
+# Of one core, measured with products of matrices (AMD Zen 4, AVX-512). Tiny decoders reach 0.4 of it, and 0.8 where
+# their fast path leaves much out (docs/results/lab_speed.md).
+PEAK_CPU = {"CPU core": 117e9}
 
 
 @dataclass(frozen=True)
@@ -89,34 +92,35 @@ class Estimate:
         return warmup / next(iter(by_name.values())) if by_name and warmup is not None else None
 
     def __str__(self) -> str:
-        head = f"{'stage':<12}{'steps':>10}{'samples':>15}{'tokens':>18}{'FLOPs':>11}{'hours':>10}"
+        head = f"{'stage':<12}{'steps':>10}{'samples':>15}{'tokens':>18}{'FLOPs':>11}{'time':>10}"
         rows = [
-            f"{c.name:<12}{c.steps or '':>10}{c.samples:>15,}{c.tokens:>18,}{c.flops:>11.3g}{c.seconds / 3600:>10.2f}"
+            f"{c.name:<12}{c.steps or '':>10}{c.samples:>15,}{c.tokens:>18,}{c.flops:>11.3g}{_time(c.seconds):>10}"
             for c in self.lines
         ]
         width = max(map(len, self.facts))
         return "\n".join(
-            [self.title, "", head, *rows, f"{'all':<12}{'':>54}{self.seconds / 3600:>10.2f}", ""]
+            [self.title, "", head, *rows, f"{'all':<12}{'':>54}{_time(self.seconds):>10}", ""]
             + [f"{label:<{width}}  {text}" for label, text in self.facts.items()]
         )
 
 
 def estimate(config: Config, gpus: int, device: str, mfu: float = MFU, train_images: int | None = None) -> Estimate:
-    """Samples, tokens, FLOPs, hours, storage and memory of a recipe.
+    """Samples, tokens, FLOPs, time, storage and memory of a recipe.
 
     Args:
         config: the recipe.
         gpus: devices, one process each.
-        device: a name of `PEAK_FLOPS`, in any case.
+        device: a name of `PEAK_FLOPS` or `PEAK_CPU`, in any case.
         mfu: assumed share of the device's peak that the model's FLOPs reach.
         train_images: size of the training set; None counts the shards, or takes ImageNet-1k's when they are not here.
 
     Raises:
         UserError: unknown device, impossible numbers, or an unknown number of images.
     """
-    name = next((known for known in PEAK_FLOPS if known.lower() == device.lower().replace("_", " ")), None)
+    devices = PEAK_FLOPS | PEAK_CPU
+    name = next((known for known in devices if known.lower() == device.lower().replace("_", " ")), None)
     if name is None:
-        known = ", ".join(k.lower().replace(" ", "_") for k in PEAK_FLOPS)
+        known = ", ".join(k.lower().replace(" ", "_") for k in devices)
         raise UserError(f"device={device} is not known; known: {known}")
     if train_images is not None and train_images < 1:
         raise UserError(f"train_images is at least 1, not {train_images}")
@@ -142,10 +146,10 @@ def estimate(config: Config, gpus: int, device: str, mfu: float = MFU, train_ima
     trained = {line.name: line for line in lines if line.name != "evaluation"}
     if experiment.main and (rate := trained[experiment.main.name].samples / trained[experiment.main.name].seconds):
         unit = experiment.main.sample_unit
-        facts["data rate"] = f"{rate:,.0f} {unit}, {rate / gpus:,.0f} for each GPU"
+        facts["data rate"] = f"{rate:,.0f} {unit}, {rate / gpus:,.0f} for each device"
     facts |= _storage(config, weights)
     facts["memory"] = max((_memory(stage, config, gpus) for stage in experiment.stages), key=lambda m: m[0])[1]
-    facts["assumed"] = f"MFU {mfu:g} of {_peaks(config, lines, name)}, the data sheet's peak; no waiting for data"
+    facts["assumed"] = f"MFU {mfu:g} of {_peaks(config, lines, name)}, {_origin(name)}; no waiting for data"
     found = Estimate(_title(config, gpus, name, weights), lines, facts)
     shares = {label: found.share(what) for what, label in _SHARES.items()}
     if parts := [f"{100 * share:.2f} % of its {label}" for label, share in shares.items() if share is not None]:
@@ -169,12 +173,12 @@ def expected_seconds(stage: Stage[Any], model: ModelConfig, device: torch.device
 
 
 def _seconds(flops: float, optim: OptimConfig, model: ModelConfig, card: str, gpus: int, mfu: float) -> float:
-    peak = (PEAK_FLOPS if optim.precision == "bf16" else PEAK_FP32)[card]
+    peak = _peak(card, optim.precision)
     recomputed = 4 / 3 if model.grad_checkpointing else 1  # the blocks' forward pass once more
     return flops * recomputed / (gpus * mfu * peak)
 
 
-_SHARES = {"samples": "samples", "flops": "FLOPs", "seconds": "hours"}
+_SHARES = {"samples": "samples", "flops": "FLOPs", "seconds": "time"}
 
 
 def _title(config: Config, gpus: int, device: str, weights: int) -> str:
@@ -184,8 +188,19 @@ def _title(config: Config, gpus: int, device: str, weights: int) -> str:
 
 def _peaks(config: Config, lines: list[StageCost], device: str) -> str:
     kinds = {config.warmup.precision if line.name == "warmup" else config.train.precision for line in lines}
-    peaks = {"bf16": PEAK_FLOPS[device], "fp32": PEAK_FP32[device]}
-    return " and ".join(f"{peaks[kind] / 1e12:g} TFLOP/s ({kind})" for kind in sorted(kinds))
+    return " and ".join(f"{_peak(device, kind) / 1e12:g} TFLOP/s ({kind})" for kind in sorted(kinds))
+
+
+def _peak(device: str, precision: str) -> float:
+    return PEAK_CPU.get(device) or (PEAK_FLOPS if precision == "bf16" else PEAK_FP32)[device]
+
+
+def _origin(device: str) -> str:
+    return "measured on a core of an AMD Zen 4" if device in PEAK_CPU else "the data sheet's peak"
+
+
+def _time(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds < 3600 else f"{seconds / 3600:.2f} h"
 
 
 @contextlib.contextmanager
@@ -213,8 +228,8 @@ def _memory(stage: Stage[Any], config: Config, gpus: int) -> tuple[float, str]:
     each = (two - one) / samples
     gib = (state + batch * each) / 2**30
     return gib, (
-        f"about {gib:.0f} GiB a GPU: {state / 2**30:.1f} for weights, gradients, optimiser, and {each / 2**20:.0f} MiB "
-        f"of activations for each of {batch} samples (eager; compiled keeps less). "
+        f"about {gib:.0f} GiB a device: {state / 2**30:.1f} for weights, gradients, optimiser, and "
+        f"{each / 2**20:.0f} MiB of activations for each of {batch} samples (eager; compiled keeps less). "
         "Too much? Lower run.device_batch: the global batch stays"
     )
 

@@ -43,7 +43,7 @@ from vitwarm.reading import dump_yaml, parse_yaml, read_text, read_yaml
 # Two runs that differ only here are the same experiment.
 NOT_IDENTITY = ("name", "description", "resume_from", "run", "images.cache", "text.cache")  # of run.*, smoke alone is
 SMOKE = "-smoke"  # behind the hash and the folder of a run that only tries its recipe out
-_NOT_RECIPES = ("budgets", "accelerate")  # folders beside the recipes, with settings of other kinds
+_NOT_RECIPES = ("budgets", "lab", "accelerate")  # folders beside the recipes, with settings of other kinds
 _USAGE = "say recipe=NAME or recipe=PATH.yaml (recipe=list lists the shipped ones)"
 
 

@@ -4,7 +4,7 @@ A selection is a list of words. Kinds unite (`attention`, `mlp`); `layers=` and 
 
 | word | what it selects |
 |---|---|
-| `trunk`, `attention`, `mlp`, `norm`, `embedding`, `head` | the tensors of `vitwarm.transfer.groups` |
+| `trunk`, `attention`, `mlp`, `norm`, `norm1`, `norm2`, `embedding`, `head` | tensors of `vitwarm.transfer.groups` |
 | `layers=8-11`, `layers=0+4-6` | of the kinds (the whole trunk if there is none), what these blocks hold |
 | `layers=first`, `middle`, `last` | the thirds of the depth |
 | `layers=first:2`, `layers=last:4` | that many blocks from either end |
@@ -18,7 +18,7 @@ from typing import Any
 
 from vitwarm.errors import UserError
 
-GROUPS = ("trunk", "attention", "mlp", "norm", "embedding", "head")
+GROUPS = ("trunk", "attention", "mlp", "norm", "norm1", "norm2", "embedding", "head")
 CONTROLS = ("shuffle", "gaussian", "noise", "scale")
 
 _THIRDS = ("first", "middle", "last")

@@ -7,7 +7,7 @@ import tempfile
 from dataclasses import replace
 from pathlib import Path
 
-from vitwarm.budget.cells import DONE, Folders, progress
+from vitwarm.budget.cells import DONE, Folders
 from vitwarm.budget.efficiency import analyse, plan_warnings
 from vitwarm.budget.grid import Grid, Work, make_grid
 from vitwarm.budget.launch import Launch, carry_out, train_command
@@ -115,7 +115,7 @@ class StudyFolder:
         time_left = "no rate measured" if math.isnan(left[1]) else f"{left[1]:.3g} device-hours at the measured rate"
         total = f"left to do: {left[0]:.3g} FLOPs, {time_left}"
         warnings = [f"warning: {text}" for text in [*self.grid.warnings, *plan_warnings(self.plan)]]
-        return "\n".join([head, *rows, "", progress(self.grid, statuses), "", total, *warnings])
+        return "\n".join([head, *rows, "", self.grid.progress(statuses), "", total, *warnings])
 
     def run(self, stop: list[int]) -> None:
         """Carry out what is not finished; see `carry_out`."""

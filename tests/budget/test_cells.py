@@ -5,7 +5,7 @@ import json
 import pytest
 from test_grid import cell, grid
 
-from vitwarm.budget.cells import BEGUN, CRASHED, DONE, FOREIGN, RUNNING, WAITING, Folders, progress
+from vitwarm.budget.cells import BEGUN, CRASHED, DONE, FOREIGN, RUNNING, WAITING, Folders
 from vitwarm.recipe import freeze
 
 
@@ -96,7 +96,7 @@ def test_a_folder_at_work_is_running_and_one_left_is_begun(study):
 
 def test_the_table_has_a_mark_for_each_seed(study):
     finish(cell(study[0], "warmed", 1.0))
-    table = progress(study[0], study[1].statuses(study[0]))
+    table = study[0].progress(study[1].statuses(study[0]))
     lines = {line.split()[0]: line.split()[1:] for line in table.splitlines()}
     assert lines["warmed"] == [".", "#"] and lines["default"] == [".", "."]
     assert "1 done (#), 3 waiting (.)" in table

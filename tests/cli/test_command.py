@@ -65,7 +65,7 @@ def test_every_subcommand_refuses_a_word_that_it_cannot_read(name):
         (["--version"], 0, f"vitwarm {vitwarm.__version__}\n"),
         (["train", "--help"], 0, "  train.lr: number = 0.001 in (0, inf)\n"),
         (["inspect", "--help"], 0, "Rules: "),
-        (["compose", "--help"], 0, "Groups: trunk, attention, mlp, norm, embedding, head;"),
+        (["compose", "--help"], 0, "Groups: trunk, attention, mlp, norm, norm1, norm2, embedding, head;"),
         (["recipes", "list"], 0, "digits_proc "),
         (["train", "recipe=list"], 0, "digits_proc "),
         (["budget", "plan=list"], 0, "digits "),

@@ -72,6 +72,37 @@ def test_what_the_rule_scores_or_all_but_pad():
         assert sums.loss.item() / batch.weight == pytest.approx(math.log(vocab), abs=0.1)
 
 
+@pytest.mark.parametrize("alone", [False, True])
+def test_a_warmup_may_have_a_head_and_dropout_of_its_own(alone):
+    """The head of the warm-up, the rates of its dropouts, the task's head and rates."""
+    given = config(warmup={"tied": True, "dropout": 0.25}, task=None if alone else "addition")
+    experiment = assemble(given, 1)
+    model = experiment.warmup.model
+    assert model.head is None and {m.p for m in model.modules() if isinstance(m, torch.nn.Dropout)} == {0.25}
+    assert make_warmup(given, None, model).model.dropout == 0.25
+    assert (experiment.model.head is None) == alone  # a warm-up alone exports what it trained
+    assert alone or not experiment.model.dropout
+    experiment.transfer_warmup(model)
+    tokens = model.token_embed.weight
+    expected = tokens if alone else tokens.mean(0).expand_as(experiment.model.head_weight)
+    torch.testing.assert_close(experiment.model.head_weight, expected)
+    states = make_warmup(config(objective="next_state", rule=automaton(), length=6, warmup={"dropout": 0.25}), None)
+    assert {m.p for m in states.model.modules() if isinstance(m, torch.nn.Dropout)} == {0.25}
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["recipe=digits_proc", "warmup.tied=true"], "warmup.tied is for decoders"),
+        (["recipe=digits_proc", "warmup.dropout=0.1"], "warmup.dropout is for decoders"),
+        (["recipe=addition_eca", "warmup.tied=true"], "warmup.tied: objective next_state has a head of its own kind"),
+    ],
+)
+def test_a_head_or_dropout_that_the_warmup_does_not_have_is_refused(words, says):
+    with pytest.raises(UserError, match=says):
+        load_recipe(words)
+
+
 # Next state
 
 

@@ -29,6 +29,14 @@ def test_cosine_is_timms_with_warmup_prefix(steps, warmup):
         assert learning_rate(step, steps, optim, warmup, 0) == pytest.approx(sgd.param_groups[0]["lr"], rel=1e-12)
 
 
+def test_cosine_floor_heads_for_zero_and_stays_at_the_floor():
+    optim = OptimConfig(lr=2.0, start_lr=0.0, min_lr=0.2, schedule="cosine_floor")
+    rates = [learning_rate(s, 110, optim, 10, 0) for s in range(110)]
+    assert rates[60] == pytest.approx(1.0)  # half way
+    assert rates[10:] == pytest.approx([max(0.2, 1 + math.cos(math.pi * s / 100)) for s in range(100)])
+    assert rates[90:] == [0.2] * 20 and rates[89] > 0.2  # arccos(-0.8) is 0.795 pi
+
+
 def test_wsd_is_flat_then_falls_in_a_straight_line_to_the_floor():
     optim = OptimConfig(lr=1.0, start_lr=0.0, min_lr=0.1, schedule="wsd")
     rates = [learning_rate(s, 100, optim, 10, 20) for s in range(101)]

@@ -115,6 +115,8 @@ def test_every_family_moves_its_trunk_and_only_that(tmp_path, name, more):
         ("attention", (".attn.",)),
         ("mlp", (".mlp.",)),
         ("norm", (".norm1.", ".norm2.", "norm.")),
+        ("norm1", (".norm1.",)),
+        ("attention norm2", (".attn.", ".norm2.")),
         ("embedding", ("cls_token", "pos_embed", "patch_embed.")),
         ("head", ("head.",)),
     ],

@@ -97,6 +97,21 @@ def inspect_trunk(
     return found
 
 
+@torch.no_grad()
+def attention_entropy(decoder: Decoder, tokens: Tensor, asked: Tensor) -> np.ndarray:
+    """Mean entropy of the attention of each head of a decoder, (L, H), as in `Inspection.entropy`.
+
+    Args:
+        decoder: L blocks, H heads.
+        tokens: (B, N) ids.
+        asked: (B, N) bool, the tokens whose attention counts; the first one sees itself alone and never does.
+    """
+    family = family_of(require_values(decoder).eval())
+    with family.watch(decoder.blocks) as seen:
+        decoder(tokens)
+    return np.stack([_entropy(a, causal=True, asked=asked) for a in seen])
+
+
 def _matrices(family: Family, block: nn.Module) -> dict[str, Tensor]:
     """The six matrices of a block; a gated MLP's gate and value count as one."""
     try:
@@ -108,9 +123,12 @@ def _matrices(family: Family, block: nn.Module) -> dict[str, Tensor]:
     return dict(zip(MATRICES, own, strict=True))
 
 
-def _entropy(attention: Tensor, causal: bool) -> np.ndarray:
-    """(B, H, N, N) attention to (H,) entropy of each head; see `Inspection.entropy`."""
+def _entropy(attention: Tensor, causal: bool, asked: Tensor | None = None) -> np.ndarray:
+    """(B, H, N, N) attention to (H,) entropy of each head, over the asked (B, N) tokens; see `Inspection.entropy`."""
     size = attention.shape[-1]
     visible = torch.arange(1, size + 1) if causal else torch.full((size,), size)
     entropy = -torch.xlogy(attention, attention).sum(-1) / visible.clamp(min=2).log()  # (B, H, N)
-    return entropy[..., 1 if causal else 0 :].mean((0, 2)).numpy()
+    first = 1 if causal else 0
+    if asked is not None:
+        return entropy.movedim(1, -1)[:, first:][asked[:, first:]].mean(0).numpy()
+    return entropy[..., first:].mean((0, 2)).numpy()

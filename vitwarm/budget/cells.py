@@ -1,10 +1,11 @@
 """The progress of each cell, read from its folder alone, so that every process gets the same answer."""
 
-import math
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
-from vitwarm.budget.grid import Cell, Grid
 from vitwarm.budget.runs import Run, read_run
 from vitwarm.errors import UserError
 from vitwarm.files import is_locked
@@ -30,6 +31,48 @@ class Status:
     note: str = ""
 
 
+class Cell(Protocol):
+    """What states and launches need of a cell: one run of a study."""
+
+    @property
+    def title(self) -> str: ...
+
+    @property
+    def hash(self) -> str:
+        """Of its recipe: a finished run with this hash is this cell, whatever its folder is called."""
+
+    @property
+    def arguments(self) -> tuple[str, ...]:
+        """The command line that gives the recipe."""
+
+    @property
+    def folder(self) -> Path: ...
+
+    def ready(self) -> bool:
+        """Whether the runs that it starts from have left what it needs."""
+
+
+class Cells(Protocol):
+    """What states and launches need of a study."""
+
+    @property
+    def cells(self) -> Sequence[Cell]:
+        """In the order in which they are carried out."""
+
+    def unusable(self, run: Run) -> str:
+        """The reason why the numbers of a finished run cannot be used, or an empty string."""
+
+    def progress(self, statuses: dict[str, Status]) -> str:
+        """What to print whenever a state changes."""
+
+    def check_needs(self, statuses: dict[str, Status]) -> None:
+        """Check, when all is over, that no cell waits for what will never be there.
+
+        Raises:
+            UserError: one does.
+        """
+
+
 class Folders:
     """The run folders of a study, with the finished ones known by the hash of their recipe.
 
@@ -42,12 +85,13 @@ class Folders:
         self.runs, self.failures_file = runs, out / FAILURES
         self._read: dict[Path, Run] = {}
         self._hashes: dict[tuple[Path, int], str] = {}  # of recipes by file and its time: reading one takes a while
+        self._named: dict[tuple[Path, int], str] = {}  # likewise the hashes named in results
 
     def failures(self) -> dict[str, str]:
         """Hash of a cell -> last line of output of its last attempt."""
         return read_json(self.failures_file) if self.failures_file.is_file() else {}
 
-    def statuses(self, grid: Grid) -> dict[str, Status]:
+    def statuses(self, grid: Cells) -> dict[str, Status]:
         """Hash -> state of every cell."""
         finished = self._finished()
         failures = self.failures()
@@ -58,12 +102,15 @@ class Folders:
         found = {}
         for file in sorted(self.runs.glob("*/result.json")):
             try:
-                found[read_json(file, recipe_hash=str)["recipe_hash"]] = file.parent
-            except UserError:
+                key = file, file.stat().st_mtime_ns
+                if key not in self._named:
+                    self._named[key] = read_json(file, recipe_hash=str)["recipe_hash"]
+            except (UserError, OSError):
                 continue  # reported by the cell whose folder it is
+            found[self._named[key]] = file.parent
         return found
 
-    def _status(self, cell: Cell, finished: dict[str, Path], failures: dict[str, str], grid: Grid) -> Status:
+    def _status(self, cell: Cell, finished: dict[str, Path], failures: dict[str, str], grid: Cells) -> Status:
         folder = finished.get(cell.hash, cell.folder)
         try:
             if (folder / "result.json").is_file():
@@ -71,7 +118,7 @@ class Folders:
                 self._read[folder] = run
                 if run.hash != cell.hash:
                     return Status(FOREIGN, note=f"{folder} holds a run of another recipe (hash {run.hash})")
-                if note := _unusable(run, grid):
+                if note := _of_another(run) or grid.unusable(run):
                     return Status(FOREIGN, note=f"{folder}: {note}")
                 return Status(DONE, run)
             if (folder / "recipe.yaml").is_file():
@@ -93,16 +140,10 @@ class Folders:
         return self._hashes[key]
 
 
-def _unusable(run: Run, grid: Grid) -> str:
-    """The reason why the numbers of a finished run cannot be used, or an empty string."""
-    if run.result["seed"] != run.config.seed or run.result["recipe_hash"] != run.hash:
-        return "result.json belongs to another recipe than recipe.yaml"
-    if grid.stage not in run.result["stages"]:
-        return f"result.json has no stage {grid.stage}"
-    value = run.result["metrics"].get(grid.plan.metric)
-    if not isinstance(value, (int, float)) or not math.isfinite(value):
-        return f"result.json has no finite {grid.plan.metric}"
-    return ""
+def _of_another(run: Run) -> str:
+    """The reason why a result does not belong to its folder, or an empty string."""
+    own = run.result["seed"] == run.config.seed and run.result["recipe_hash"] == run.hash
+    return "" if own else "result.json belongs to another recipe than recipe.yaml"
 
 
 def is_held(folder: Path) -> bool:
@@ -110,18 +151,7 @@ def is_held(folder: Path) -> bool:
     return is_locked(folder / ".lock")
 
 
-def progress(grid: Grid, statuses: dict[str, Status]) -> str:
-    """The table of progress, with one mark for each seed."""
-    width = max(map(len, grid.plan.arms))
-    heads = [f"{100 * budget:g}%" for budget in grid.plan.budgets]
-    column = max(len(grid.plan.seeds), *map(len, heads)) + 2
-    by_place: dict[tuple[str, float], str] = {}
-    for cell in grid.cells:
-        place = cell.arm, cell.budget
-        by_place[place] = by_place.get(place, "") + MARKS[statuses[cell.hash].state]
-    lines = ["".join([" " * width, *(head.rjust(column) for head in heads)])]
-    for arm in grid.plan.arms:
-        lines.append(arm.ljust(width) + "".join(by_place[arm, b].rjust(column) for b in grid.plan.budgets))
-    states = [statuses[cell.hash].state for cell in grid.cells]
-    counts = ", ".join(f"{states.count(s)} {s} ({MARKS[s]})" for s in MARKS if s in states)
-    return "\n".join([*lines, counts])
+def counts(states: Iterable[str]) -> str:
+    """How many cells are in each state, with its mark."""
+    found = Counter(states)
+    return ", ".join(f"{found[state]} {state} ({MARKS[state]})" for state in MARKS if found[state])

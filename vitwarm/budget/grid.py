@@ -6,8 +6,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from vitwarm.amounts import Amount
+from vitwarm.budget.cells import DONE, MARKS, WAITING, Status, counts
 from vitwarm.budget.compare import ARM_KEYS
 from vitwarm.budget.plan import UNITS, Plan
+from vitwarm.budget.runs import Run
 from vitwarm.checks import LENGTHS, MAIN_STAGES, differences, main_stage, starts_from_given, value_of, warms_up
 from vitwarm.config import Config
 from vitwarm.errors import UserError
@@ -75,6 +77,10 @@ class Cell:
     def title(self) -> str:
         return f"{self.arm} at {100 * self.budget:g} %, seed {self.seed}"
 
+    def ready(self) -> bool:
+        """Whether the full run has left the checkpoint that it resumes from."""
+        return self.needs is None or (self.needs / "state.json").is_file()
+
 
 @dataclass(frozen=True)
 class Grid:
@@ -95,6 +101,42 @@ class Grid:
     def warmup_share(self, arm: str) -> float:
         """The warm-up as a share of the full main stage, in the plan's unit."""
         return warmup_share(self.plan.unit, self.work[arm], self.stage)
+
+    def unusable(self, run: Run) -> str:
+        """The reason why the numbers of a finished run cannot be used, or an empty string."""
+        if self.stage not in run.result["stages"]:
+            return f"result.json has no stage {self.stage}"
+        value = run.result["metrics"].get(self.plan.metric)
+        if not isinstance(value, (int, float)) or not math.isfinite(value):
+            return f"result.json has no finite {self.plan.metric}"
+        return ""
+
+    def progress(self, statuses: dict[str, Status]) -> str:
+        """The table of progress, with one mark for each seed."""
+        width = max(map(len, self.plan.arms))
+        heads = [f"{100 * budget:g}%" for budget in self.plan.budgets]
+        column = max(len(self.plan.seeds), *map(len, heads)) + 2
+        by_place: dict[tuple[str, float], str] = {}
+        for cell in self.cells:
+            place = cell.arm, cell.budget
+            by_place[place] = by_place.get(place, "") + MARKS[statuses[cell.hash].state]
+        lines = ["".join([" " * width, *(head.rjust(column) for head in heads)])]
+        for arm in self.plan.arms:
+            lines.append(arm.ljust(width) + "".join(by_place[arm, b].rjust(column) for b in self.plan.budgets))
+        return "\n".join([*lines, counts(statuses[cell.hash].state for cell in self.cells)])
+
+    def check_needs(self, statuses: dict[str, Status]) -> None:
+        """Check that finished full runs have left the checkpoints that shorter ones resume from.
+
+        Raises:
+            UserError: one has not.
+        """
+        for cell in self.cells:
+            if cell.needs and not cell.needs.is_dir() and statuses[cell.hash].state == WAITING:
+                whole = next(c for c in self.cells if c.folder == cell.needs.parent.parent)
+                if statuses[whole.hash].state == DONE:
+                    gone = f"{cell.title} resumes from {cell.needs}, which is missing"
+                    raise UserError(f"{gone}; remove {whole.folder} to carry that run out again")
 
 
 def required_stage(config: Config) -> str:

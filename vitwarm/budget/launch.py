@@ -1,4 +1,4 @@
-"""Runs cells: one `accelerate launch` each, through submitit, on this machine or on Slurm."""
+"""Runs cells: a process or an `accelerate launch` each, through submitit, on this machine or on Slurm."""
 
 import contextlib
 import json
@@ -11,8 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from vitwarm.budget.cells import BEGUN, DONE, RUNNING, WAITING, Folders, Status, progress
-from vitwarm.budget.grid import Grid
+from vitwarm.budget.cells import BEGUN, DONE, RUNNING, WAITING, Cells, Folders
 from vitwarm.errors import Interrupted, UserError
 from vitwarm.files import write_text
 
@@ -28,20 +27,22 @@ class Launch:
     Attributes:
         executor: `local` or `slurm`.
         jobs: cells at once.
-        accelerate: further arguments of `accelerate launch`.
+        accelerate: further arguments of `accelerate launch`; None: each cell is one process, without it.
         submit: parameters of submitit (`slurm_partition`, `gpus_per_node`, `timeout_min`, ...).
     """
 
     executor: str = "local"
     jobs: int = 1
-    accelerate: str = ""
+    accelerate: str | None = ""
     submit: dict[str, Any] = field(default_factory=dict)
 
 
 def train_command(arguments: Sequence[str], folder: Path, launch: Launch) -> list[str]:
     """The command of a run; the same command by hand resumes it."""
-    accelerate = [sys.executable, "-m", "accelerate.commands.launch", "--quiet", *shlex.split(launch.accelerate)]
-    return [*accelerate, "-m", "vitwarm", "train", *arguments, f"run.dir={folder}"]
+    words = [sys.executable]
+    if launch.accelerate is not None:
+        words += ["-m", "accelerate.commands.launch", "--quiet", *shlex.split(launch.accelerate)]
+    return [*words, "-m", "vitwarm", "train", *arguments, f"run.dir={folder}"]
 
 
 def _on_devices(words: list[str], launch: Launch, devices: str | None) -> list[str]:
@@ -56,7 +57,7 @@ def _on_devices(words: list[str], launch: Launch, devices: str | None) -> list[s
     return ["env", *start, *words]
 
 
-def carry_out(grid: Grid, folders: Folders, launch: Launch, out: Path, stop: list[int]) -> None:
+def carry_out(grid: Cells, folders: Folders, launch: Launch, out: Path, stop: list[int]) -> None:
     """Run every cell that is not finished; prints the table of progress as it changes.
 
     Args:
@@ -90,7 +91,7 @@ def carry_out(grid: Grid, folders: Folders, launch: Launch, out: Path, stop: lis
                 else:
                     in_a_row = 0
         statuses = folders.statuses(grid)
-        table = progress(grid, statuses)
+        table = grid.progress(statuses)
         if table != shown:
             shown = table
             print(f"\n{table}", flush=True)
@@ -100,9 +101,11 @@ def carry_out(grid: Grid, folders: Folders, launch: Launch, out: Path, stop: lis
         if in_a_row >= _GIVE_UP:
             _end(jobs, launch)
             raise UserError(f"{in_a_row} cells in a row crashed; the last: {list(failures.values())[-1]}")
+        left = [hash_ for hash_, status in statuses.items() if status.state == RUNNING and hash_ not in jobs]
         for cell in grid.cells:
-            ready = cell.needs is None or (cell.needs / "state.json").is_file()
-            if len(jobs) < limit and ready and cell.hash not in tried and statuses[cell.hash].state in (WAITING, BEGUN):
+            if len(jobs) + len(left) >= limit:  # runs that a killed start has left behind go on
+                break
+            if cell.hash not in tried and statuses[cell.hash].state in (WAITING, BEGUN) and cell.ready():
                 tried.add(cell.hash)
                 slots[cell.hash] = min(set(range(limit)) - set(slots.values()))
                 words = train_command(cell.arguments, cell.folder, launch)
@@ -111,20 +114,10 @@ def carry_out(grid: Grid, folders: Folders, launch: Launch, out: Path, stop: lis
                 jobs[cell.hash] = executor.submit(_command(_on_devices(words, launch, devices)))
         statuses = folders.statuses(grid) if not jobs else statuses
         if not jobs and not any(status.state == RUNNING for status in statuses.values()):
-            return _check_needs(grid, statuses)
+            return grid.check_needs(statuses)
         for _ in range(int(POLL * 10)):
             if not stop:
                 time.sleep(0.1)
-
-
-def _check_needs(grid: Grid, statuses: dict[str, Status]) -> None:
-    """Check that finished full runs have left the checkpoints that shorter ones resume from."""
-    for cell in grid.cells:
-        if cell.needs and not cell.needs.is_dir() and statuses[cell.hash].state == WAITING:
-            whole = next(c for c in grid.cells if c.folder == cell.needs.parent.parent)
-            if statuses[whole.hash].state == DONE:
-                gone = f"{cell.title} resumes from {cell.needs}, which is missing"
-                raise UserError(f"{gone}; remove {whole.folder} to carry that run out again")
 
 
 def _executor(launch: Launch, out: Path) -> Any:
@@ -182,7 +175,9 @@ def _end(jobs: dict[str, Any], launch: Launch) -> None:
     print(f"waiting for {len(jobs)} runs to write a checkpoint", flush=True)
     asked = set()
     while running := [job for job in jobs.values() if not job.done()]:
-        for process in (p for job in running for p in _trainings(int(job.job_id))):  # a launcher may start one only now
+        for process in (
+            p for job in running for p in _trainings(int(job.job_id), launch)
+        ):  # a launcher may start one only now
             if process not in asked:
                 asked.add(process)
                 with contextlib.suppress(psutil.NoSuchProcess):
@@ -190,15 +185,15 @@ def _end(jobs: dict[str, Any], launch: Launch) -> None:
         time.sleep(0.1)
 
 
-def _trainings(controller: int) -> list[Any]:
-    """The training processes below a job of submitit's: controller, its task, accelerate, then they.
+def _trainings(controller: int, launch: Launch) -> list[Any]:
+    """The training processes below a job of submitit's: controller, its task, accelerate if it is used, then they.
 
     Signals must go to them alone: neither submitit's task nor accelerate passes a SIGTERM on.
     """
     import psutil
 
     level = [psutil.Process(controller)] if psutil.pid_exists(controller) else []
-    for _ in range(3):
+    for _ in range(2 if launch.accelerate is None else 3):
         below = []
         for process in level:
             with contextlib.suppress(psutil.NoSuchProcess):

@@ -23,6 +23,7 @@ SUBCOMMANDS = (
     "recipes",
     "plan",
     "budget",
+    "lab",
     "compare",
     "seeds",
     "intervals",
@@ -32,7 +33,7 @@ SUBCOMMANDS = (
     "inspect",
 )
 
-_RESUMABLE = ("train", "ensemble", "budget")
+_RESUMABLE = ("train", "ensemble", "budget", "lab")
 
 
 def main() -> NoReturn:

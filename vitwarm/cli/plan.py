@@ -8,13 +8,13 @@ from vitwarm.cli.words import option
 
 @dataclass(frozen=True, kw_only=True)
 class Options(RecipeOptions):
-    """What a run will cost: samples, tokens, FLOPs, hours, storage and memory.
+    """What a run will cost: samples, tokens, FLOPs, time, storage and memory.
 
     Needs neither a GPU nor the data.
     """
 
     gpus: int = option("devices, one process each")
-    device: str = option("kind of device: h100, a100, l40s, ...", form="h100")
+    device: str = option("kind of device: h100, a100, l40s, ..., cpu_core", form="h100")
     mfu: float = option("assumed share of the device's peak that the model's FLOPs reach", 0.4)
     train_images: int | None = option("size of the training set, where it cannot be counted here", None)
 

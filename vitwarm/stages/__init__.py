@@ -10,7 +10,7 @@ from torch import nn
 
 from vitwarm.config import Config
 from vitwarm.stages.next_token import NextStateWarmup, NextTokenWarmup
-from vitwarm.stages.warmup import RuleStage, WarmupStage
+from vitwarm.stages.warmup import RuleStage, WarmupStage, warmup_decoder
 
 _OBJECTIVES: dict[str, Callable[..., RuleStage[Any]]] = {
     "masked": WarmupStage,
@@ -24,4 +24,4 @@ def make_warmup(config: Config, main_samples: int | None, start: nn.Module | Non
     return _OBJECTIVES[config.warmup.objective](config, main_samples, start)
 
 
-__all__ = ["NextStateWarmup", "NextTokenWarmup", "RuleStage", "WarmupStage", "make_warmup"]
+__all__ = ["NextStateWarmup", "NextTokenWarmup", "RuleStage", "WarmupStage", "make_warmup", "warmup_decoder"]

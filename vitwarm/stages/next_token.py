@@ -26,7 +26,7 @@ from vitwarm.procedural import Vocab
 from vitwarm.procedural.eca import Eca
 from vitwarm.stages.batches import StateBatch, TokenBatch
 from vitwarm.stages.tokens import Split, next_token_batch, next_token_losses
-from vitwarm.stages.warmup import RuleStage, RuleStreams, fresh_trunk, sequence_length, without_dropout
+from vitwarm.stages.warmup import RuleStage, RuleStreams, fresh_trunk, sequence_length, warmup_decoder, with_dropout
 from vitwarm.training.batch import Sums
 from vitwarm.trunk import Decoder, Trunk, configured_decoder, initialise
 from vitwarm.trunk.decoder import INIT_STD
@@ -41,7 +41,7 @@ class NextTokenWarmup(RuleStage[TokenBatch]):
         length = sequence_length(config)
         streams = RuleStreams(config, length)
         sizes, runs = (streams.rule.vocab.size, length), config.warmup.middle_runs
-        model = configured_decoder(config.model, *sizes, "warmup", seed=config.seed, middle_runs=runs)
+        model = configured_decoder(warmup_decoder(config), *sizes, "warmup", seed=config.seed, middle_runs=runs)
         if start is None:
             initialise(model, config.model.init, seed=config.seed)
         else:
@@ -116,7 +116,7 @@ class NextStateWarmup(RuleStage[StateBatch]):
                 "and block=1"
             )
         self.cells = rule.window or rule.width
-        trunk = fresh_trunk(config) if start is None else without_dropout(start)
+        trunk = fresh_trunk(config) if start is None else with_dropout(start, config.warmup.dropout or 0.0)
         length = sequence_length(config, trunk)
         streams = RuleStreams(config, length * self.cells)
         how = config.model.grad_checkpointing, config.warmup.middle_runs

@@ -3,6 +3,7 @@
 import copy
 from abc import abstractmethod
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 
 from vitwarm.amounts import Amount
 from vitwarm.checks import rule_of
-from vitwarm.config import Config
+from vitwarm.config import Config, ModelConfig
 from vitwarm.errors import UserError
 from vitwarm.keys import keyed_rng
 from vitwarm.procedural import Rule, RuleStream
@@ -113,6 +114,14 @@ class RuleStreams:
             self._open()
 
 
+def warmup_decoder(config: Config) -> ModelConfig:
+    """The decoder that the warm-up trains: the recipe's, with a head and dropout of its own where it says so."""
+    decoder, own = config.model.decoder, config.warmup
+    tied = decoder.tied if own.tied is None else own.tied
+    dropout = decoder.dropout if own.dropout is None else own.dropout
+    return replace(config.model, decoder=replace(decoder, tied=tied, dropout=dropout))
+
+
 def fresh_trunk(config: Config) -> nn.Module:
     """The model that a trunk is taken from, with the initialisation of the recipe.
 
@@ -120,19 +129,19 @@ def fresh_trunk(config: Config) -> nn.Module:
     """
     model: nn.Module
     if config.model.decoder.size:
-        model = configured_decoder(config.model, 1, 1, "warmup", seed=config.seed)
+        model = configured_decoder(warmup_decoder(config), 1, 1, "warmup", seed=config.seed)
     else:
         no_dropout: dict[str, Any] = {k: 0.0 for k in config.model.args if is_drop_rate(k)}
         model = build_model(config.model, "warmup", seed=config.seed, **no_dropout)
     return initialise(model, config.model.init, seed=config.seed)
 
 
-def without_dropout(model: nn.Module) -> nn.Module:
-    """A copy of a model in fp32, all of it trainable, whose dropouts of any kind are off."""
+def with_dropout(model: nn.Module, rate: float) -> nn.Module:
+    """A copy of a model in fp32, all of it trainable, whose dropouts have that rate; paths are never dropped."""
     copied = copy.deepcopy(model).float().requires_grad_(True)
     for module in copied.modules():
         if isinstance(module, nn.Dropout):
-            module.p = 0.0
+            module.p = rate
         elif isinstance(module, DropPath):
             module.drop_prob = 0.0
     return copied
@@ -252,7 +261,7 @@ class WarmupStage(RuleStage[MaskedBatch]):
     """
 
     def __init__(self, config: Config, main_samples: int | None, start: nn.Module | None = None):
-        vit = fresh_trunk(config) if start is None else without_dropout(start)
+        vit = fresh_trunk(config) if start is None else with_dropout(start, config.warmup.dropout or 0.0)
         length = sequence_length(config, vit)
         streams = RuleStreams(config, length)
         sizes = streams.rule.vocab.size, length, config.seed

@@ -5,7 +5,9 @@
 | `attention` | `blocks.N.attn.*` and the layer scale behind it (`ls1`, `gamma_1`)               |
 | `mlp`       | `blocks.N.mlp.*` and the layer scale behind it (`ls2`, `gamma_2`)                |
 | `norm`      | `norm1`, `norm2` of the blocks, `norm_pre`, the final norm                       |
-| `trunk`     | the three above, and what attention and MLP share in parallel blocks (`in_proj`) |
+| `norm1`     | of these the norms before the attention                                          |
+| `norm2`     | of these the norms before the MLP                                                |
+| `trunk`     | attention, MLP, norms, and `in_proj`, which parallel blocks share between them   |
 | `embedding` | `patch_embed`, `token_embed`, `pos_embed`, prefix tokens, tensors of rotary      |
 |             | positions and of relative ones, those inside the blocks too                      |
 | `head`      | everything after the final norm: classifier, attention pooling                   |
@@ -29,10 +31,14 @@ __all__ = ["GROUPS", "block_of", "canonical", "group_of", "head_mask", "input_le
 
 _BLOCK = re.compile(r"^blocks\.(\d+)\.")
 _TRUNK = ("trunk", "attention", "mlp", "norm")
+_NORMS = {  # also of the attentions and MLPs that run side by side in a block
+    "norm1": re.compile(r"^blocks\.\d+\.(norm1|attns\.\d+\.norm)\."),
+    "norm2": re.compile(r"^blocks\.\d+\.(norm2|ffns\.\d+\.norm)\."),
+}
 
 
 def group_of(name: str) -> str:
-    """The narrowest group that a canonical tensor name belongs to."""
+    """The group that a canonical tensor name belongs to; of a norm it is `norm`."""
     return tensor_group(_BLOCK.sub("blocks.", name))
 
 
@@ -68,7 +74,12 @@ def select(names: Iterable[str], groups: str | Iterable[str] | Selection, depth:
     if depth is None:
         depth = 1 + max((b for n in names if (b := block_of(n)) is not None), default=-1)
     blocks = chosen.blocks(depth)
-    found = [n for n in names if group_of(n) in kinds and (blocks is None or block_of(n) in blocks)]
+    norms = [_NORMS[kind] for kind in kinds if kind in _NORMS]
+
+    def taken(name: str) -> bool:
+        return group_of(name) in kinds or any(norm.match(name) for norm in norms)
+
+    found = [n for n in names if taken(n) and (blocks is None or block_of(n) in blocks)]
     if not chosen.heads:
         return found
     return [n for n in found if chosen.heads_of(block_of(n)) and (input_rows(n) or n.endswith("attn.proj.weight"))]

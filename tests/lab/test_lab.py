@@ -1,0 +1,209 @@
+"""The laboratory: what a plan means, what its cells share, what their folders tell."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+import yaml
+
+from vitwarm.analysis.inspection import attention_entropy, inspect_trunk
+from vitwarm.budget.cells import CRASHED, DONE, WAITING, Folders, Status
+from vitwarm.budget.runs import WARMUP
+from vitwarm.errors import UserError
+from vitwarm.lab.grid import STAGE, Place, make_lab
+from vitwarm.lab.outcomes import find_outcomes, take_off
+from vitwarm.lab.plan import NONE, find_lab, list_labs, read_lab
+from vitwarm.lab.report import agrees, write_report
+from vitwarm.procedural import RuleStream, make_rule
+from vitwarm.run import run
+from vitwarm.trunk import build_decoder
+
+PLAN = {
+    "seeds": "0-1",
+    "tasks": {"hay": {"recipe": "haystack_default", "take_off": 20, "set": {"algorithmic.size": 3}}},
+    "warmups": {
+        "set": {"recipe": "haystack_set", "set": {"warmup.length": 9}},
+        "eca": {"recipe": "haystack_eca", "set": {"warmup.length": 5}},
+        "mix": {"sources": {"attention": "set", "mlp": "eca"}, "title": "both"},
+    },
+    "parts": {
+        "full": {"set": {"transfer.groups": ["trunk"]}},
+        "attention": {"set": {"transfer.groups": ["attention"], "algorithmic.embeddings": "fresh"}},
+        "composed": None,
+    },
+    "set": {"run.log_every": 7},
+    "settings": {
+        "slow": {
+            "set": {"train.lr": 1e-3, "warmup.lr": 5e-5, "warmup.min_lr": 0.0},
+            "warmups": {"eca": {"warmup.lr": 1e-2}},
+        },
+        "fast": {"set": {"train.lr": 4e-3}, "prediction": "it takes off"},
+    },
+    "cells": [
+        {"tasks": "hay", "warmups": [NONE, "set"], "parts": ["full", "attention"], "settings": ["slow", "fast"]},
+        {"tasks": "hay", "warmups": ["mix", NONE], "parts": "composed"},
+    ],
+    "published": [{"task": "hay", "warmup": "set", "part": "attention", "value": 88.9, "source": "a paper"}],
+}
+
+
+@pytest.fixture
+def lab(tmp_path):
+    def lab(overrides=None, **changes):
+        file = tmp_path / "tiny.yaml"
+        file.write_text(yaml.safe_dump(PLAN | changes, sort_keys=False))
+        return make_lab(read_lab(file, overrides), tmp_path / "runs")
+
+    return lab
+
+
+def test_a_warmup_is_trained_once_a_seed_and_before_what_needs_it(lab, tmp_path):
+    found = lab()
+    kinds = [cell.stage for cell in found.cells]
+    # none, two parts of Set, in two settings; the composition, whose control is there already: for two seeds
+    assert kinds.count(STAGE) == 2 * (2 * 3 + 1) and len(found.places) == 14
+    assert kinds.count(WARMUP) == 2 * 3  # Set slow and fast, rule 110 slow
+    folders = [cell.folder for cell in found.cells]
+    assert len(set(folders)) == len(folders) == 20
+    for at, cell in enumerate(found.cells):
+        assert all(folders.index(need) < at for need in cell.needs) and cell.folder.parent == tmp_path / "runs"
+        assert cell.ready() == (not cell.needs)
+    cells = {cell.hash: cell for cell in found.cells}
+
+    def of(*place, seed=1):
+        return cells[found.places[Place("hay", *place), seed]]
+
+    full, attention, mix = of("set", "full", "slow"), of("set", "attention", "slow"), of("mix", "composed", "slow")
+    assert full.needs == attention.needs != of("set", "full", "fast").needs
+    assert full.config.init_from == str(full.needs[0]) and full.config.seed == 1
+    assert attention.config.transfer.groups == ["attention"] and full.config.transfer.groups == ["trunk"]
+    assert mix.config.transfer.sources == dict(zip(["attention", "mlp"], map(str, mix.needs), strict=True))
+    assert mix.needs[0] == full.needs[0]
+    warmups = {cell.folder: cell.config for cell in found.cells if cell.stage == WARMUP}
+    assert [warmups[need].warmup.lr for need in mix.needs] == [5e-5, 1e-2]
+    assert {c.algorithmic.task for c in warmups.values()} == {None}
+    assert {c.run.log_every for c in (*warmups.values(), mix.config)} == {7}
+    assert of(NONE, NONE, "fast").config.train.lr == 4e-3 and not of(NONE, NONE, "fast").needs
+    lone = lab({"seeds": "5", "train.lr": "0.5", "warmup.lr": "0.25"})
+    assert {cell.seed for cell in lone.cells} == {5}
+    assert {c.config.train.lr for c in lone.cells if c.stage == STAGE} == {0.5}
+    assert {c.config.warmup.lr for c in lone.cells if c.stage == WARMUP} == {0.25}
+
+
+def test_the_words_of_a_cell_are_its_recipe(lab):
+    from vitwarm.recipe import load_recipe, recipe_hash
+
+    found = lab()
+    for cell in found.cells[-4:]:
+        assert recipe_hash(load_recipe(list(cell.arguments))) == cell.hash
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"tasks": {"hay": {"recipe": "haystack_default"}}}, "tasks.hay: recipe and take_off say what a task is"),
+        ({"warmups": {"set": {}}}, "warmups.set: write a recipe, or sources"),
+        ({"warmups": {"set": {"recipe": "haystack_set"}, "mix": {"sources": {"mlp": "eca"}}}}, "no warm-up eca"),
+        ({"set": {"train.rate": 1}}, "set: no key train.rate"),
+        ({"set": {"init_from": "x"}}, "init_from belongs to the laboratory"),
+        ({"cells": [{"tasks": "hay", "warmups": "sett"}]}, "cells.0.: warmups: no 'sett'; did you mean set"),
+        ({"cells": []}, "cells: a list of"),
+        ({"seeds": "0-"}, "seeds: whole numbers and spans"),
+        ({"seeds": [1, "0-2"]}, "seeds: one of them comes twice"),
+        ({"arms": {}}, "unknown key arms"),
+        ({"published": [{"task": "hay"}]}, "published: a list of"),
+        (
+            {"warmups": PLAN["warmups"] | {"set": {"recipe": "haystack_default"}}},
+            "plan tiny: warmup-set-slow: nothing to train",
+        ),
+        ({"tasks": {"hay": {"recipe": "digits_default", "take_off": 1}}}, "is not of an algorithmic task"),
+    ],
+)
+def test_what_a_plan_cannot_mean_is_refused_in_one_line(lab, changes, says):
+    with pytest.raises(UserError, match=says):
+        lab(**changes)
+
+
+def test_shipped_plans_are_good(tmp_path):
+    assert {"lab_quick", "lab_search", "lab_tables"} <= {name for name, purpose in list_labs() if purpose}
+    assert len(make_lab(read_lab(find_lab("lab_quick")), tmp_path).cells) == 12
+    for name, _ in list_labs():
+        read_lab(find_lab(name))
+    with pytest.raises(UserError, match="no plan named 'lab_quik'; did you mean lab_quick"):
+        find_lab("lab_quik")
+
+
+def test_take_off_is_the_first_evaluation_at_the_threshold():
+    curve = [(100, 11.0), (200, 20.0), (300, 19.0), (400, 35.0)]
+    assert take_off(curve, 20) == 200 and take_off(curve, 30) == 400 and take_off(curve, 36) is None
+
+
+def test_entropy_counts_the_asked_tokens_alone():
+    model = build_decoder("2_2_8", 25, 12, "test", seed=0)
+    rule = make_rule("set", symbols=20, end=False)
+    tokens = torch.from_numpy(RuleStream(rule, 0, "validation", 9).rows(0, 64).tokens)
+    every = torch.ones(tokens.shape, dtype=torch.bool)
+    expected = inspect_trunk(model, rule, length=9).entropy
+    np.testing.assert_allclose(attention_entropy(model, tokens, every), expected, rtol=1e-5)
+    some = every.clone()
+    some[:, 5:] = False
+    np.testing.assert_allclose(
+        attention_entropy(model, tokens, some), attention_entropy(model, tokens[:, :5], every[:, :5]), rtol=1e-5
+    )
+
+
+def test_a_plan_is_carried_out_in_folders_and_reported(lab, tmp_path):
+    """Two short runs for real, chosen values for the others, one that crashed, one that waits."""
+    found = lab(
+        {"algorithmic.budget": "2 steps", "warmup.budget": "2 steps", "train.lr_warmup": "0", "warmup.lr_warmup": "0"},
+        cells=[{"tasks": "hay", "warmups": [NONE, "set"], "parts": "attention", "settings": "fast"}],
+    )
+    folders = Folders(tmp_path / "runs", tmp_path)
+    by_seed = {seed: [cell for cell in found.cells if cell.seed == seed] for seed in (0, 1)}
+    ready = []
+    for cell in by_seed[0]:
+        ready.append(cell.ready())
+        run(replace(cell.config, run=replace(cell.config.run, dir=str(cell.folder))))
+    assert ready == [True] * 3  # each after what it needs
+    statuses = folders.statuses(found)
+    assert [statuses[cell.hash].state for cell in by_seed[0]] == [DONE] * 3
+    assert found.progress(statuses) == "warm-ups: 1 done (#), 1 waiting (.)\ntasks: 2 done (#), 2 waiting (.)"
+    statuses[by_seed[1][1].hash] = Status(CRASHED, note="the disk is full")
+
+    findings = find_outcomes(found, statuses, tmp_path, "vitwarm lab plan=tiny")
+    control, warmed = findings.rows
+    assert [o.state for o in warmed.outcomes] == [DONE, WAITING] and control.outcomes[0].value == control.mean
+    result = statuses[found.places[warmed.place, 0]].run.result
+    assert warmed.mean == 100 * result["metrics"]["accuracy"] and warmed.published == (88.9, "a paper")
+    assert warmed.difference == pytest.approx(warmed.mean - control.mean) and warmed.low is None
+    assert warmed.outcomes[0].curve == [(2000, warmed.mean)] and warmed.outcomes[0].take_off is None
+    assert np.shape(warmed.outcomes[0].entropy) == (2, 4) and list(warmed.outcomes[0].warmup) == [""]
+    assert agrees(control) is None and agrees(warmed) is False
+    assert json.loads((tmp_path / "entropy.json").read_text()).keys() == {
+        o.hash for o in (control.outcomes[0], warmed.outcomes[0])
+    }
+
+    write_report(findings, tmp_path)
+    page = (tmp_path / "report.md").read_text()
+    assert f"hay, Set, attention: {warmed.mean:.1f} (1 seed) against 88.9: differs by" in page.replace(
+        "set, att", "Set, att"
+    )
+    assert "the disk is full" in page and "it takes off" in page and "3 of 6 cells are finished." in page
+    numbers = json.loads((tmp_path / "lab.json").read_text())
+    assert numbers["rows"][1]["outcomes"][0]["value"] == warmed.mean
+    assert {"report.html", "dots-hay.svg", "curves-hay.png"} <= {p.name for p in tmp_path.iterdir()}
+
+
+def test_values_that_are_published_are_met_within_three_points_or_the_interval(lab, tmp_path):
+    found = find_outcomes(lab(), {cell.hash: Status(WAITING) for cell in lab().cells}, tmp_path, "")
+    row = next(row for row in found.rows if row.published)
+    assert agrees(row) is None  # nothing ran
+
+    def of(*values):
+        outcomes = [replace(row.outcomes[0], value=v, seed=i) for i, v in enumerate(values)]
+        return agrees(replace(row, outcomes=outcomes))
+
+    assert of(86.0) and not of(85.8) and not of(10.0, 99.0)
+    assert of(70.0, 99.0, 99.0, 75.0, 98.0) and not of(70.0, 71.0, 72.0, 70.0, 71.0)

@@ -1,0 +1,95 @@
+"""The figures of the laboratory: a heat map of all means, dots by seed, learning curves."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from vitwarm.budget.style import INK, style
+from vitwarm.lab.grid import Place
+from vitwarm.lab.outcomes import Findings, Row
+from vitwarm.lab.plan import NONE
+from vitwarm.plotting import load_matplotlib, new_figure
+
+_CONTROL, _COLOURS = "#7b8794", ("#2f7fc1", "#d97a1f", "#2c9c6d", "#9466cf", "#d1495b", "#a08a15", "#1798a8")
+_MOST_CURVES = 1 + len(_COLOURS)
+
+
+def heat_map(found: Findings, setting: str) -> Any:
+    """Warm-ups by tasks and parts under one setting: the mean, and below it the published value in brackets."""
+    rows = {row.place: row for row in found.rows if row.place.setting == setting and row.values}
+    parts = [p for p in [NONE, *found.plan.parts] if any(place.part == p for place in rows)]
+    columns = [(t, p) for t in found.plan.tasks for p in parts if any((q.task, q.part) == (t, p) for q in rows)]
+    warmups = [w for w in [NONE, *found.plan.warmups] if any(place.warmup == w for place in rows)]
+    values = np.full((len(warmups), len(columns)), np.nan)
+    with load_matplotlib().rc_context(style()):
+        figure = new_figure(figsize=(2.2 + 0.75 * len(columns), 1.6 + 0.5 * len(warmups)), layout="constrained")
+        ax = figure.subplots()
+        for (i, warmup), (j, (task, part)) in ((a, b) for a in enumerate(warmups) for b in enumerate(columns)):
+            row = rows.get(Place(task, warmup, part, setting))
+            if row is None or row.mean is None:
+                continue
+            values[i, j] = row.mean
+            text = f"{row.mean:.0f}" + (f"\n({row.published[0]:.0f})" if row.published else "")
+            ax.text(j, i, text, ha="center", va="center", fontsize=9, color="white" if row.mean > 55 else "#1c2126")
+        ax.imshow(values, cmap="Blues", vmin=0, vmax=100, aspect="auto")
+        titles = ["without" if w == NONE else found.plan.title("warmups", w) for w in warmups]
+        ax.set_yticks(range(len(warmups)), titles)
+        names = [f"{found.plan.title('tasks', t)}\n" * (p == parts[0]) + _part(found, p) for t, p in columns]
+        ax.set_xticks(range(len(columns)), names, rotation=40, ha="right", fontsize=8.5)
+        for j in range(1, len(columns)):
+            if columns[j][0] != columns[j - 1][0]:
+                ax.axvline(j - 0.5, color=INK, linewidth=1.2)
+        ax.grid(visible=False)
+    return figure
+
+
+def _part(found: Findings, part: str) -> str:
+    return "no warm-up" if part == NONE else found.plan.title("parts", part)
+
+
+def dots(found: Findings, task: str) -> Any:
+    """A line for each place of a task: a dot for each seed, a bar at the mean, a diamond at the published value."""
+    rows = found.of(task)
+    with load_matplotlib().rc_context(style()):
+        figure = new_figure(figsize=(7.2, 0.9 + 0.27 * len(rows)), layout="constrained")
+        ax = figure.subplots()
+        for place, row in enumerate(rows):
+            colour = _CONTROL if row.place.warmup == NONE else _COLOURS[0]
+            ax.scatter(row.values, [place] * len(row.values), s=20, color=colour, alpha=0.6, linewidth=0)
+            ax.plot([np.mean(row.values)] * 2, [place - 0.3, place + 0.3], color=INK, linewidth=1.6)
+            if row.published:
+                look: dict[str, Any] = {"marker": "D", "s": 26, "facecolor": "none", "edgecolor": _COLOURS[1]}
+                ax.scatter([row.published[0]], [place], **look)
+        ax.axvline(found.plan.tasks[task].take_off, color=_CONTROL, linewidth=0.8, linestyle=":")
+        ax.set_yticks(range(len(rows)), [found.name(row.place) for row in rows], fontsize=8.5)
+        ax.set(ylim=(len(rows) - 0.4, -0.6), xlim=(-2, 102), xlabel="accuracy, %, published mask")
+    return figure
+
+
+def shown_in_curves(found: Findings, task: str) -> list[Row]:
+    """The control, what has a published value, and the best others, as far as there are colours."""
+    rows = found.of(task)
+    control = [row for row in rows if row.place.warmup == NONE][:1]
+    others = [row for row in rows if row not in control]
+    ranked = sorted(others, key=lambda row: (row.published is None, -(row.mean or 0.0)))
+    chosen = control + ranked[: _MOST_CURVES - len(control)]
+    return [row for row in rows if row in chosen]
+
+
+def curves(found: Findings, task: str, rows: Sequence[Row]) -> Any:
+    """A thin line for each seed, from the first evaluation to the last."""
+    with load_matplotlib().rc_context(style()):
+        figure = new_figure(figsize=(6.6, 3.6 + 0.18 * len(rows)), layout="constrained")
+        ax = figure.subplots()
+        colours = iter(_COLOURS)
+        for row in rows:
+            colour = _CONTROL if row.place.warmup == NONE else next(colours)
+            for k, outcome in enumerate(o for o in row.outcomes if o.curve):
+                seen, values = np.array(outcome.curve).T
+                label = None if k else found.name(row.place)
+                ax.plot(seen / 1e6, values, color=colour, linewidth=1.1, alpha=0.75, label=label)
+        ax.axhline(found.plan.tasks[task].take_off, color=_CONTROL, linewidth=0.8, linestyle=":")
+        ax.set(xlabel="sequences seen, million", ylabel="accuracy, %", ylim=(0, 101))
+        figure.legend(loc="outside lower left", fontsize=8.5, frameon=False, ncols=1)
+    return figure

@@ -1,0 +1,60 @@
+"""A plan of the laboratory in a folder: carries its cells out, writes the report."""
+
+from pathlib import Path
+
+from vitwarm.budget.cells import DONE, Folders
+from vitwarm.budget.launch import Launch, carry_out
+from vitwarm.cost import estimate
+from vitwarm.lab.grid import LabCell, make_lab
+from vitwarm.lab.outcomes import find_outcomes
+from vitwarm.lab.plan import LabPlan
+from vitwarm.lab.report import write_report
+
+RUNS = "runs"
+
+
+class LabFolder:
+    """A plan and its folder: the cells, their progress and the report.
+
+    Args:
+        plan: the plan.
+        out: folder of the plan.
+        launch: how runs are started.
+        runs: folder that holds the run folders; plans that share it share the cells that they have in common.
+
+    Raises:
+        UserError: the plan cannot be carried out as it is.
+    """
+
+    def __init__(self, plan: LabPlan, out: Path, launch: Launch, runs: Path | None = None):
+        self.out, self.launch = out, launch
+        self.lab = make_lab(plan, runs or out / RUNS)
+        self.folders = Folders(runs or out / RUNS, out)
+
+    def summary(self) -> str:
+        """Every cell with its state, and the time that is left on a core."""
+        statuses = self.folders.statuses(self.lab)
+        seconds: dict[tuple, float] = {}  # of a kind of cell: estimated once
+        rows, left = [], 0.0
+        for cell in self.lab.cells:
+            own = seconds.setdefault(_kind(cell), 0.0) or estimate(cell.config, gpus=1, device="cpu core").seconds
+            seconds[_kind(cell)] = own
+            left += own if statuses[cell.hash].state != DONE else 0.0
+            rows.append(f"{cell.title:<70}{own:>9.0f} s  {statuses[cell.hash].state}")
+        total = f"left to do: about {left / 3600:.1f} hours of a core"
+        return "\n".join([*rows, "", self.lab.progress(statuses), total])
+
+    def run(self, stop: list[int]) -> None:
+        """Carry out what is not finished; see `carry_out`."""
+        carry_out(self.lab, self.folders, self.launch, self.out, stop)
+
+    def report(self, command: str) -> str:
+        """Write the report of what is finished; returns its headline and where it is."""
+        found = find_outcomes(self.lab, self.folders.statuses(self.lab), self.out, command)
+        files = write_report(found, self.out)
+        return "\n".join([*found.headline(), f"written: {files[0]}"])
+
+
+def _kind(cell: LabCell) -> tuple:
+    """What the cost of a cell hangs on: its command without the seed and the start."""
+    return tuple(w for w in cell.arguments if not w.startswith(("seed=", "init_from=", "transfer.")))

@@ -1,0 +1,161 @@
+"""The cells of a plan of the laboratory: runs of tasks, and before them the warm-ups that they start from."""
+
+import math
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from vitwarm.budget.cells import Status, counts
+from vitwarm.budget.runs import WARMUP, Run
+from vitwarm.checks import main_stage
+from vitwarm.config import Config
+from vitwarm.errors import UserError
+from vitwarm.lab.plan import NONE, LabPlan
+from vitwarm.recipe import load_recipe, recipe_hash
+
+STAGE, METRIC = "algorithmic", "accuracy"
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a cell stands in the tables; `part` is `none` where there is no warm-up."""
+
+    task: str
+    warmup: str
+    part: str
+    setting: str
+
+
+@dataclass(frozen=True)
+class LabCell:
+    """One run: a task, or a warm-up alone; see `vitwarm.budget.cells.Cell`.
+
+    Attributes:
+        needs: run folders of the warm-ups that it starts from.
+        stage: the stage that it is for.
+    """
+
+    title: str
+    seed: int
+    config: Config
+    hash: str
+    arguments: tuple[str, ...]
+    folder: Path
+    needs: tuple[Path, ...]
+    stage: str
+
+    def ready(self) -> bool:
+        """Whether the warm-ups that it starts from are finished."""
+        return all((folder / "result.json").is_file() for folder in self.needs)
+
+
+@dataclass(frozen=True)
+class Lab:
+    """The cells of a plan; see `vitwarm.budget.cells.Cells`.
+
+    Attributes:
+        cells: in the order in which they are carried out, a warm-up before the first cell that needs it.
+        places: (place, seed) -> hash of its cell; equal recipes are one cell.
+        warmups: hash of a task's cell -> its warm-ups' cells, by the groups that they give, or by "".
+    """
+
+    plan: LabPlan
+    cells: list[LabCell]
+    places: dict[tuple[Place, int], str]
+    warmups: dict[str, dict[str, LabCell]]
+
+    def unusable(self, run: Run) -> str:
+        """The reason why the numbers of a finished run cannot be used, or an empty string."""
+        if STAGE not in run.result["stages"] and WARMUP not in run.result["stages"]:
+            return f"result.json has no stage {STAGE}"
+        value = run.result["metrics"].get(METRIC) if STAGE in run.result["stages"] else 0.0
+        if not isinstance(value, (int, float)) or not math.isfinite(value):
+            return f"result.json has no finite {METRIC}"
+        return ""
+
+    def progress(self, statuses: dict[str, Status]) -> str:
+        """How many warm-ups and tasks are in each state."""
+        return "\n".join(
+            f"{name}: {counts(statuses[cell.hash].state for cell in self.cells if cell.stage == stage)}"
+            for name, stage in (("warm-ups", WARMUP), ("tasks", STAGE))
+            if any(cell.stage == stage for cell in self.cells)
+        )
+
+    def check_needs(self, statuses: dict[str, Status]) -> None:
+        """Nothing: a warm-up that failed is reported, and so are the cells that wait for it."""
+
+
+def make_lab(plan: LabPlan, runs: Path) -> Lab:
+    """All cells of a plan.
+
+    Args:
+        plan: the plan.
+        runs: folder of the run folders.
+
+    Raises:
+        UserError: a recipe is wrong, or one is not what the plan takes it for.
+    """
+    return _Maker(plan, runs).lab
+
+
+class _Maker:
+    def __init__(self, plan: LabPlan, runs: Path):
+        self.plan, self.runs = plan, runs
+        self.recipes: dict[tuple[str, ...], Config] = {}  # of the first seed: reading one takes a while
+        self.lab = Lab(plan, [], {}, {})
+        self.known: dict[str, LabCell] = {}
+        for place, seed in self._places():
+            if (place, seed) not in self.lab.places:
+                self.lab.places[place, seed] = self._task(place, seed).hash
+
+    def _places(self) -> Iterator[tuple[Place, int]]:
+        for block in self.plan.cells:
+            for seed in block.seeds:
+                for setting in block.settings:
+                    for task in block.tasks:
+                        for warmup in block.warmups:
+                            for part in block.parts if warmup != NONE else (NONE,):
+                                yield Place(task, warmup, part, setting), seed
+
+    def _task(self, place: Place, seed: int) -> LabCell:
+        plan = self.plan
+        sources = {} if place.warmup == NONE else plan.warmups[place.warmup].sources or {"": place.warmup}
+        warmups = {groups: self._warmup(name, place.setting, seed) for groups, name in sources.items()}
+        words = plan.task_words(place.task, place.warmup, place.part, place.setting)
+        start = {groups: str(cell.folder) for groups, cell in warmups.items()}
+        cell = self._cell("-".join(vars(place).values()), words, seed, start, STAGE)
+        self.lab.warmups[cell.hash] = warmups
+        return cell
+
+    def _warmup(self, name: str, setting: str, seed: int) -> LabCell:
+        return self._cell(f"warmup-{name}-{setting}", self.plan.warmup_words(name, setting), seed, {}, WARMUP)
+
+    def _cell(self, name: str, words: list[str], seed: int, start: dict[str, str], stage: str) -> LabCell:
+        given = [f"init_from={start['']}"] if "" in start else []
+        if start and not given:
+            given = ["transfer.sources={" + ", ".join(f"{g}: '{source}'" for g, source in start.items()) + "}"]
+        key = (*words, *(word.partition("=")[0] for word in given))
+        if key not in self.recipes:
+            self.recipes[key] = self._read(name, [*words, *given], stage)
+        config = self.recipes[key]
+        sources = dict(start) if start and "" not in start else {}
+        config = replace(config, seed=seed, init_from=start.get(""), transfer=replace(config.transfer, sources=sources))
+        digest = recipe_hash(config)
+        if digest not in self.known:
+            title = f"{name.replace('-', ' · ')}, seed {seed}"
+            folder = self.runs / f"{re.sub(r'[^A-Za-z0-9_.-]+', '_', name)}-seed{seed}-{digest[:6]}"
+            needs = tuple(map(Path, start.values()))
+            arguments = (*words, *given, f"seed={seed}")
+            self.known[digest] = LabCell(title, seed, config, digest, arguments, folder, needs, stage)
+            self.lab.cells.append(self.known[digest])
+        return self.known[digest]
+
+    def _read(self, name: str, words: list[str], stage: str) -> Config:
+        try:
+            config = load_recipe(words)
+            if main_stage(config) != (STAGE if stage == STAGE else None):
+                raise UserError(f"{words[0]} is not of an algorithmic task")
+        except UserError as error:
+            raise UserError(f"plan {self.plan.name}: {name}: {error}") from error
+        return config

@@ -1,0 +1,247 @@
+"""What the cells of a plan came to: final values, curves, take-offs, attention entropy; read from run folders alone."""
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from vitwarm.analysis.inspection import attention_entropy
+from vitwarm.budget.cells import DONE, Status
+from vitwarm.budget.runs import Run
+from vitwarm.budget.statistics import paired_interval
+from vitwarm.exports.opening import open_model
+from vitwarm.files import write_text
+from vitwarm.lab.grid import METRIC, STAGE, Lab, Place
+from vitwarm.lab.plan import NONE, LabPlan
+from vitwarm.procedural.algorithmic import TaskStream, make_task
+from vitwarm.reading import read_json
+from vitwarm.trunk import Decoder
+
+ENTROPY = "entropy.json"
+_ROWS = 200  # sequences that the attention is measured on
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A cell's state and, when it is done, its numbers.
+
+    Attributes:
+        value: final accuracy under the published mask, per cent; None unless it is done.
+        exact: whole answers, per cent.
+        curve: (sequences seen, accuracy in per cent) of each evaluation.
+        take_off: sequences at the first evaluation from which on the accuracy is the task's `take_off` or more; None
+            where it never is.
+        entropy: of attention by block and head, 0 to 1, on held-out sequences of the task.
+        warmup: final accuracy of each warm-up on its own rule, per cent, by the groups that it gives.
+        seconds: of the task's training.
+    """
+
+    place: Place
+    seed: int
+    hash: str
+    folder: str
+    arguments: tuple[str, ...]
+    state: str
+    note: str = ""
+    value: float | None = None
+    exact: float | None = None
+    curve: list[tuple[int, float]] = field(default_factory=list)
+    take_off: int | None = None
+    entropy: list[list[float]] = field(default_factory=list)
+    warmup: dict[str, float] = field(default_factory=dict)
+    seconds: float | None = None
+
+
+@dataclass(frozen=True)
+class Row:
+    """The seeds of a place.
+
+    Attributes:
+        difference: mean difference to the control of the same task and setting, over the seeds of both; None without.
+        published: (value in per cent, source), where there is one.
+    """
+
+    place: Place
+    outcomes: list[Outcome]
+    difference: float | None
+    low: float | None
+    high: float | None
+    published: tuple[float, str] | None
+
+    @property
+    def values(self) -> list[float]:
+        return [o.value for o in self.outcomes if o.value is not None]
+
+    @property
+    def mean(self) -> float | None:
+        return float(np.mean(self.values)) if self.values else None
+
+    @property
+    def deviation(self) -> float | None:
+        return float(np.std(self.values, ddof=1)) if len(self.values) > 1 else None
+
+    @property
+    def taken_off(self) -> list[int]:
+        """Sequences at take-off, of the seeds that did."""
+        return [o.take_off for o in self.outcomes if o.take_off is not None]
+
+
+@dataclass(frozen=True)
+class Findings:
+    """All that a report shows.
+
+    Attributes:
+        rows: in the order of the plan.
+        failed: what went wrong with cells, warm-ups among them, a line each.
+        command: that made the report.
+    """
+
+    plan: LabPlan
+    rows: list[Row]
+    failed: list[str]
+    done: int
+    cells: int
+    devices: list[str]
+    versions: list[str]
+    command: str
+
+    def of(self, task: str) -> list[Row]:
+        """The rows of a task that have a value."""
+        return [row for row in self.rows if row.place.task == task and row.values]
+
+    def tasks(self) -> list[str]:
+        """Tasks with a value, in the order of the plan."""
+        return [task for task in self.plan.tasks if self.of(task)]
+
+    def name(self, place: Place, setting: bool = True) -> str:
+        """What a place is called within its task."""
+        title = self.plan.title
+        parts = ["no warm-up"] if place.warmup == NONE else [title("warmups", place.warmup), title("parts", place.part)]
+        settings = {row.place.setting for row in self.rows}
+        return ", ".join(parts + [title("settings", place.setting)] * (setting and len(settings) > 1))
+
+    def headline(self) -> list[str]:
+        """How far the plan is, and the best of each task against its control, in sentences."""
+        lines = [f"{self.done} of {self.cells} cells are finished."]
+        for task in self.tasks():
+            best = max(self.of(task), key=lambda row: row.mean or 0.0)
+            control = control_of(self.rows, best.place)
+            text = f"{self.plan.title('tasks', task)}: best is {self.name(best.place)}, {best.mean:.1f} %"
+            if control and control.mean is not None and control is not best:
+                text += f" against {control.mean:.1f} % without a warm-up"
+            lines.append(f"{text} ({len(best.values)} seed{'s'[: len(best.values) != 1]}).")
+        return lines
+
+
+def control_of(rows: Iterable[Row], place: Place) -> Row | None:
+    """The row of the same task and setting without a warm-up."""
+    wanted = Place(place.task, NONE, NONE, place.setting)
+    return next((row for row in rows if row.place == wanted), None)
+
+
+def find_outcomes(lab: Lab, statuses: dict[str, Status], out: Path, command: str) -> Findings:
+    """Read every finished cell.
+
+    Args:
+        lab: the cells.
+        statuses: hash -> state.
+        out: folder of the plan, which keeps the entropies once they are measured.
+        command: that is carried out.
+    """
+    entropies = _Entropies(out / ENTROPY)
+    by_place: dict[Place, list[Outcome]] = {}
+    for (place, seed), digest in lab.places.items():
+        by_place.setdefault(place, []).append(_outcome(lab, place, seed, digest, statuses, entropies))
+    entropies.write()
+    controls = {
+        place: {o.seed: o.value for o in found if o.value is not None}
+        for place, found in by_place.items()
+        if place.warmup == NONE
+    }
+    rows = [_row(lab.plan, place, found, controls) for place, found in by_place.items()]
+    cells = {cell.hash: cell for cell in lab.cells}
+    failed = [f"{cells[h].title}: {s.state}: {s.note}" for h, s in statuses.items() if s.note]
+    runs = [s.run for s in statuses.values() if s.run]
+    return Findings(
+        lab.plan,
+        rows,
+        failed,
+        sum(s.state == DONE for s in statuses.values()),
+        len(cells),
+        sorted({str(run.result.get("device", "")) for run in runs} - {""}),
+        sorted({" ".join(f"{k} {v}" for k, v in run.result.get("versions", {}).items()) for run in runs} - {""}),
+        command,
+    )
+
+
+def _row(plan: LabPlan, place: Place, outcomes: list[Outcome], controls: dict[Place, dict[int, float]]) -> Row:
+    control = controls.get(Place(place.task, NONE, NONE, place.setting), {})
+    pairs = [o.value - control[o.seed] for o in outcomes if o.value is not None and o.seed in control]
+    low, high = paired_interval(np.array(pairs)) if place.warmup != NONE else (None, None)
+    difference = float(np.mean(pairs)) if pairs and place.warmup != NONE else None
+    published = next(
+        (
+            (p.value, p.source)
+            for p in plan.published
+            if (p.task, p.warmup) == (place.task, place.warmup) and p.part in (place.part, NONE)
+        ),
+        None,
+    )
+    return Row(place, outcomes, difference, low, high, published)
+
+
+def _outcome(
+    lab: Lab, place: Place, seed: int, digest: str, statuses: dict[str, Status], entropies: "_Entropies"
+) -> Outcome:
+    cell = next(cell for cell in lab.cells if cell.hash == digest)
+    status = statuses[digest]
+    base = (place, seed, digest, str(cell.folder), cell.arguments, status.state, status.note)
+    run = status.run
+    if run is None:
+        return Outcome(*base)
+    curve = [(samples, 100 * value) for samples, value in run.curve(STAGE, METRIC)]
+    warmups = {groups: statuses[warmup.hash].run for groups, warmup in lab.warmups[digest].items()}
+    return Outcome(
+        *base,
+        value=100 * run.result["metrics"][METRIC],
+        exact=100 * run.result["metrics"].get("exact", float("nan")),
+        curve=curve,
+        take_off=take_off(curve, lab.plan.tasks[place.task].take_off),
+        entropy=entropies.of(run),
+        warmup={g: 100 * float(w.result["metrics"].get("accuracy", float("nan"))) for g, w in warmups.items() if w},
+        seconds=run.result["stages"][STAGE]["seconds"],
+    )
+
+
+def take_off(curve: list[tuple[int, float]], threshold: float) -> int | None:
+    """Sequences at the first evaluation that reaches a threshold."""
+    return next((samples for samples, value in curve if value >= threshold), None)
+
+
+class _Entropies:
+    """Attention entropies by recipe hash, kept in a file: measuring takes longer than reading."""
+
+    def __init__(self, file: Path):
+        self.file = file
+        self.known: dict[str, list[list[float]]] = read_json(file) if file.is_file() else {}
+
+    def of(self, run: Run) -> list[list[float]]:
+        if run.hash not in self.known:
+            section = run.config.algorithmic
+            assert section.task is not None  # of a task's run
+            task = make_task(section.task, section.size)
+            rows = TaskStream(task, run.config.seed, "validation").rows(0, _ROWS)
+            last = rows.answer.shape[1] - rows.answer[:, ::-1].argmax(1) - 1  # the last token that is predicted
+            visible = torch.arange(rows.tokens.shape[1] - 1) < torch.from_numpy(last)[:, None]
+            model = open_model(str(run.folder)).model
+            assert isinstance(model, Decoder)
+            found = attention_entropy(model, torch.from_numpy(rows.tokens[:, :-1]), visible)
+            self.known[run.hash] = [[round(float(e), 4) for e in heads] for heads in found]
+        return self.known[run.hash]
+
+    def write(self) -> None:
+        self.file.parent.mkdir(parents=True, exist_ok=True)
+        write_text(self.file, json.dumps(self.known, indent=0) + "\n")

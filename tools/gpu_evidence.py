@@ -2,7 +2,8 @@
 
 python tools/gpu_evidence.py page OUT                      OUT/page.md, from the records in OUT alone
 python tools/gpu_evidence.py run RUN RECORD -- COMMAND     of a run folder, finished or not
-python tools/gpu_evidence.py compare|study|lab FROM RECORD of a table of arms, a budget study, the laboratory
+python tools/gpu_evidence.py compare RUNS RECORD -- COMMAND  of a folder of runs, and the table of `vitwarm compare`
+python tools/gpu_evidence.py study|lab NUMBERS RECORD      of a budget study, of the laboratory
 python tools/gpu_evidence.py rates PLAN NEW [--single]     each arm of a budget plan at several learning rates
 python tools/gpu_evidence.py chosen PLAN STUDY NEW         each arm at the best of them
 """
@@ -66,17 +67,14 @@ def of_run(folder: Path, command: list[str]) -> dict[str, Any]:
     }
 
 
-def of_compare(folder: Path) -> dict[str, Any]:
-    """The table of `vitwarm compare`, and what its runs were run on and with."""
+def of_compare(folder: Path, command: list[str]) -> dict[str, Any]:
+    """The table of `vitwarm compare` in a folder of runs, and what these were run on and with."""
     results = [read_json(file) for file in sorted(folder.glob("*-seed*/result.json"))]
-    arms = read_json(folder / "compare" / "compare.json")
-    first = next(folder.glob("default-seed*/recipe.yaml"))
     return {
-        "command": "SMALL=1 " * ("cpu" in results[0]["device"].lower()) + "bash tools/gpu_evidence.sh OUT cifar10",
-        "recipe": read_yaml(first).get("recipe_hash"),
+        "command": shlex.join(command),
         "device": "; ".join(sorted({result["device"] for result in results})),
         "versions": results[0]["versions"],
-        "arms": arms,
+        "arms": read_json(folder / "compare" / "compare.json")["rows"],
     }
 
 
@@ -181,10 +179,8 @@ def _lack(record: dict[str, Any]) -> str:
 def _origin(record: dict[str, Any], part: str) -> list[str]:
     command = record.get("command")
     if command is None:  # of a benchmark: its options are the command
-        words = [
-            f"{name}={str(value).lower() if value in (True, False) else value}"
-            for name, value in record["options"].items()
-        ]
+        options = {name: str(v).lower() if isinstance(v, bool) else v for name, v in record["options"].items()}
+        words = [f"{name}={value}" for name, value in options.items()]
         named = "lm" if part == "gpt2" else "train"
         command = shlex.join(["python", "tools/benchmark.py", named, *words])
         command += " --nanogpt FOLDER" * ("nanogpt" in record["arms"])
@@ -266,7 +262,7 @@ def _lab(record: dict[str, Any]) -> list[str]:
         for row in record["rows"]
     ]
     head = ["task", "setting", "warm-up", "part", "seeds", "accuracy, %", "difference [95 %]", "published"]
-    return _table(head, rows)
+    return [*_table(head, rows), "", *(f"- {text}" for text in record["failed"])]
 
 
 _SHOW: dict[str, Callable[[dict[str, Any]], list[str]]] = {
@@ -287,11 +283,10 @@ def main(words: list[str]) -> int:
             case ["page", folder]:
                 write_text(Path(folder) / "page.md", page(Path(folder)))
                 print(f"written: {Path(folder) / 'page.md'}")
-            case ["run", folder, record, "--", *command] if command:
-                _write(record, of_run(Path(folder), command))
-            case ["compare" | "study" | "lab" as kind, source, record]:
-                of = {"compare": of_compare, "study": of_study, "lab": of_lab}[kind]
-                _write(record, of(Path(source)))
+            case ["run" | "compare" as kind, folder, record, "--", *command] if command:
+                _write(record, {"run": of_run, "compare": of_compare}[kind](Path(folder), command))
+            case ["study" | "lab" as kind, source, record]:
+                _write(record, {"study": of_study, "lab": of_lab}[kind](Path(source)))
             case ["rates", plan, new, *single] if single in ([], ["--single"]):
                 rates = RATES[:1] if single else RATES
                 write_text(Path(new), dump_yaml(with_rates(read_yaml(Path(plan)), rates)))

@@ -62,10 +62,13 @@ cifar10() {  # arm by arm, all seeds of it at once; then the table of the arms t
     needs DATA "train*.tar and val*.tar of CIFAR-10, by vitwarm make-shards" || return
     local shuffled='{"name": "shuffled", "rule": {"name": "dyck", "k": 64, "p_open": 0.6}}' arm seed words folder code=0 whole=()
     local data=(images.train="$DATA/train*.tar" images.val="$DATA/val*.tar" images.resident=true images.auto_augment=null
-        images.color_jitter=0 images.eval_every=2 warmup.precision=bf16 warmup.compile=true "${fast[@]}")
-    [ "$small" ] && data+=(model.args.depth=3 model.args.patch_size=16 images.epochs=1 images.eval_every=1 images.subset="40 samples"
-        train.global_batch=16 train.lr_warmup=0 warmup.precision=fp32 warmup.compile=false)
-    local short=(); [ "$small" ] && short=(warmup.budget="2 steps" warmup.global_batch=4 warmup.lr_warmup=0 warmup.val_rows=8)
+        images.color_jitter=0) short=()
+    if [ "$small" ]; then
+        data+=(model.args.depth=3 model.args.patch_size=16 images.epochs=1 images.subset="40 samples" train.global_batch=16 train.lr_warmup=0)
+        short=(warmup.budget="2 steps" warmup.global_batch=4 warmup.lr_warmup=0 warmup.val_rows=8)
+    else
+        data+=(images.eval_every=2 warmup.precision=bf16 warmup.compile=true "${fast[@]}")
+    fi
     local arms=(default conditioned mimetic dyck shuffled core)
     [ -f "$work/core/result.json" ] && arms+=(core_full)
     for arm in "${arms[@]}"; do
@@ -87,7 +90,8 @@ cifar10() {  # arm by arm, all seeds of it at once; then the table of the arms t
     [ $code = 0 ] || [ $code = 75 ] || return $code
     if [ ${#whole[@]} -gt 1 ]; then
         "${vitwarm[@]}" compare "${whole[@]}" out="$work/cifar10/compare" || return
-        summary compare "$work/cifar10" "$out/cifar10.json" || return
+        summary compare "$work/cifar10" "$out/cifar10.json" -- ${small:+SMALL=1} DATA="$DATA" bash tools/gpu_evidence.sh OUT cifar10 \
+            || return
     fi
     return $code
 }
@@ -104,7 +108,7 @@ text() {  # the rate of each arm on a seed of its own, then the arms
     local plan=$tools/../recipes/budgets/text_6_6_384.yaml found=$work/text_rates/study.json
     local words=(text.train="$TEXT/train*" text.val="$TEXT/val*" "${fast[@]}")
     [ "$small" ] && words+=(model.decoder.size=2_2_16 text.length=32 text.budget="4 steps" text.eval_every=2 text.val_rows=4
-        train.precision=fp32 train.compile=false train.global_batch=4 warmup.budget="2 steps" warmup.global_batch=4 warmup.val_rows=8)
+        train.global_batch=4 warmup.budget="2 steps" warmup.global_batch=4 warmup.val_rows=8)
     if ! [ -f "$work/text.yaml" ]; then
         summary rates "$plan" "$work/text_rates.yaml" ${small:+--single} || return
         limited "${vitwarm[@]}" budget plan="$work/text_rates.yaml" "${words[@]}" out="$work/text_rates" || return
@@ -126,7 +130,7 @@ speed() {
 lab() {  # on the cores of the machine, where tiny decoders are fastest
     local words=(plan=lab_tables out="$work/lab" jobs="$(nproc)") code=0
     [ "$small" ] && words=(plan=lab_quick out="$work/lab" jobs=1 seeds=0 algorithmic.budget="4 steps" algorithmic.eval_every=2
-        algorithmic.val_rows=16 train.global_batch=8 warmup.budget="2 steps" warmup.global_batch=4 warmup.val_rows=8)
+        algorithmic.val_rows=16 train.global_batch=8 train.lr_warmup=0 warmup.budget="2 steps" warmup.global_batch=4 warmup.val_rows=8)
     CUDA_VISIBLE_DEVICES='' limited "${vitwarm[@]}" lab "${words[@]}" || code=$?
     [ $code = 0 ] || [ $code = 75 ] || return $code
     CUDA_VISIBLE_DEVICES='' "${vitwarm[@]}" lab "${words[@]}" --report || return
@@ -146,9 +150,12 @@ data() {  # two minutes of training on each set of tars; how it ends does not ma
     local set words code
     for set in IMAGES IMAGES_256; do
         [ -d "${!set:-}" ] && ! [ -f "$out/data_${set,,}.json" ] || continue
-        words=(train recipe=vit_t_default images.train="${!set}/train*.tar" images.val= train.global_batch=1024 "${fast[@]}"
-            run.workers="$(nproc)" run.log_every=10 run.dir="$work/data_${set,,}")
-        [ "$small" ] && words+=(images.epochs=1 images.size=32 train.lr_warmup=0 train.global_batch=8 run.workers=1 run.log_every=1)
+        words=(train recipe=vit_t_default images.train="${!set}/train*.tar" images.val= run.dir="$work/data_${set,,}")
+        if [ "$small" ]; then
+            words+=(images.epochs=1 images.size=32 train.lr_warmup=0 train.global_batch=8 run.workers=1 run.log_every=1)
+        else
+            words+=(train.global_batch=1024 "${fast[@]}" run.workers="$(nproc)" run.log_every=10)
+        fi
         local end=$((SECONDS + 120)) code=0
         limited "${vitwarm[@]}" "${words[@]}" || code=$?
         [ $code = 0 ] || [ $code = 75 ] || return $code

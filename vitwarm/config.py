@@ -148,14 +148,14 @@ class MainStageConfig:
 
 @dataclass
 class ImagesConfig(MainStageConfig):
-    """Stage `images`: classification of images in WebDataset tars."""
+    """Stage `images`: classification of images."""
 
     asks, length_key, decoder, headline = "train", "epochs", False, "top1"
 
     def requested(self) -> bool:
         return bool(self.train) and self.epochs > 0
 
-    train: str = key("", "training tars: folder, glob, brace pattern, URL or 'digits'; empty for no image stage")
+    train: str = key("", "training images (docs/shards.md): tars, class folders, parquet, a list, a URL, 'digits'")
     train_samples: int | None = key(None, "images in streamed tars; null reads manifest.json beside them", "[1, inf)")
     val: str = key("", "validation tars, written likewise")
     cache: str | None = key(None, "folder for copies of URLs (hf://, https://, ...), downloaded whole; null streams")

@@ -10,7 +10,7 @@ from safetensors import SafetensorError
 
 from vitwarm.data.images import EvalTransform
 from vitwarm.data.loading import ImageDataset
-from vitwarm.data.manifest import ClassList, check_classes, max_side
+from vitwarm.data.manifest import ClassList, check_classes
 from vitwarm.data.mixing import Normalise
 from vitwarm.data.opening import open_source
 from vitwarm.data.source import ImageSource, check_labels
@@ -67,7 +67,7 @@ def validate_export(export: str, shards: str, batch: int = 256, workers: int | N
         "count": count,
         "damaged": damaged,
         **({"clipped_by_timm": dataset.shards.deep} if dataset.shards.deep else {}),
-        **({"max_side": side} if (side := max_side(dataset.shards.paths)) is not None else {}),
+        **({"max_side": side} if (side := dataset.shards.max_side) is not None else {}),
         "images_per_s": (count + damaged) / seconds,
         "processes": processes.world,
     }

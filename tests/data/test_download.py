@@ -249,9 +249,9 @@ def _local(cache: str, url: str) -> str:
 def test_the_hub_streams_as_other_places_do(hub, tars, tmp_path):
     memory = fsspec.filesystem("memory")
     for name, data in tars.items():
-        memory.pipe(f"/bucket/{name}", data)
+        memory.pipe(f"/of-the-hub/{name}", data)
     found = []
-    for place in (f"hf://datasets/{NAME}", "memory://bucket"):
+    for place in (f"hf://datasets/{NAME}", "memory://of-the-hub"):
         stream = open_stream(f"{place}/imagenet1k-train-*.tar", 9, 4)
         order = ImageOrder(9, 3, 0)
         found.append(list(stream_loader(stream, TrainTransform(8), order, 0, 6, pin_memory=False)))

@@ -4,7 +4,7 @@ import logging
 import os
 import stat
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from itertools import chain
@@ -127,16 +127,27 @@ def _indexed(path: Path, folder: bytes, names: Sequence[bytes]) -> FilesIndex:
         # A file that was written just before may have been written again in the same tick of the clock.
         settled = (kept.written != _UNREADABLE) & (kept.changed < made - TICK * 1e9)
         known = {kept.name(row): row for row in np.flatnonzero(settled).tolist()}
-    facts = np.zeros((len(names), 4), dtype=np.int64) if kept is None else _of_names(kept, known, names)
-    chunks = [slice(start, start + _CHUNK) for start in range(0, len(names), _CHUNK)]
     began = time.monotonic()
-
-    def look(rows: slice) -> list[tuple[int, ...]]:
-        return [_look(os.path.join(folder, name), fact) for name, fact in zip(names[rows], facts[rows], strict=True)]
-
     with ThreadPoolExecutor(_THREADS) as pool:
-        rows = np.array(list(chain.from_iterable(pool.map(look, chunks))), dtype=np.int64)
-    size, content_crc, deep, written, changed = (np.ascontiguousarray(column) for column in rows.T)
+
+        def by_thread(look: Callable[[bytes], tuple[int, ...]], rows: Sequence[int]) -> np.ndarray:
+            chunks = [rows[start : start + _CHUNK] for start in range(0, len(rows), _CHUNK)]
+            looked = pool.map(lambda chunk: [look(os.path.join(folder, names[row])) for row in chunk], chunks)
+            return np.array(list(chain.from_iterable(looked)), dtype=np.int64)
+
+        size, written, changed = by_thread(_stat, range(len(names))).T
+        content_crc, deep = np.zeros((2, len(names)), dtype=np.int64)
+        if kept is not None:
+            rows = np.array([known.get(name, -1) for name in names], dtype=np.int64)
+            rows[(kept.size[rows] != size) | (kept.changed[rows] != changed)] = -1
+            content_crc[rows >= 0], deep[rows >= 0] = kept.content_crc[rows[rows >= 0]], kept.deep[rows[rows >= 0]]
+            new = np.flatnonzero((rows < 0) & (written != _UNREADABLE))
+        else:
+            new = np.flatnonzero(written != _UNREADABLE)
+        if new.size:
+            content_crc[new], deep[new], readable = by_thread(_content, new.tolist()).T
+            written[new[readable == 0]] = _UNREADABLE
+    size, written, changed = (np.ascontiguousarray(column) for column in (size, written, changed))
     label = np.zeros(len(names), dtype=np.int64)
     index = FilesIndex(size, label, content_crc, deep.astype(np.uint8), written, changed, **packed(names))
     if kept is None or not _equal(index, kept):
@@ -150,27 +161,26 @@ def _indexed(path: Path, folder: bytes, names: Sequence[bytes]) -> FilesIndex:
     return index
 
 
-def _of_names(kept: FilesIndex, known: dict[bytes, int], names: Sequence[bytes]) -> np.ndarray:
-    """(n, 4) int64: size, changed, content_crc, deep of each name; zeros where it is not known."""
-    rows = np.array([known.get(name, -1) for name in names], dtype=np.int64)
-    columns = np.stack([kept.size, kept.changed, kept.content_crc, kept.deep.astype(np.int64)], axis=1)
-    return np.where(rows[:, None] >= 0, columns[rows], 0)
-
-
-def _look(path: bytes, fact: np.ndarray) -> tuple[int, ...]:
-    """(size, content_crc, deep, written, changed) of a file."""
+def _stat(path: bytes) -> tuple[int, ...]:
+    """(size, written, changed) of a file; one that cannot be read is counted and named when it is."""
     try:
         status = os.stat(path)
-        size, times = status.st_size, (status.st_mtime_ns, status.st_ctime_ns)
-        if (size, times[1]) == (fact[0], fact[1]):
-            return size, int(fact[2]), int(fact[3]), *times
-        if not stat.S_ISREG(status.st_mode) or size > MOST_BYTES:
-            return size, 0, 0, *times
+    except OSError:
+        return 0, _UNREADABLE, 0
+    return status.st_size, status.st_mtime_ns, status.st_ctime_ns
+
+
+def _content(path: bytes) -> tuple[int, ...]:
+    """(content_crc, deep, whether it can be read) of a file."""
+    try:
+        status = os.stat(path)
+        if not stat.S_ISREG(status.st_mode) or status.st_size > MOST_BYTES:
+            return 0, 0, 1
         with open(path, "rb", buffering=0) as file:
-            content_crc, deep = content_of(size, lambda count, offset: os.pread(file.fileno(), count, offset))
-        return size, content_crc, int(deep), *times
-    except OSError:  # counted and named when it is read
-        return 0, 0, 0, _UNREADABLE, 0
+            content_crc, deep = content_of(status.st_size, lambda count, offset: os.pread(file.fileno(), count, offset))
+        return content_crc, int(deep), 1
+    except OSError:
+        return 0, 0, 0
 
 
 def _equal(one: FilesIndex, other: FilesIndex) -> bool:

@@ -9,7 +9,7 @@ import numpy as np
 from vitwarm.config import Config, ImagesConfig
 from vitwarm.data.digits import digits_shards
 from vitwarm.data.download import DownloadCache
-from vitwarm.data.manifest import check_classes, max_side
+from vitwarm.data.manifest import check_classes
 from vitwarm.data.overlap import shared_images
 from vitwarm.data.remote import is_url
 from vitwarm.data.source import ImageSource, check_labels
@@ -136,7 +136,7 @@ def _describe(shards: ImageSource | Stream) -> dict[str, Any]:
         "first": names[first] if names else first,
         "last": names[last] if names else last,
         "deep": shards.deep,
-        "max_side": max_side(shards.paths),
+        "max_side": shards.max_side,
     }
 
 

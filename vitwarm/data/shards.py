@@ -120,3 +120,7 @@ class ShardSet(ImageSource):
     def __init__(self, paths: Sequence[Path]):
         paths = [Path(path) for path in paths]
         super().__init__([_Tar(path) for path in paths], manifests.class_list(paths))
+
+    @property
+    def max_side(self) -> int | None:
+        return manifests.max_side(self.paths)

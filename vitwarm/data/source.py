@@ -222,6 +222,11 @@ class ImageSource:
         return sum(int(part.index.deep.sum()) for part in self.parts)
 
     @property
+    def max_side(self) -> int | None:
+        """The shorter side, in pixels, to which larger images were brought when tars were made; None where none was."""
+        return None
+
+    @property
     def marks(self) -> np.ndarray:
         """(n,) int64; images that differ in it are not equal."""
         return np.concatenate([part.index.size << 32 | part.index.content_crc for part in self.parts])

@@ -18,7 +18,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from vitwarm.data.class_folders import ANNOTATIONS, labelled, place_of_split
-from vitwarm.data.grouping import is_hidden
 from vitwarm.data.listed import ListSource, annotated
 from vitwarm.data.lists import read_text
 from vitwarm.data.loose_files import FolderSource
@@ -85,21 +84,14 @@ def kind_of(path: Path) -> str:
 
 
 def _holds(folder: Path, suffix: str) -> bool:
-    places = [folder, *(one for one in folder.iterdir() if one.is_dir() and split_folder(one.name))]
+    places = [folder, *(one for one in folder.iterdir() if split_folder(one.name) and one.is_dir())]
     return any(any(place.glob(f"*{suffix}")) for place in places)
 
 
 def _with_parquet(path: Path) -> Path:
-    """The folder of parquet files: it, or the one folder in it that has some, as in a repository of the Hub."""
-    if path.is_file() or _holds(path, ".parquet"):
-        return path
-    inner = sorted(
-        one for one in path.iterdir() if one.is_dir() and not is_hidden(one.name) and _holds(one, ".parquet")
-    )
-    if len(inner) > 1:
-        found = ", ".join(one.name for one in inner)
-        raise UserError(f"{path}: has parquet files in several folders ({found}); give one of them")
-    return inner[0] if inner else path
+    """The folder of parquet files: it, or `data` in it, as in repositories of the Hub."""
+    inner = path / "data"
+    return inner if inner.is_dir() and not _holds(path, ".parquet") and _holds(inner, ".parquet") else path
 
 
 def _open_list(path: Path, split: str | None) -> ImageSource:

@@ -124,7 +124,7 @@ def _named(shards: ImageSource, path: Path) -> np.ndarray:
     samples: dict[str, list[int]] = defaultdict(list)
     for sample in range(len(shards)):
         name = shards.key(sample)
-        for alias in (name, _stem(name)):
+        for alias in {name, name.partition(":")[2], _stem(name)}:
             samples[alias].append(sample)
     # The full name first, so that a list of ours is exact; after another sharding the keys still match.
     found = [samples.get(name) or samples.get(_stem(name)) or samples.get(_made(name), []) for name in wanted]

@@ -1,4 +1,4 @@
-"""Stage `images`: classification of images in WebDataset tars by a timm model."""
+"""Stage `images`: classification of images by a timm model."""
 
 import math
 from collections.abc import Callable, Generator, Iterable

@@ -152,7 +152,7 @@ data() {  # two minutes of training on each set of tars; how it ends does not ma
         [ -d "${!set:-}" ] && ! [ -f "$out/data_${set,,}.json" ] || continue
         words=(train recipe=vit_t_default images.train="${!set}/train*.tar" images.val= run.dir="$work/data_${set,,}")
         if [ "$small" ]; then
-            words+=(images.epochs=1 images.size=32 train.lr_warmup=0 train.global_batch=8 run.workers=1 run.log_every=1)
+            words+=(images.epochs=1 model.args.img_size=32 model.args.patch_size=16 train.lr_warmup=0 train.global_batch=8 run.workers=1 run.log_every=1)
         else
             words+=(train.global_batch=1024 "${fast[@]}" run.workers="$(nproc)" run.log_every=10)
         fi

@@ -30,9 +30,7 @@ def config(
     task = AlgorithmicConfig(**({"task": task, "size": size, "budget": "3 steps", "val_rows": 37} | algorithmic))
     return Config(
         name="tiny",
-        model=ModelConfig(
-            num_classes=1000, decoder=replace(DECODER, tied=tied)
-        ),  # as a recipe of the stage resolves it
+        model=ModelConfig(num_classes=1000, decoder=replace(DECODER, tied=tied)),  # as recipes resolve it
         warmup=WarmupConfig(**(optim | given | (warmup or {}))),
         algorithmic=task,
         train=TrainConfig(**optim),

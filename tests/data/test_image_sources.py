@@ -356,6 +356,21 @@ LISTS = {
     "one column": ("pictures/ant/0.jpg\n", "is not a name and a class"),
     "mixed": ("pictures/ant/0.jpg,ant\npictures/bee/0.jpg,1\n", r"has class numbers \(1\) and class names \('ant'\)"),
     "twice": ("pictures/ant/0.jpg,ant\n" * 2, "names pictures/ant/0.jpg twice"),
+    "twice, written differently": (
+        "pictures/ant/0.jpg,ant\n./pictures/ant/0.jpg,bee\n",
+        "names pictures/ant/0.jpg twice",
+    ),
+    "-1": ("pictures/ant/0.jpg,-1\npictures/bee/0.jpg,-1\n", "'-1' is not the number of a class"),
+    "floats": ("pictures/ant/0.jpg,0\npictures/bee/0.jpg,10.0\n", "'10.0' is not the number of a class"),
+    "a billion": ("pictures/ant/0.jpg,0\npictures/bee/0.jpg,1000000000\n", "'1000000000' is not the number of a class"),
+    "comma in a class": (
+        "path,label\npictures/ant/0.jpg,crane, bird\n",
+        "'pictures/ant/0.jpg, crane, bird' has more than",
+    ),
+    "blank in a class": (
+        "pictures/ant/0.jpg red ant\npictures/bee/0.jpg bee\n",
+        "jpg, red, ant' has more than 2 cells",
+    ),
     "missing": ("pictures/ant/0.jpg,ant\npictures/ant/99.jpg,ant\n", "1 of its 2 images are not there, first pict.*99"),
     "elsewhere": ("nowhere/0.jpg,ant\n", "its image nowhere/0.jpg is neither beside it nor in a folder beside it"),
 }
@@ -433,6 +448,18 @@ def of_a_test_set(table):
     return table.set_column(1, "label", [[-1] * len(table)])
 
 
+def with_floats(table):
+    return table.set_column(1, "label", [[float(label) for label in table.column("label").to_pylist()]])
+
+
+def with_a_nameless_class(table):
+    return table.set_column(1, "label", [["", *["ant"] * (len(table) - 1)]])
+
+
+def with_paths_alone(table):
+    return table.set_column(0, "image", [[one | {"bytes": None} for one in table.column("image").to_pylist()]])
+
+
 def with_a_hole(table):
     return table.set_column(1, "label", [[None, *table.column("label").to_pylist()[1:]]])
 
@@ -440,8 +467,11 @@ def with_a_hole(table):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (no_labels, "has no column of labels, only image; name it label"),
-        (no_images, "has no column of images .*, only label; name it image"),
+        (no_labels, r"has no column of labels, only image \(struct<.*\); name it label, of integers or text"),
+        (no_images, r"has no column of images .*, only label \(int64\); name it image"),
+        (with_floats, r"has no column of labels, only image .*, label \(double\); name it label, of integers or text"),
+        (with_a_nameless_class, r"row 0 has no label \(label: ''\)"),
+        (with_paths_alone, "has no image bytes in any row"),
         (of_a_test_set, r"row 0 has no label \(label: -1\)"),
         (with_a_hole, r"row 0 has no label \(label: None\)"),
     ],
@@ -496,10 +526,10 @@ def test_zips_that_are_none(tmp_path, spoil):
 
 def test_names_in_a_zip_reach_nothing_outside(tmp_path):
     with zipfile.ZipFile(tmp_path / "x.zip", "w") as archive:
-        for name in ("a/1.jpg", "b/1.jpg", "../up/2.jpg", "/root/3.jpg", "a/../b/4.jpg"):
+        for name in ("./a/1.jpg", "b/1.jpg", "../up/2.jpg", "/root/3.jpg", "a/../b/4.jpg"):
             archive.writestr(name, jpeg(1))
     source = open_images(tmp_path / "x.zip")
-    assert [source.key(i) for i in range(len(source))] == ["x.zip:a/1.jpg", "x.zip:b/1.jpg"]
+    assert [source.key(i) for i in range(len(source))] == ["x.zip:./a/1.jpg", "x.zip:b/1.jpg"]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["x.zip", "x.zip.index.safetensors"]
     with zipfile.ZipFile(tmp_path / "y.zip", "w", zipfile.ZIP_LZMA) as archive:
         archive.writestr("a/1.jpg", jpeg(1))

@@ -74,7 +74,9 @@ def load_index(path: Path, kind: type[IndexT], build: Callable[[Path, int, int],
             raise UserError(f"{path}: is empty (0 bytes); copy or build it again")
         index = build(path, file, status.st_size)
     except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror}); check the disk or copy it again") from None
+        raise UserError(
+            f"{path}: cannot be read ({error.strerror or error}); check the disk or copy it again"
+        ) from None
     finally:
         os.close(file)
     _write(index, status, places)

@@ -1,6 +1,7 @@
 """Lists that name images and their classes: tables of paths, Kaggle's of ImageNet, Tiny-ImageNet's annotations."""
 
 import os
+import re
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,12 +9,13 @@ from pathlib import Path
 from vitwarm.data.grouping import is_hidden
 from vitwarm.data.lists import parse_labelled, read_text
 from vitwarm.data.loose_files import FilesPart
-from vitwarm.data.manifest import ClassList
+from vitwarm.data.manifest import MOST_CLASSES, ClassList
 from vitwarm.data.source import ImageSource
 from vitwarm.data.tree import is_image
 from vitwarm.errors import UserError
 
 _IMAGENET = "ILSVRC/Data/CLS-LOC"  # where Kaggle's archive has the images of the lists beside it
+_NUMBER = re.compile(r"[-+]?[0-9]+(\.[0-9]*)?|nan", re.IGNORECASE)
 
 
 class ListSource(ImageSource):
@@ -49,11 +51,14 @@ def numbered(names: Sequence[str], where: object) -> tuple[list[int], list[str] 
     """Class numbers of class names, in sorted order, and the classes; numbers stay as they are, and have no names.
 
     Raises:
-        UserError: some are numbers and some are not.
+        UserError: some are numbers and some are not, or they are such as no class has (-1, 1.0, a billion).
     """
-    numbers = [name.isascii() and name.isdigit() and len(name) < 10 for name in names]
+    numbers = [name.isascii() and name.isdigit() and int(name[:10]) < MOST_CLASSES for name in names]
     if all(numbers):
         return [int(name) for name in names], None
+    if all(map(_NUMBER.fullmatch, names)):
+        odd = names[numbers.index(False)]
+        raise UserError(f"{where}: {odd!r} is not the number of a class; number them 0, 1, 2, ..., or name them")
     if any(numbers):
         number, other = names[numbers.index(True)], names[numbers.index(False)]
         raise UserError(f"{where}: has class numbers ({number}) and class names ({other!r}); give one of them for all")
@@ -86,12 +91,13 @@ def annotated(text: str, where: object, images: Sequence[str]) -> tuple[list[str
 
 def _found(path: Path, names: Sequence[str]) -> tuple[Path, list[str]]:
     """The folder from which the names start, and the names with their endings."""
-    if len(set(names)) < len(names):
-        twice = next(name for name, count in Counter(names).items() if count > 1)
+    places = Counter(os.path.normpath(path.parent / name) for name in names)
+    if len(places) < len(names):
+        twice = next(name for name in names if places[os.path.normpath(path.parent / name)] > 1)
         raise UserError(f"{path}: names {twice} twice; each image counts once")
     inner = [path.parent, path.parent / _IMAGENET]
     folders = [one for folder in inner if folder.is_dir() for one in sorted(folder.iterdir()) if one.is_dir()]
-    places = [folder for folder in folders if not is_hidden(folder.name)]
+    inside = [folder for folder in folders if not is_hidden(folder.name)]
     endings: dict[str, dict[str, str]] = {}
 
     def whole(folder: Path, name: str) -> str | None:
@@ -106,7 +112,7 @@ def _found(path: Path, names: Sequence[str]) -> tuple[Path, list[str]]:
         return os.path.join(parent, endings[at][base]) if base in endings[at] else None
 
     having = [path.parent] if whole(path.parent, names[0]) is not None else []
-    having = having or [folder for folder in places if whole(folder, names[0]) is not None]
+    having = having or [folder for folder in inside if whole(folder, names[0]) is not None]
     if not having:
         raise UserError(f"{path}: its image {names[0]} is neither beside it nor in a folder beside it; move the list")
     if len(having) > 1:

@@ -60,18 +60,24 @@ def parse_labelled(text: str, where: object) -> list[tuple[str, str]]:
     Of Kaggle's tables of ImageNet, which have boxes behind it, the class is the first word.
 
     Raises:
-        UserError: no table, or a row without a name or a class.
+        UserError: no table, or a row without a name or a class, or with more cells than columns.
     """
     header, rows = _table(text, where)
     name, label = (next((header.index(one) for one in known if one in header), None) for known in (_NAME, _LABEL))
     if name is None or label is None:
         name, label = 0, 1
+    columns = len(header) or max(label + 1, min(map(len, rows), default=0))
     found = []
     for row in rows:
+        shown = ", ".join(row)[:60]
         if len(row) <= max(name, label) or not row[name] or not row[label]:
-            shown = ", ".join(row)[:60]
             raise UserError(f"{where}: the row {shown!r} is not a name and a class")
-        found.append((row[name], row[label].split()[0] if _WNID.match(row[label]) else row[label]))
+        wnid = _WNID.match(row[label])
+        if any(row[columns:]) and not wnid:  # a separator within a cell: what stands behind it would be lost
+            raise UserError(
+                f"{where}: the row {shown!r} has more than {columns} cells; put names in quotes, or use tabs"
+            )
+        found.append((row[name], row[label].split()[0] if wnid else row[label]))
     return found
 
 

@@ -183,7 +183,7 @@ class _Table:
         self._arrow, self._file = arrow, arrow.parquet.ParquetFile(file)
         schema = self._file.schema_arrow
         features = _features((schema.metadata or {}).get(b"huggingface", b""))
-        columns = ", ".join(schema.names)
+        columns = ", ".join(f"{one.name} ({str(one.type)[:40]})" for one in schema)
         holds = arrow.types.is_binary, arrow.types.is_large_binary
         plain = {one.name for one in schema if any(is_(one.type) for is_ in holds)}
         nested = {
@@ -200,7 +200,7 @@ class _Table:
         fit = {one.name for one in schema if any(is_(one.type) for is_ in kinds)}
         label = _one_of(fit, _LABELS, _typed(features, "ClassLabel") & fit)
         if label is None:
-            raise UserError(f"{path}: has no column of labels, only {columns}; name it label")
+            raise UserError(f"{path}: has no column of labels, only {columns}; name it label, of integers or text")
         self.label = label
         self.classes = features.get(self.label, {}).get("names")
         self.groups = self._file.num_row_groups
@@ -264,10 +264,14 @@ def _build(path: Path, file: int, size: int) -> ParquetIndex:
     if not rows:
         raise UserError(f"{path}: holds no rows; leave it out")
     group, place, sizes, crc, deep = np.array([row[:5] for row in rows], dtype=np.int64).T
+    if not sizes.any():
+        raise UserError(f"{path}: has no image bytes in any row, but paths at most; write it with the images in it")
     labels, paths = [row[5] for row in rows], [row[6] for row in rows]
     for row, label in enumerate(labels):
-        if label is None or (isinstance(label, int) and not 0 <= label < MOST_CLASSES):
-            raise UserError(f"{path}: row {row} has no label ({table.label}: {label}); leave the file out, or mend it")
+        if label in (None, "") or (isinstance(label, int) and not 0 <= label < MOST_CLASSES):
+            raise UserError(
+                f"{path}: row {row} has no label ({table.label}: {label!r}); leave the file out, or mend it"
+            )
     numbers, classes = numbered(labels, path) if isinstance(labels[0], str) else (labels, table.classes)
     names = paths if len(set(paths)) == len(paths) and None not in paths else [str(row) for row in range(len(rows))]
     return ParquetIndex(

@@ -114,7 +114,7 @@ def tree_of_names(path: str, names: Iterable[str], ignored: Counter[str]) -> Fol
     root = Folder(path, [], [])
     folders = {"": root}
     for name in sorted(names, key=lambda name: name.split("/")):
-        parts = name.split("/")
+        parts = [part for part in name.split("/") if part != "."]
         if any(is_hidden(part) or not part for part in parts):
             ignored["hidden files"] += 1
             continue

@@ -157,7 +157,7 @@ class ImagesConfig(MainStageConfig):
 
     train: str = key("", "training images (docs/shards.md): tars, class folders, parquet, a list, a URL, 'digits'")
     train_samples: int | None = key(None, "images in streamed tars; null reads manifest.json beside them", "[1, inf)")
-    val: str = key("", "validation tars, written likewise")
+    val: str = key("", "validation images, written likewise")
     cache: str | None = key(None, "folder for copies of URLs (hf://, https://, ...), downloaded whole; null streams")
     epochs: float = key(
         300.0, "passes over the training images: as many presentations as there are images", "[0, 1000000]"

@@ -28,7 +28,7 @@ def validate_export(export: str, shards: str, batch: int = 256, workers: int | N
 
     Args:
         export: an export folder. The model and its preprocessing are what plain timm makes of it.
-        shards: validation tars, or `digits`.
+        shards: validation images, see `sources.open_images`, or `digits`.
         batch: images a device takes at once.
         workers: loader processes a rank; None scales with the CPUs.
 

@@ -11,12 +11,12 @@ from vitwarm.cli.words import option
 class Options:
     """Make shards of images: tars, their offset indices and a manifest.
 
-    From ImageNet's archives, class folders and torchvision's sets; of existing tars, index and manifest only. See
-    docs/shards.md.
+    From ImageNet's archives, class folders, zips, parquet files, lists, torchvision's sets, other tars; of tars without
+    out=, index and manifest only. See docs/shards.md.
     """
 
-    source: Path = option("archives, folders or tars to read")
-    out: Path | None = option("folder to make; not for existing tars", None, form="FOLDER")
+    source: Path = option("images to read: archives, folders, a zip, parquet, a list, tars")
+    out: Path | None = option("folder to make; of tars optional", None, form="FOLDER")
     workers: int | None = option("processes; one for each CPU if not given", None, within="[0, inf)")
     kind: str | None = option("kind of the source; detected if not given", None, form="KIND")
     labels: Path | None = option("labels of validation images without class folders", None, form="FILE")

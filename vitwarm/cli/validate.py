@@ -14,7 +14,7 @@ class Options:
     """
 
     export: str = option("export folder of a run, or any folder of a timm model", form="RUN/export")
-    shards: str = option("validation images: tars, a folder of them, or `digits`", form="SHARDS")
+    shards: str = option("validation images, as images.val (docs/shards.md), or `digits`", form="SHARDS")
     batch: int = option("images a device takes at once", 256, within="[1, inf)")
     workers: int | None = option("loader processes of a rank; by the CPUs if not given", None, within="[0, 256]")
 

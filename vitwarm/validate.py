@@ -75,7 +75,8 @@ def validate_export(export: str, shards: str, batch: int = 256, workers: int | N
 
 def _labelled(shards: str, model: Any, export: str) -> ImageSource:
     found = open_source(shards, "val", "shards")
-    check_labels(found, model.num_classes)
+    limit = f"the {model.num_classes} classes of {export}"
+    check_labels(found, model.num_classes, limit, "number its classes as in training, from 0 on")
     names = model.pretrained_cfg.get("label_names")
     check_classes(ClassList(list(names), export) if names else None, found.classes, export, shards)
     return found

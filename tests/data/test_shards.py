@@ -427,9 +427,9 @@ def test_expand_refuses_what_names_nothing_or_something_twice(tars, tmp_path):
 
 def test_check_labels(tars):
     shards = ShardSet(tars)
-    check_labels(shards, 4)
-    with pytest.raises(UserError, match=r"train-000.tar:s003: label 3 .*num_classes=3 \(5 such samples\).* at least 4"):
-        check_labels(shards, 3)
+    check_labels(shards, 4, "", "")
+    with pytest.raises(UserError, match=r"train-000.tar:s003: label 3 is not below MOST \(5 such samples\); DO"):
+        check_labels(shards, 3, "MOST", "DO")
 
 
 def test_cache_dir(monkeypatch, tmp_path):

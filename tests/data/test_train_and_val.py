@@ -110,6 +110,9 @@ def test_the_data_say_how_many_classes_there_are(tmp_path):
         assert [line[: len(large)] for line in main.warnings] == ([large] if given == "7" else [])
     with pytest.raises(UserError, match=r"val.tar:.*label 3 is not below model.num_classes=3 .* to at least 5"):
         stage(train, val, "model.num_classes=null")
+    few = shards_of(tmp_path / "few", ["ant", "bee"], 90)
+    with pytest.raises(UserError, match=r"label 2 is not below the 2 classes of .*number both alike, .* at least 3"):
+        stage(train, few, "model.num_classes=null")
 
 
 def test_smaller_images_are_said_in_the_data_line(tmp_path):

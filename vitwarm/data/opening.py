@@ -92,14 +92,19 @@ def count_classes(given: int | None, train: ImageSource | Stream, val: ImageSour
     Raises:
         UserError: an image of another class.
     """
+    named = train.classes or (val.classes if val is not None else None)
     if isinstance(train, Stream):
         count = train.num_classes
     else:
-        named = train.classes or (val.classes if val is not None else None)
         count = given or (len(named.names) if named is not None else int(train.labels.max()) + 1)
-        check_labels(train, count)
-    if val is not None:
-        check_labels(val, count)
+    if named is None or given:
+        limit, remedy = f"model.num_classes={count}", "set model.num_classes to at least {}"
+    else:
+        limit = f"the {count} classes of {named.where}"
+        remedy = "number both alike, from 0 on, or, if that list lacks some, set model.num_classes to at least {}"
+    for source in (train, val):
+        if isinstance(source, ImageSource):
+            check_labels(source, count, limit, remedy.format(source.labels.max() + 1))
     return count
 
 

@@ -266,8 +266,14 @@ class ImageSource:
         return number, int(sample - self.starts[number])
 
 
-def check_labels(source: ImageSource, num_classes: int) -> None:
+def check_labels(source: ImageSource, num_classes: int, limit: str, remedy: str) -> None:
     """Refuse a source whose labels do not fit the classifier.
+
+    Args:
+        source: the images.
+        num_classes: outputs of the classifier.
+        limit: who says how many, for the message.
+        remedy: ends the message.
 
     Raises:
         UserError: a label is not below `num_classes`.
@@ -275,7 +281,5 @@ def check_labels(source: ImageSource, num_classes: int) -> None:
     wrong = np.flatnonzero(source.labels >= num_classes)
     if wrong.size:
         first = int(wrong[0])
-        raise UserError(
-            f"{source.key(first)}: label {source.labels[first]} is not below model.num_classes={num_classes}"
-            f" ({wrong.size} such samples); set model.num_classes to at least {source.labels.max() + 1}"
-        )
+        label = f"label {source.labels[first]} is not below {limit} ({wrong.size} such samples)"
+        raise UserError(f"{source.key(first)}: {label}; {remedy}")

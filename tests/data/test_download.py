@@ -225,6 +225,13 @@ def test_a_full_disk_is_one_line_and_whole_files_stay(hub, tars, tmp_path, monke
     assert hub.asked == once(name for name in tars if "train" in name)
 
 
+@pytest.mark.parametrize("folder", ["imagenet/", "imagenet"])
+def test_a_folder_of_a_web_server_is_refused_and_nothing_is_kept(tmp_path, folder):
+    with pytest.raises(UserError, match=f"https://host/{folder}: is no file; web servers list no folders"):
+        DownloadCache(str(tmp_path / "cache")).local(f"https://host/{folder}", "train")
+    assert not list((tmp_path / "cache").glob("*.json")) and not (tmp_path / "cache/https").exists()
+
+
 def test_a_cache_that_cannot_be_made(hub, tars, tmp_path):
     (tmp_path / "file").write_text("x")
     for place in ("file", "file/c"):

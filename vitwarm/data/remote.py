@@ -90,6 +90,10 @@ def find_remote(url: str, split: str | None) -> Found:
         if "{" in root:
             raise UserError("braces belong behind the server, bucket or repository")
         names = expand_braces(pattern)
+        if is_web(url) and not all(
+            posixpath.basename(name) and (split is None or "." in posixpath.basename(name)) for name in names
+        ):
+            raise UserError("is no file; web servers list no folders: name the files, with braces")
         found = [RemoteFile(name) for name in names] if is_web(url) else _listed(root, names, split)
     except UserError as error:
         raise UserError(f"{shown(url)}: {error}") from None

@@ -238,6 +238,10 @@ def test_a_cache_that_cannot_be_made(hub, tars, tmp_path):
         cache = DownloadCache(str(tmp_path / place))
         assert not cache.holds(f"hf://datasets/{NAME}/*.tar", "train")
         refused(f"{place}: cannot be made", lambda cache=cache: cache.local(f"hf://datasets/{NAME}/*.tar", "train"))
+    (tmp_path / "c").mkdir()
+    (tmp_path / "c/hf").write_text("x")
+    cache = DownloadCache(str(tmp_path / "c"))
+    refused("a file stands where the cache needs a folder", lambda: cache.local(f"hf://datasets/{NAME}/*.tar", "train"))
 
 
 def test_processes_download_once_together(hub, tars, tmp_path):

@@ -146,7 +146,12 @@ class DownloadCache:
             FileNotFoundError: there is no such file.
         """
         place = Path(self._place(found, file.path))
-        place.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            place.parent.mkdir(parents=True, exist_ok=True)
+        except (FileExistsError, NotADirectoryError):
+            raise UserError(
+                f"{place}: a file stands where the cache needs a folder; remove it, and run again"
+            ) from None
         with whole_file(place) as aside:
             try:
                 fetch(url, aside)

@@ -24,7 +24,7 @@ from vitwarm.training.loop import Context, device_batch_size, train_stage
 from vitwarm.training.processes import Processes
 from vitwarm.training.tracking import Tracker, evaluations
 from vitwarm.transfer import Part, TransferReport, merge
-from vitwarm.trunk import Decoder, build_decoder, require_values, unwrap
+from vitwarm.trunk import Decoder, build_decoder, require_data, require_values, unwrap
 
 PUBLISHED_STEPS = 15_000  # arXiv 2511.13945, for ImageNet-1k
 
@@ -199,6 +199,7 @@ class _Target:
 
 def _decoder_of_gpt2(model: Any) -> Decoder:
     """The weights of a `GPT2LMHeadModel` as our decoder, a copy on the same device."""
+    require_data(model)
     config = check_gpt2(model.config.to_dict(), "the model's configuration")
     facts = gpt2_facts(config)
     tensors = from_gpt2(model.state_dict())

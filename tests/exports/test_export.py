@@ -122,6 +122,7 @@ def _nan(model):
         (made, None, {"model_args": {"act_layer": nn.ReLU}}, "model_args: act_layer is .*, which no file can hold"),
         (made, _nan, {}, "head.weight has values that are not finite"),
         (lambda: made().to("meta"), None, {}, "on the device meta"),
+        (lambda: GPT2LMHeadModel(GPT2Config(n_layer=1, n_embd=4, n_head=2)).to("meta"), None, {}, "on the device meta"),
         (lambda: VisionTransformer(img_size=32), None, {}, "make it with timm.create_model"),
         (lambda: timm.create_model("resnet18"), None, {}, "ResNet cannot be warmed up"),
         (lambda: "vit", None, {}, "'vit' is no model"),
@@ -134,6 +135,22 @@ def test_what_cannot_be_told_is_refused_in_one_line(tmp_path, model, change, arg
     with pytest.raises(UserError, match=reason) as caught:
         vitwarm.export(model, tmp_path / "out", **arguments)
     assert "\n" not in str(caught.value) and list(tmp_path.iterdir()) == []
+
+
+def test_only_an_older_export_is_replaced(tmp_path, monkeypatch):
+    """Anything else that stands there would be lost."""
+    model, thesis, mine = made(), tmp_path / "thesis", tmp_path / "mine"
+    mine.mkdir()
+    for _ in range(2):
+        vitwarm.export(model, mine)
+    (mine / ".git").mkdir()
+    monkeypatch.chdir(tmp_path)
+    for place in (thesis, thesis / "chapter.txt", mine, ".", ".."):
+        thesis.mkdir(exist_ok=True)
+        (thesis / "chapter.txt").write_text("mine")
+        with pytest.raises(UserError, match="give a folder to make"):
+            vitwarm.export(model, place)
+    assert (thesis / "chapter.txt").read_text() == "mine" and sorted(tmp_path.iterdir()) == [mine, thesis]
 
 
 def test_arguments_that_are_given_are_used(tmp_path):

@@ -9,6 +9,7 @@ from torch import nn
 
 from vitwarm.config import Config, ImagesConfig, ModelConfig
 from vitwarm.data.tokenizers import Tokenizer
+from vitwarm.errors import UserError
 from vitwarm.exports.arguments import twin_of
 from vitwarm.exports.card import LICENSE, model_card
 from vitwarm.exports.gpt2 import export_gpt2, gpt2_facts, is_gpt2_model
@@ -18,7 +19,7 @@ from vitwarm.exports.opening import preprocessing
 from vitwarm.exports.timm_folder import export_model
 from vitwarm.exports.weights import require_finite
 from vitwarm.files import whole_folder
-from vitwarm.trunk import Decoder, require_values, unwrap
+from vitwarm.trunk import Decoder, require_data, require_values, unwrap
 
 WARMED = "_vitwarm"  # attribute of a model that was warmed up: what its export says of that
 
@@ -76,17 +77,19 @@ def export(
         The folder.
 
     Raises:
-        UserError: a model that cannot be exported or is not what its arguments make, a login that a push needs.
+        UserError: a model that cannot be exported or is not what its arguments make, a login that a push needs, a
+            folder that holds anything else than an older export.
         OSError: full disk, no permission.
     """
     folder, model = Path(folder).expanduser(), unwrap(model)
+    _check_replaceable(folder)
     if push:
         check_push(push)
     record = {"start": "a model of somebody's own", "trained": "elsewhere", **getattr(model, WARMED, {})}
     if license:
         record["license"] = license
     theirs = is_gpt2_model(model)
-    require_finite((model if theirs else require_values(model)).state_dict(), "the model")
+    require_finite((require_data(model) if theirs else require_values(model)).state_dict(), "the model")
     if theirs:
         _export_transformers(model, folder, record)
     elif isinstance(model, Decoder):
@@ -101,6 +104,20 @@ def export(
     if push:
         push_to_hub(folder, push)
     return folder
+
+
+def _check_replaceable(folder: Path) -> None:
+    """Refuse a place where something else than an export stands: whatever is there would be removed.
+
+    Raises:
+        UserError: a file, the current folder, a folder with other things in it.
+    """
+    if not folder.name:
+        raise UserError(f"cannot export to {str(folder)!r}; give a folder to make")
+    held = list(folder.iterdir()) if folder.is_dir() else []
+    older = (folder / PROVENANCE).is_file() and all(path.is_file() for path in held)
+    if folder.exists() and (held or not folder.is_dir()) and not older:
+        raise UserError(f"{folder} exists and is no export; give a folder to make, or one with an older export alone")
 
 
 def _export_transformers(model: Any, folder: Path, record: dict[str, Any]) -> None:

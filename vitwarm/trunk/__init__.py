@@ -4,7 +4,7 @@ from vitwarm.trunk.blocks import merge_causal
 from vitwarm.trunk.build import build_model, is_drop_rate
 from vitwarm.trunk.classifier import Classifier
 from vitwarm.trunk.decoder import Decoder, DecoderSize, build_decoder, configured_decoder
-from vitwarm.trunk.families import Family, family, family_of, require_values, unwrap
+from vitwarm.trunk.families import Family, family, family_of, require_data, require_values, unwrap
 from vitwarm.trunk.generation import generate
 from vitwarm.trunk.image_model import ImageModel
 from vitwarm.trunk.initialisations import initialise
@@ -31,6 +31,7 @@ __all__ = [
     "merge_causal",
     "rehearse_images",
     "require_memory",
+    "require_data",
     "require_values",
     "trunk_facts",
     "unwrap",

@@ -386,9 +386,9 @@ def family_of(model: nn.Module) -> Family:
     if reason := found.refusal:
         if inner := next((name for name, child in model.named_children() if adapter_of(child).refusal is None), None):
             raise UserError(f"{type(model).__name__} holds a model with a trunk in .{inner}; give that one")
-        raise UserError(
-            f"{type(model).__name__} cannot be warmed up: {reason}; the nearest that can is timm's {nearest(model)}"
-        )
+        of_timm = getattr(model, "pretrained_cfg", None)  # of others neither name nor width says what is like them
+        hint = f"; the nearest that can is timm's {nearest(model)}" if of_timm else ""
+        raise UserError(f"{type(model).__name__} cannot be warmed up: {reason}{hint}")
     return found
 
 
@@ -420,7 +420,15 @@ def require_values(model: nn.Module) -> nn.Module:
     Raises:
         UserError: as `family_of`; weights without values (on the device `meta`), or split over processes.
     """
-    model = family_of(model).model
+    return require_data(family_of(model).model)
+
+
+def require_data(model: nn.Module) -> nn.Module:
+    """The same model, of whatever make, if its weights have values here.
+
+    Raises:
+        UserError: weights without values (on the device `meta`), or split over processes.
+    """
     for name, tensor in model.state_dict().items():
         if tensor.is_meta:
             raise UserError(f"{name} of the model is on the device meta and has no values; build it on a real device")

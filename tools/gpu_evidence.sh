@@ -10,9 +10,16 @@ all=(cifar10 core text speed lab gpt2 data)
 usage="usage: bash tools/gpu_evidence.sh OUT [${all[*]}]"
 [ $# -gt 0 ] && [ "${1#-}" = "$1" ] || { echo "$usage" >&2; exit 2; }
 out=$1; shift
+[[ " ${all[*]} " != *" $out "* ]] || { echo "OUT is a folder to make, not a part; $usage" >&2; exit 2; }
 for part in "$@"; do
     [[ " ${all[*]} " = *" $part "* ]] || { echo "no part $part; $usage" >&2; exit 2; }
 done
+if [ -z "${SMALL:-}" ] && [ "$*" != lab ]; then
+    python -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' || {
+        echo "PyTorch sees no GPU here; only the part lab works without one (SMALL=1 tries all at toy size)" >&2
+        exit 2
+    }
+fi
 work=${WORK:-$out/work}
 mkdir -p "$out" "$work" || exit 2
 tools=$(dirname "$0")

@@ -49,10 +49,17 @@ def test_each_arm_at_each_rate(tmp_path):
 
 @pytest.mark.parametrize(
     ("words", "why"),
-    [([], "usage: bash tools/gpu_evidence.sh OUT"), (["-h"], "usage"), (["OUT", "cifar"], "no part cifar; usage")],
+    [
+        ([], "usage: bash tools/gpu_evidence.sh OUT"),
+        (["-h"], "usage"),
+        (["OUT", "cifar"], "no part cifar; usage"),
+        (["core"], "OUT is a folder to make, not a part; usage"),
+        (["OUT"], "PyTorch sees no GPU here"),
+    ],
 )
 def test_the_script_refuses_in_one_line(words, why, tmp_path):
-    done = subprocess.run([*SCRIPT, *words], cwd=tmp_path, capture_output=True, text=True)
+    environment = os.environ | {"CUDA_VISIBLE_DEVICES": "", "SMALL": ""}
+    done = subprocess.run([*SCRIPT, *words], cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert done.returncode == 2 and done.stderr.startswith(why) and len(done.stderr.splitlines()) == 1
     assert not list(tmp_path.iterdir())
 

@@ -17,7 +17,7 @@ from collections.abc import Mapping
 from dataclasses import MISSING, asdict, fields
 from itertools import pairwise, takewhile
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ValidationError
@@ -175,8 +175,7 @@ def recipe_hash(config: Config) -> str:
     A key that came with a later version (`since` of `vitwarm.config.key`) is left out where it has its default, so that
     a recipe which does not use it keeps the hash that it had before.
     """
-    # Also makes 300 and 300.0 one number in a float key.
-    tree: Any = OmegaConf.to_container(OmegaConf.structured(config))
+    tree = asdict(config)
     for name in NOT_IDENTITY:
         section, _, leaf = name.rpartition(".")
         del (tree[section] if section else tree)[leaf]
@@ -194,8 +193,15 @@ def _without_later_keys(section: dict[str, Any], prefix: str = "") -> dict[str, 
             if part := _without_later_keys(value, f"{full}."):
                 kept[name] = part
         elif not KEYS[full].field.metadata["since"] or value != KEYS[full].default:
-            kept[name] = value
+            kept[name] = _floats(value) if float in (KEYS[full].type, *get_args(KEYS[full].type)) else value
     return kept
+
+
+def _floats(value: Any) -> Any:
+    """The value of a key of numbers, in which 300 and 300.0 are one."""
+    if isinstance(value, list):
+        return [float(number) for number in value]
+    return None if value is None else float(value)
 
 
 def help_text() -> str:

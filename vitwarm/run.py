@@ -30,8 +30,8 @@ from vitwarm.run_folder import (
     LOG,
     RESULT,
     check_folder,
-    clear_smoke,
     has_checkpoint,
+    is_finished,
     newest_checkpoint,
     open_folder,
     read_result,
@@ -199,19 +199,17 @@ def _carry_out(
 
     def check_folders() -> None:
         for own, config in owners.items():
-            if config.run.smoke:
-                clear_smoke(own)
             check_folder(own, config)
 
     processes.check_stop(stop)
     processes.main_does(check_folders)
-    if (folder / RESULT).exists():
+    if is_finished(folder, together):
         if gone := [own for own in folders if not (own / RESULT).exists()]:
             raise UserError(f"{folder} holds a finished run, but {gone[0]} is gone; remove {folder} to start over")
         processes.main_does(lambda: _push(together, folder))
         found: list[dict[str, Any]] = processes.main_does(lambda: [read_result(own) for own in folders])
         return found
-    joint = processes.all_do(lambda: _build(configs, folders, folder, processes.world, has_checkpoint(folder)))
+    joint = processes.all_do(lambda: _build(configs, folders, folder, processes.world, has_checkpoint(folder, together)))
 
     def open_folders() -> None:
         for own, config in owners.items():
@@ -304,7 +302,7 @@ def _build(configs: list[Config], folders: list[Path], folder: Path, world: int,
     first = members[0].experiment
     if folder in folders:
         return _Joint(members, first.warmup, first.main)
-    if taken := [own for own in folders if not resumes and (own / RESULT).exists()]:
+    if taken := [own for own in folders if not resumes and is_finished(own, configs[0])]:
         raise UserError(f"{taken[0]} holds a finished run; choose another run.dir, or leave its seed out")
     seeds, experiments = [config.seed for config in configs], [member.experiment for member in members]
     if world > 1:

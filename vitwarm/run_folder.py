@@ -34,25 +34,14 @@ def run_folder(config: Config) -> Path:
     return folder.with_name(f"{folder.name}{SMOKE}") if config.run.smoke else folder
 
 
-def clear_smoke(folder: Path) -> None:
-    """Remove the last smoke run of a folder, if it holds one.
-
-    Raises:
-        UserError: another process is carrying it out.
-    """
-    if not (folder / RECIPE).is_file() or not frozen_hash(folder / RECIPE).endswith(SMOKE):
-        return
-    with locked(folder / LOCK, _TAKEN.format(folder)):
-        for left in folder.iterdir():
-            if left.is_dir() and not left.is_symlink():
-                shutil.rmtree(left)
-            elif left.name != LOCK:
-                left.unlink()
+def has_checkpoint(folder: Path, config: Config) -> bool:
+    """Whether a run has begun there, so that it resumes; damaged checkpoints count as well. A smoke run begins anew."""
+    return not config.run.smoke and any((folder / CHECKPOINTS).glob("step-*"))
 
 
-def has_checkpoint(folder: Path) -> bool:
-    """Whether a run has begun there, so that it resumes; damaged checkpoints count as well."""
-    return any((folder / CHECKPOINTS).glob("step-*"))
+def is_finished(folder: Path, config: Config) -> bool:
+    """Whether a run has ended there. A smoke run begins anew."""
+    return not config.run.smoke and (folder / RESULT).exists()
 
 
 def check_folder(folder: Path, config: Config) -> None:
@@ -60,17 +49,22 @@ def check_folder(folder: Path, config: Config) -> None:
     frozen = folder / RECIPE
     if prepared := next((folder / name for name in _OURS if not _is_plain(folder / name)), None):
         raise UserError(f"{prepared} is a link or no plain file; a run folder holds its files itself: remove it")
-    if frozen.exists():
+    if frozen.exists() and not _holds_smoke(folder, config):
         theirs = read_frozen(frozen)
         if recipe_hash(theirs) != recipe_hash(config):
             raise UserError(
                 f"{folder} holds a run of another recipe: {named_differences(theirs, config, _FREE)}; choose "
                 "another run.dir, or remove that folder to start over"
             )
-    elif folder.exists() and (not folder.is_dir() or any(not _may_precede(p) for p in folder.iterdir())):
+    elif not frozen.exists() and folder.exists() and (not folder.is_dir() or any(not _may_precede(p) for p in folder.iterdir())):
         raise UserError(f"{folder} exists and is not a run folder; choose another run.dir")
-    if config.resume_from and not has_checkpoint(folder):
+    if config.resume_from and not has_checkpoint(folder, config):
         _adoptable(config)
+
+
+def _holds_smoke(folder: Path, config: Config) -> bool:
+    """Whether a smoke run finds the last one there, which it replaces."""
+    return config.run.smoke and (folder / RECIPE).is_file() and frozen_hash(folder / RECIPE).endswith(SMOKE)
 
 
 def _is_plain(path: Path) -> bool:
@@ -83,7 +77,7 @@ def _may_precede(path: Path) -> bool:
 
 
 def open_folder(folder: Path, config: Config, held: contextlib.ExitStack, steady_steps: int) -> None:
-    """Create the run folder, or clear what a kill left half-written; bring in `resume_from`.
+    """Create the run folder, or clear what a kill or the last smoke run left; bring in `resume_from`.
 
     Args:
         folder: of the run.
@@ -100,12 +94,13 @@ def open_folder(folder: Path, config: Config, held: contextlib.ExitStack, steady
         raise UserError(f"run.dir: cannot make {folder}: {error.strerror} ({error.filename})") from error
     # A launcher that was killed can leave its process at work; two in one folder would overwrite each other's files.
     held.enter_context(locked(folder / LOCK, _TAKEN.format(folder)))
-    for left in [*folder.glob(".*.tmp"), *folder.glob(".*.old"), *folder.glob(f"{CHECKPOINTS}/.*")]:
+    before = [path for path in folder.iterdir() if path.name != LOCK] if _holds_smoke(folder, config) else []
+    for left in [*before, *folder.glob(".*.tmp"), *folder.glob(".*.old"), *folder.glob(f"{CHECKPOINTS}/.*")]:
         shutil.rmtree(left, ignore_errors=True) if left.is_dir() else left.unlink(missing_ok=True)
     frozen = folder / RECIPE
     if not frozen.exists() or frozen_hash(frozen) == recipe_hash(config):
         write_text(frozen, freeze(config))  # else of another version: it keeps the hash that its checkpoints bear
-    if config.resume_from and not has_checkpoint(folder):
+    if config.resume_from and not has_checkpoint(folder, config):
         _adopt(folder, config, steady_steps)
 
 

@@ -47,6 +47,9 @@ def test_images_in_small_and_always_anew(tmp_path):
         (folder / "old").mkdir()
         (folder / "checkpoints" / "step-00000040" / "state.json").write_text("damaged")
     assert results[0]["metrics"] == results[1]["metrics"]
+    with pytest.raises(UserError, match="no such file"):
+        train("digits_proc", **real, **{"run.smoke": True, "images.train": str(tmp_path / "none.tar")})
+    assert (folder / "result.json").exists()  # a run that cannot begin takes nothing away
     config = load_recipe(["recipe=digits_proc"])
     assert results[0]["recipe_hash"].endswith("-smoke") and "-" not in recipe_hash(config)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["run-smoke"]

@@ -1,6 +1,5 @@
 """`vitwarm.warm_up`: a recipe's warm-up on a model in memory, to the bit."""
 
-import copy
 import json
 import os
 import signal
@@ -20,6 +19,7 @@ from vitwarm.recipe import build_recipe
 from vitwarm.run import run
 from vitwarm.stages.warmup import fresh_trunk
 from vitwarm.trunk import build_decoder
+from vitwarm.warming import _fit_schedule
 
 ARGS = {"img_size": 16, "patch_size": 4, "embed_dim": 48, "depth": 2, "num_heads": 2}
 RULE = {"name": "dyck", "k": 4}
@@ -85,7 +85,7 @@ def test_groups_dtype_and_mode_of_the_model_are_kept(quiet):
     model = small().to(torch.bfloat16).eval()
     model.blocks.requires_grad_(False)
     before = weights(model)
-    vitwarm.warm_up(model, groups=["attention"], **quiet)
+    vitwarm.warm_up(model, groups="attention", **quiet)
     changed = differing(before, model.state_dict())
     assert changed and all(".attn." in name for name in changed)
     assert not model.training and not any(p.requires_grad for p in model.blocks.parameters())
@@ -151,7 +151,20 @@ def test_what_cannot_be_is_refused_and_the_model_stays(quiet):
     model = small()
     before = weights(model)
     for wrong, message in (
-        ({"budget": "1%"}, "budget"),
+        ({"budget": "1%"}, "warmup.budget is a share of the main stage, but there is none"),
+        ({"budget": "0"}, "budget is '0'; give a length above 0"),
+        ({"budget": 5}, "budget is 5; give a length above 0"),
+        *(({"steps": steps}, f"steps is {steps!r}; give a whole number") for steps in (0, -3, 1.5, True, "5")),
+        *(({"rule": rule}, r"rule is .*; give a name such as 'dyck'") for rule in (None, 3, [], {"k": 4}, b"dyck")),
+        *(({"groups": groups}, f"groups is {groups}; give a list") for groups in (None, 3)),
+        ({"groups": []}, "no tensor group; known: trunk, attention"),
+        ({"groups": "attn"}, "unknown tensor group 'attn'; known: trunk, attention"),
+        *(({"seed": seed}, "seed: expected integer, got") for seed in ("x", 1.5, True, None)),
+        ({"global_batch": 0}, r"warmup.global_batch must lie in \[1, 16777216\], not be 0"),
+        ({"lr": -1}, r"warmup.lr must lie in \(0, inf\), not be -1"),
+        ({"optimizer": "adammm"}, "warmup.optimizer: timm has no optimiser 'adammm'"),
+        *(({name: 3}, f"{name} is 3; give a function") for name in ("on_log", "on_eval")),
+        *(({"dir": folder}, f"dir is {folder!r}; give the path") for folder in (3, "")),
         ({"lr_warmup": "7 steps"}, "lr_warmup"),
         ({"global_bach": 8}, "global_batch"),
         ({"rule": "dyk"}, "dyck"),
@@ -161,8 +174,9 @@ def test_what_cannot_be_is_refused_and_the_model_stays(quiet):
         arguments = {**quiet, **wrong}
         if "budget" in wrong:
             del arguments["steps"]
-        with pytest.raises(UserError, match=message):
+        with pytest.raises(UserError, match=message) as caught:
             vitwarm.warm_up(model, **arguments)
+        assert "\n" not in str(caught.value)
         assert not differing(before, model.state_dict())
     with pytest.raises(UserError, match="not both"):
         vitwarm.warm_up(model, budget="10 steps", **quiet)
@@ -170,9 +184,30 @@ def test_what_cannot_be_is_refused_and_the_model_stays(quiet):
         vitwarm.warm_up(timm.create_model("resnet18"), **quiet)
 
 
-def test_listeners_hear_what_the_log_would_hold(quiet):
+@pytest.mark.parametrize(
+    ("settings", "rise"),
+    [
+        ({"budget": "1 steps"}, "0 steps"),
+        ({"budget": "15 steps"}, "1 steps"),
+        ({"budget": "999 steps"}, "66 steps"),
+        ({"budget": "1000 steps"}, "1000 steps"),
+        ({"budget": "1000 steps", "schedule": "wsd"}, "66 steps"),
+        ({"budget": "150 samples", "global_batch": 10}, "1 steps"),
+        ({"budget": "4800 tokens", "global_batch": 10}, "2 steps"),  # 16 a sequence
+    ],
+)
+def test_the_rise_of_the_learning_rate_shrinks_where_it_would_not_fit(settings, rise):
+    config = build_recipe({"warmup": settings})
+    _fit_schedule(config, small())
+    assert config.warmup.lr_warmup == rise
+
+
+def test_listeners_hear_what_the_log_would_hold_and_bars_show_steps_and_evaluations(quiet, capsys):
     logs, evals = [], []
-    model = copy.deepcopy(small())
-    vitwarm.warm_up(model, on_log=logs.append, on_eval=evals.append, **quiet)
+    settings = {name: value for name, value in quiet.items() if name not in ("progress", "lr_warmup")}
+    vitwarm.warm_up(small(), on_log=logs.append, on_eval=evals.append, **settings)
+    shown = capsys.readouterr().err
+    assert "warmup:   0%" in shown and "0/6" in shown and shown.count("warmup evaluation:   0%") == 2
+    assert "0/8" in shown  # 64 sequences of validation by 8
     assert [entry["step"] for entry in logs] == [6] and {"loss", "accuracy", "lr"} <= set(logs[0])
     assert [entry["step"] for entry in evals] == [3, 6]

@@ -1,4 +1,4 @@
-"""python tools/models.py: which models of timm can be warmed up; writes docs/models.md, and names for messages.
+"""python tools/models.py: which models of timm can be warmed up; writes docs/models.md.
 
 Each model is built on the device `meta`, with three blocks where timm lets that be said, so nothing is computed.
 """
@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import timm
 import torch
+from timm.layers import HybridEmbed
 from torch import nn
 
 from vitwarm.errors import UserError
@@ -21,7 +22,6 @@ from vitwarm.transfer.core import CORE
 from vitwarm.transfer.warm_start import PACKAGED
 from vitwarm.trunk import Trunk
 from vitwarm.trunk.families import adapter_of
-from vitwarm.trunk.supported import NAMES, width_of
 
 PAGE = Path(__file__).parents[1] / "docs/models.md"
 PATTERNS = ("*vit*", "*deit*", "*eva*", "*beit*", "*siglip*", "*dinov3*", "aimv2*")
@@ -52,6 +52,12 @@ def list_names() -> list[str]:
     return [name for name in timm.list_models() if any(fnmatch(name, pattern) for pattern in PATTERNS)]
 
 
+def width_of(model: nn.Module) -> int:
+    """Channels of a model's tokens, of the widest where there are several kinds."""
+    widths = [getattr(model, name, 1) for name in ("embed_dim", "num_features")]
+    return max(1, *(n for width in widths for n in (width if isinstance(width, (list, tuple)) else [width])))
+
+
 def examine(name: str) -> Row:
     """Build one model on `meta` and ask."""
     with torch.device("meta"):
@@ -69,6 +75,8 @@ def examine(name: str) -> Row:
         except UserError as error:
             core = str(error)
     label = type(model).__name__ if own else ", ".join(family.examples)
+    if isinstance(getattr(model, "patch_embed", None), HybridEmbed) and own:
+        label = f"hybrid {label}"
     return Row(name, type(model).__name__, width_of(model), label, own, core or own, own is None or _is_plain(model))
 
 
@@ -86,7 +94,8 @@ def _is_plain(model: Any) -> bool:
     """Whether a model that cannot be warmed up is a uniform sequence of blocks on one grid all the same."""
     model = getattr(model, "encoder", model)
     blocks = getattr(model, "blocks", None)
-    if not isinstance(blocks, nn.Sequential | nn.ModuleList) or isinstance(model.patch_embed, nn.ModuleList):
+    several = nn.ModuleList | HybridEmbed  # grids, or networks
+    if not isinstance(blocks, nn.Sequential | nn.ModuleList) or isinstance(model.patch_embed, several):
         return False
     return len({str({n: tuple(t.shape) for n, t in block.state_dict().items()}) for block in blocks}) == 1
 
@@ -105,8 +114,8 @@ Which models of timm can be warmed up. `python tools/models.py` writes this page
 - **Own warm-up**: `vitwarm train` warms the model up itself. The blocks must be one sequence and take a mask.
 - **Core**: `vitwarm.warm_start(model)` puts the [core inside the package](modular.md#a-compact-core) into it.
 - **Plain ViTs** are all models with one sequence of equal blocks on one grid of tokens. Hierarchical models, hybrids
-  with stages of convolutions between the blocks, and mixers of other kinds are refused, also by a message that names
-  the nearest model of this page.
+  (a ResNet or the like in front of the blocks) and mixers of other kinds are refused with the reason, in a line that
+  names the plain ViT nearest in parameters and image size.
 
 The names are those that match {patterns}.
 
@@ -163,20 +172,10 @@ def _family(label: str, rows: list[Row]) -> str:
     )
 
 
-def supported(rows: list[Row]) -> str:
-    """The names that can be warmed up, by width, as the package keeps them."""
-    names: dict[int, list[str]] = defaultdict(list)
-    for row in sorted(rows, key=lambda row: row.width):
-        if row.own is None:
-            names[row.width].append(row.name)
-    return json.dumps(names, indent=0) + "\n"
-
-
 def main() -> None:
-    """Examine all names; write the page and the package's list."""
+    """Examine all names; write the page."""
     rows = [examine(name) for name in list_names()]
     PAGE.write_text(page(rows), encoding="utf-8")
-    NAMES.write_text(supported(rows), encoding="utf-8")
     print(f"{PAGE}: {len(rows)} names")
 
 

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vitwarm.assembly import Experiment
+from vitwarm.assembly import SMOKE_SAMPLES, SMOKE_STEPS, Experiment
 from vitwarm.cost import MFU, expected_seconds
 from vitwarm.recipe import recipe_hash
 from vitwarm.result import device_name
@@ -51,14 +51,14 @@ class Banner:
             start: see the attribute.
         """
         config, main = experiment.config, experiment.main
+        smoke = f"; a smoke run: {SMOKE_STEPS} steps a stage, {SMOKE_SAMPLES} samples an evaluation, or fewer"
         seconds = {stage.name: expected_seconds(stage, config.model, at.device, at.world) for stage in stages}
         weights = sum(p.numel() for p in experiment.model.parameters())
         size = config.model.decoder.size
         unknown = [s.name for s in stages if seconds[s.name] is None and s.steps > FIRST_STEPS]
         return cls(
             recipe=f"{config.name} (hash {recipe_hash(config)}), seed{'s' * (len(seeds) > 1)} "
-            f"{', '.join(map(str, seeds))}"
-            + ("; a smoke run: short stages, little validation" if config.run.smoke else ""),
+            f"{', '.join(map(str, seeds))}" + (smoke if config.run.smoke else ""),
             folder=folder,
             device=device_name(at.device) + (f", {at.world} processes" if at.world > 1 else ""),
             model=f"{f'decoder {size}' if size else config.model.name}, {weights:,} parameters",

@@ -474,6 +474,21 @@ def _refuse_epochs(amount: Amount) -> None:
         raise UserError(f"{amount.key}: a rule's stream has no epochs; write samples, tokens, steps or a share")
 
 
+def rule_spec(rule: Any) -> dict[str, Any]:
+    """A rule as a recipe describes it, of what a person gives in Python: a name, a mapping with the name, or a `Rule`.
+
+    Raises:
+        UserError: anything else.
+    """
+    if isinstance(rule, Rule):
+        return rule.spec()
+    if isinstance(rule, Mapping) and "name" in rule:
+        return dict(rule)
+    if isinstance(rule, str):
+        return {"name": rule}
+    raise UserError(f"rule is {_show(rule)}; give a name such as 'dyck', or {{'name': 'dyck', 'k': 64}}")
+
+
 def rule_of(spec: dict[str, Any]) -> Rule:
     """The rule that a recipe describes.
 

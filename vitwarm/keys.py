@@ -3,8 +3,21 @@
 import hashlib
 import json
 import operator
+from numbers import Integral
 
 import numpy as np
+
+from vitwarm.errors import UserError
+
+
+def require_seed(seed: object) -> None:
+    """Refuse what is no root seed.
+
+    Raises:
+        UserError: not a whole number from 0 on.
+    """
+    if isinstance(seed, bool) or not isinstance(seed, Integral) or seed < 0:
+        raise UserError(f"seed is {seed!r}; give a whole number from 0 on")
 
 
 def keyed_rng(seed: int, *key: str | int) -> np.random.Generator:

@@ -60,6 +60,7 @@ def provenance(
         "recipe": config.name,
         "description": config.description,
         "recipe_hash": recipe_hash(config),
+        **({"smoke": True} if config.run.smoke else {}),
         "seed": config.seed,
         **start,
         "trained": trained,

@@ -47,7 +47,7 @@ class Selection:
         Raises:
             UserError: an unknown word, or words that contradict each other.
         """
-        words = words.split() if isinstance(words, str) else [w for text in words for w in str(text).split()]
+        words = words_of(words)
         kinds: list[str] = []
         narrow: dict[str, str] = {}
         for word in words:
@@ -104,6 +104,17 @@ class Selection:
     def heads_of(self, block: int | None) -> set[int] | None:
         """Heads of a block that are selected; None for whole tensors."""
         return {head for of, head in self.heads if of in (None, block)} if self.heads else None
+
+
+def words_of(groups: str | Iterable[str]) -> list[str]:
+    """The words of a selection: those of a list, or of one text with spaces between.
+
+    Raises:
+        UserError: neither.
+    """
+    if not isinstance(groups, Iterable):
+        raise UserError(f"groups is {groups!r}; give a list of tensor groups, such as ['attention', 'mlp']")
+    return [word for text in ([groups] if isinstance(groups, str) else groups) for word in str(text).split()]
 
 
 def parse_control(text: str) -> tuple[str, float | None]:

@@ -3,28 +3,35 @@
 import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from vitwarm.amounts import Amount
+from vitwarm.checks import rule_spec
 from vitwarm.config import Config
 from vitwarm.errors import UserError
-from vitwarm.exports.gpt2 import check_gpt2, from_gpt2, gpt2_facts, is_gpt2_model, to_gpt2
-from vitwarm.exports.write import WARMED
+from vitwarm.exports.gpt2 import as_trunk
+from vitwarm.procedural import Rule
 from vitwarm.recipe import build_recipe, recipe_hash
 from vitwarm.run_folder import CHECKPOINTS, LOG, check_folder, newest_checkpoint, open_folder, warn
+from vitwarm.selection import Selection, words_of
 from vitwarm.signals import stop_signals
 from vitwarm.stages import RuleStage, make_warmup
+from vitwarm.stages.warmup import sequence_length
 from vitwarm.training.checkpoint import Checkpoints
-from vitwarm.training.loop import Context, device_batch_size, train_stage
+from vitwarm.training.loop import Context, check_compile, device_batch_size, train_stage
+from vitwarm.training.optimizers import check_optimizer
 from vitwarm.training.processes import Processes
 from vitwarm.training.tracking import Tracker, evaluations
 from vitwarm.transfer import Part, TransferReport, merge
-from vitwarm.trunk import Decoder, build_decoder, require_data, require_values, unwrap
+from vitwarm.trunk import Decoder, require_values, unwrap
+from vitwarm.trunk.history import Change, note
 
 PUBLISHED_STEPS = 15_000  # arXiv 2511.13945, for ImageNet-1k
 
@@ -68,12 +75,12 @@ class WarmUpReport:
 
 def warm_up(
     model: nn.Module,
-    rule: str | Mapping[str, Any] = "dyck",
+    rule: str | Mapping[str, Any] | Rule = "dyck",
     *,
     steps: int | None = None,
     budget: str | None = None,
     seed: int = 0,
-    groups: Sequence[str] = ("trunk",),
+    groups: str | Sequence[str] = ("trunk",),
     dir: str | Path | None = None,
     progress: bool = True,
     on_log: Listener | None = None,
@@ -92,7 +99,7 @@ def warm_up(
     Args:
         model: a timm model, a `vitwarm.trunk.Decoder` or a `GPT2LMHeadModel` of transformers; DDP, `torch.compile`
             and moving averages around it are looked through. In a process group every process calls this alike.
-        rule: name of a rule, or {"name": NAME, PARAMETER: value}.
+        rule: name of a rule, {"name": NAME, PARAMETER: value}, or a `Rule`.
         steps: optimiser steps; 15,000 if neither these nor a budget is given, as the paper trains for ImageNet-1k.
         budget: the length in other units: "3.84M" sequences, "20M tokens".
         seed: root seed of the sequences and of what the stage adds (symbol tables, head).
@@ -102,7 +109,8 @@ def warm_up(
         on_log: called with each log entry.
         on_eval: called with each evaluation.
         settings: further keys of the section `warmup` of a recipe: `global_batch`, `lr`, `lr_warmup`, `mask_prob`,
-            `precision`, `compile`, `eval_every`, ... (`vitwarm train --help`). The defaults are the paper's.
+            `precision`, `compile`, `eval_every`, ... (`vitwarm train --help`). The defaults are the paper's; where
+            its 1,000 steps of `lr_warmup` do not fit, they shrink as the stage does.
 
     Returns:
         What was learnt and what was copied.
@@ -111,33 +119,40 @@ def warm_up(
         UserError: a model, rule or setting that cannot be; the model is then unchanged.
         Interrupted: a signal, where `dir` holds a checkpoint; the same call resumes.
     """
-    if steps is not None and budget is not None:
-        raise UserError("give steps or budget, not both")
-    target, length = _Target.of(model), f"{steps if steps is not None else PUBLISHED_STEPS} steps"
-    tree: dict[str, Any] = {
-        "name": "warm_up",
-        "seed": seed,
-        "model": target.described,
-        "warmup": {
-            "rule": {"name": rule} if isinstance(rule, str) else dict(rule),
-            "budget": budget or length,
-            **({"objective": "next_token"} if isinstance(target.start, Decoder) else {}),
-            **settings,
-        },
-        "transfer": {"groups": list(groups)},
-        "run": {"dir": None if dir is None else str(dir)},
-    }
-    config = build_recipe(tree)
-    device = next(target.model.parameters()).device
+    for name, listener in (("on_log", on_log), ("on_eval", on_eval)):
+        if not (listener is None or callable(listener)):
+            raise UserError(f"{name} is {listener!r}; give a function of one log entry, or leave it out")
+    if dir is not None and not (isinstance(dir, str | Path) and str(dir)):
+        raise UserError(f"dir is {dir!r}; give the path of a folder, or leave it out")
+    Selection.parse(groups)
+    length, words, target = _length(steps, budget), words_of(groups), unwrap(model)
     with contextlib.ExitStack() as held:
+        trunk = require_values(held.enter_context(as_trunk(target)))
+        tree: dict[str, Any] = {
+            "name": "warm_up",
+            "seed": seed,
+            "model": _described(target, trunk),
+            "warmup": {
+                "rule": rule_spec(rule),
+                "budget": length,
+                **({"objective": "next_token"} if isinstance(trunk, Decoder) else {}),
+                **settings,
+            },
+            "transfer": {"groups": words},
+            "run": {"dir": None if dir is None else str(dir)},
+        }
+        config = build_recipe(tree)
+        check_optimizer("warmup", config.warmup)
+        if "lr_warmup" not in settings:
+            _fit_schedule(config, trunk)
+        device = next(target.parameters()).device
         held.enter_context(torch.random.fork_rng(devices=[device] if device.type == "cuda" else []))
-        stage = make_warmup(config, None, target.start)
+        stage = make_warmup(config, None, trunk)
         outcome, curve, trained = _train(stage, config, device, progress, on_log, on_eval, held)
-    report = target.take(stage.trained_tensors(trained), groups)
-    text = f"warm-up of {outcome['steps']} steps on {stage.rule.spec()['name']}"
-    setattr(
-        target.model, WARMED, {"start": text, "seed": seed, "warmed_keys": report.copied, "fresh_keys": report.fresh}
-    )
+        report = merge(trunk, [Part(words, stage.trained_tensors(trained), "the warm-up")])
+    of = "" if words == ["trunk"] else f" ({' '.join(words)})"
+    text = f"warm-up of {outcome['steps']} steps on {stage.rule.spec()['name']}{of}"
+    note(target, Change(text, seed, tuple(report.copied)))
     metrics = outcome["metrics"]
     return WarmUpReport(
         rule=stage.rule.spec(),
@@ -154,64 +169,42 @@ def warm_up(
     )
 
 
-@dataclass(frozen=True)
-class _Target:
-    """A model that somebody gave, and how a recipe describes it.
+def _length(steps: int | None, budget: str | None) -> str:
+    """The budget of a recipe.
 
-    Attributes:
-        model: the model itself, without what was around it.
-        start: timm model or decoder with its weights; for our stages the same model.
-        described: section `model` of a recipe.
+    Raises:
+        UserError: both are given, or one that is no length.
     """
-
-    model: nn.Module
-    start: nn.Module
-    described: dict[str, Any]
-
-    @classmethod
-    def of(cls, given: nn.Module) -> "_Target":
-        """
-        Raises:
-            UserError: no model that can be warmed up; the message says why.
-        """
-        model = unwrap(given)
-        start = require_values(_decoder_of_gpt2(model) if is_gpt2_model(model) else model)
-        if not isinstance(start, Decoder):
-            name = getattr(model, "pretrained_cfg", {}).get("architecture") or type(model).__name__
-            return cls(model, start, {"name": name})
-        size = {"size": str(start.size), "positions": start.n_positions}
-        return cls(model, start, {"decoder": {**size, "dropout": start.dropout, "tied": start.tied}})
-
-    def take(self, tensors: dict[str, Tensor], groups: Sequence[str]) -> TransferReport:
-        """Copy the groups of a trained trunk into the model.
-
-        Raises:
-            UserError: they do not fit.
-        """
-        report = merge(self.start, [Part(list(groups), tensors, "the warm-up")])
-        if self.start is not self.model:
-            own, names = self.model.state_dict(), to_gpt2(self.start.state_dict())
-            with torch.no_grad():
-                for name, tensor in names.items():
-                    own[name].copy_(tensor)
-        return report
+    if budget is None:
+        steps = PUBLISHED_STEPS if steps is None else steps
+        if isinstance(steps, bool) or not isinstance(steps, Integral) or steps < 1:
+            raise UserError(f"steps is {steps!r}; give a whole number of optimiser steps, 1 or more")
+        return f"{steps} steps"
+    if steps is not None:
+        raise UserError(f"give steps or budget, not both: steps is {steps!r}, budget {budget!r}")
+    if not isinstance(budget, str) or Amount.parse(budget, "budget").value == 0:
+        raise UserError(f"budget is {budget!r}; give a length above 0, such as '3.84M' (sequences) or '20M tokens'")
+    return budget
 
 
-def _decoder_of_gpt2(model: Any) -> Decoder:
-    """The weights of a `GPT2LMHeadModel` as our decoder, a copy on the same device."""
-    require_data(model)
-    config = check_gpt2(model.config.to_dict(), "the model's configuration")
-    facts = gpt2_facts(config)
-    tensors = from_gpt2(model.state_dict())
-    tied = bool(config.get("tie_word_embeddings", True))
-    if tied:
-        tensors.pop("head.weight", None)
-    size = f"{facts['depth']}_{facts['heads']}_{facts['width']}"
-    decoder = build_decoder(
-        size, config["vocab_size"], config["n_positions"], "warm_up", seed=0, dropout=config["resid_pdrop"], tied=tied
+def _fit_schedule(config: Config, trunk: nn.Module) -> None:
+    """Where the learning rate's rise does not fit into so few steps, give it the share that it has of the paper's."""
+    optim = config.warmup
+    sizes = {"global_batch": optim.global_batch, "tokens_per_sample": sequence_length(config, trunk)}
+    steps = Amount.parse(optim.budget, "budget").steps(**sizes)
+    rise, fall = (
+        Amount.parse(length).steps(steps_of_whole=steps, **sizes) for length in (optim.lr_warmup, optim.cooldown)
     )
-    decoder.load_state_dict(tensors)
-    return decoder.to(next(model.parameters()).device)
+    if rise + (fall if optim.schedule == "wsd" else 0) > steps:
+        optim.lr_warmup = f"{steps * rise // PUBLISHED_STEPS} steps"
+
+
+def _described(model: nn.Module, trunk: nn.Module) -> dict[str, Any]:
+    """A model as the section `model` of a recipe describes it."""
+    if not isinstance(trunk, Decoder):
+        return {"name": getattr(model, "pretrained_cfg", {}).get("architecture") or type(model).__name__}
+    size = {"size": str(trunk.size), "positions": trunk.n_positions}
+    return {"decoder": {**size, "dropout": trunk.dropout, "tied": trunk.tied}}
 
 
 class _Here:
@@ -249,6 +242,7 @@ def _train(
     rank, world = (dist.get_rank(), dist.get_world_size()) if joined else (0, 1)
     processes = Processes(rank, world, device)
     device_batch_size(stage.optim.global_batch, world, None)  # refuses a batch that the processes cannot share
+    processes.all_do(lambda: check_compile(stage.optim, device))
     folder = Path(config.run.dir).expanduser() if config.run.dir else None
     resume, stop, curve = None, [], []
     if folder is not None:

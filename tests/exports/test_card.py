@@ -28,10 +28,10 @@ def test_of_a_trained_model():
     for piece in ("A timm `vit_tiny_patch16_224`, trained on images (digits).", "| recipe | `a_recipe` |",
                   "| what the recipe is for | On `x: y`, # and 'quotes'. |",
                   "| recipe hash | `0123456789ab` |", "| seed | 3 |", "| top1 | 0.5000 |",
-                  "| start | warm-up of 5 steps on dyck |", "| count | 10 |",
-                  "local-dir:PATH_TO_THIS_FOLDER"):  # fmt: skip
+                  "| start | warm-up of 5 steps on dyck |", "local-dir:PATH_TO_THIS_FOLDER"):  # fmt: skip
         assert piece in body, piece
-    assert "fresh" not in body
+    assert "fresh" not in body and "count" not in body and "smoke" not in body
+    assert "trained on images (digits); by a smoke run" in parsed("x", TRAINED | {"smoke": True})[1]
     entries = re.findall(r"```bibtex\n@article\{\w+,\n(?:  .*\n)+\}\n```", body)
     assert len(entries) == 1 and entries[0].count("{") == entries[0].count("}") and "2511.13945" in entries[0]
 

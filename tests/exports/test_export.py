@@ -1,5 +1,6 @@
 """`vitwarm.export`: a model that somebody has, in a folder that gives its logits in plain timm or transformers."""
 
+import copy
 import json
 
 import pytest
@@ -9,6 +10,7 @@ from huggingface_hub import ModelCard
 from timm.models.vision_transformer import ParallelScalingBlock, VisionTransformer
 from timm.utils import ModelEmaV3
 from torch import nn
+from torch.nn.utils.parametrizations import weight_norm
 from torch.optim.swa_utils import AveragedModel
 from transformers import AutoModelForCausalLM, AutoModelForImageClassification, GPT2Config, GPT2LMHeadModel
 
@@ -77,6 +79,7 @@ CHANGES = {
     "classifier and pooling": lambda model: model.reset_classifier(5, "avg"),
     "other input": lambda model: model.set_input_size((64, 32), patch_size=16),
     "fewer blocks": lambda model: model.prune_intermediate_layers([0]),
+    "torch's own norm": lambda model: setattr(model, "norm", nn.LayerNorm(48, eps=1e-6)),
     "layout": lambda model: model.to(memory_format=torch.channels_last),
 }
 
@@ -112,12 +115,27 @@ def _nan(model):
     model.head.weight.data[0, 0] = float("nan")
 
 
+def _packed(model):
+    """Quantised layers keep scales and packed weights like this."""
+    model.head.__class__ = type("Linear", (nn.Linear,), {"get_extra_state": lambda self: {"scale": 0.5}})
+
+
+def _adapted(model):
+    """A layer of the same name and tensors that computes something else."""
+    model.head.__class__ = type("Linear", (nn.Linear,), {"forward": lambda self, x: 2 * nn.Linear.forward(self, x)})
+
+
 @pytest.mark.parametrize(
     ("model", "change", "arguments", "reason"),
     [
         (made, _eps, {}, r"is another model: norm.eps is 0.01 in the model, 1e-06 there; give model_args"),
-        (lambda: made(block_fn=ParallelScalingBlock), None, {}, r"blocks.0.norm1.weight is absent in the model"),
-        (made, None, {"model_args": {"depth": 3}}, r"blocks.2.norm1.weight is absent in the model, \(48,\) there"),
+        (
+            lambda: made(block_fn=ParallelScalingBlock),
+            None,
+            {},
+            "type of blocks.0 is ParallelScalingBlock in the model, Block there",
+        ),
+        (made, None, {"model_args": {"depth": 3}}, "type of blocks.2 is absent in the model, Block there"),
         (made, None, {"model_args": {"dept": 3}}, "timm cannot build .* check model_args"),
         (made, None, {"model_args": {"act_layer": nn.ReLU}}, "model_args: act_layer is .*, which no file can hold"),
         (made, _nan, {}, "head.weight has values that are not finite"),
@@ -126,6 +144,14 @@ def _nan(model):
         (lambda: VisionTransformer(img_size=32), None, {}, "make it with timm.create_model"),
         (lambda: timm.create_model("resnet18"), None, {}, "ResNet cannot be warmed up"),
         (lambda: "vit", None, {}, "'vit' is no model"),
+        (made, lambda m: m.blocks[0].register_forward_hook(print), {}, r"blocks.0 has a forward hook \(print\)"),
+        (made, lambda m: m.register_forward_pre_hook(print), {}, r"the model has a forward hook \(print\)"),
+        (made, lambda m: weight_norm(m.blocks[1].mlp.fc1), {}, "blocks.1.mlp.fc1 is parametrized"),
+        (made, lambda m: setattr(m.blocks[0], "forward", print), {}, "blocks.0 has a forward that is not its class's"),
+        (made, _adapted, {}, r"type of head is .*\.Linear in the model, Linear there"),
+        (made, _packed, {}, "head._extra_state of the model is no tensor: it was quantised"),
+        (made, None, {"push": 3}, "push is 3; give it as text"),
+        (made, None, {"model_args": "gelu"}, "model_args is 'gelu'; give a mapping"),
     ],
 )
 def test_what_cannot_be_told_is_refused_in_one_line(tmp_path, model, change, arguments, reason):
@@ -187,17 +213,60 @@ def test_licence_and_base_models_follow_the_sources(tmp_path):
         assert lineage(sources) == wanted
 
 
+WARM_UP = {"global_batch": 4, "val_rows": 8, "progress": False}
+
+
+def told(folder, model):
+    """Provenance and card of the model's export."""
+    vitwarm.export(model, folder)
+    return json.loads((folder / "vitwarm.json").read_text()), (folder / "README.md").read_text()
+
+
 def test_the_card_of_a_warmed_model_says_no_more_than_is_known(tmp_path):
     model = made(num_classes=3)
-    settings = {"global_batch": 4, "lr_warmup": "1 steps", "val_rows": 8, "progress": False}
-    report = vitwarm.warm_up(model, {"name": "dyck", "k": 4}, steps=2, **settings)
-    vitwarm.export(model, tmp_path / "out")
+    report = vitwarm.warm_up(model, {"name": "dyck", "k": 4}, steps=2, **WARM_UP)
+    record, text = told(tmp_path / "out", model)
     reads(tmp_path / "out", model)
-    record = json.loads((tmp_path / "out/vitwarm.json").read_text())
     assert record["start"] == "warm-up of 2 steps on dyck" and record["warmed_keys"] == report.transfer.copied
-    text = (tmp_path / "out/README.md").read_text()
+    assert sorted(record["fresh_keys"]) == sorted(report.transfer.fresh)
     assert "warm-up of 2 steps on dyck; training elsewhere, if there was any, is not recorded here." in text
     assert "trained on images" not in text and "model-index" not in text
+
+
+def test_the_card_tells_what_was_done_in_order_as_far_as_it_is_left(tmp_path):
+    """A warm-up goes on from what was there; other weights, and another start of the attention, take its place."""
+    model, source = made(), tmp_path / "source"
+    trunk = {name for name in model.state_dict() if name.startswith(("blocks.", "norm."))}
+    matrices = {n for n in trunk if ".attn." in n}
+    vitwarm.export(model, source, license="mit")
+    dyck, other, copied = "warm-up of 1 steps on dyck", "warm-up of 1 steps on set", f"weights of {source}"
+
+    def mimetic():
+        vitwarm.initialise(model, "mimetic", seed=0)
+
+    def warm_up(rule="dyck", seed=0):
+        vitwarm.warm_up(model, rule, steps=1, seed=seed, **WARM_UP)
+
+    def warm_start(groups="trunk"):
+        vitwarm.warm_start(model, source, groups)
+
+    for act, start, seed, warmed in (
+        (mimetic, "initialised as mimetic", 0, set()),
+        (warm_up, f"initialised as mimetic; then {dyck}", 0, trunk),
+        (warm_start, copied, None, trunk),
+        (warm_up, f"{copied}; then {dyck}", 0, trunk),
+        (lambda: warm_up("set", 3), f"{copied}; then {dyck} (seed 0); then {other} (seed 3)", None, trunk),
+        (lambda: warm_start("attention mlp norm"), f"attention mlp norm of {source}", None, trunk),
+        (mimetic, f"attention mlp norm of {source}; then initialised as mimetic", 0, trunk - matrices),
+    ):
+        act()
+        record, text = told(tmp_path / "out", copy.deepcopy(model))
+        assert record["start"] == start and f", {start}; training elsewhere" in text
+        assert record.get("seed") == seed
+        assert set(record["warmed_keys"]) == warmed and set(record["fresh_keys"]) == set(model.state_dict()) - warmed
+        assert record["license"] == ("mit" if str(source) in start else "apache-2.0")
+    model.prune_intermediate_layers([0])
+    assert set(told(tmp_path / "out", model)[0]["warmed_keys"]) == (trunk - matrices) & set(model.state_dict())
 
 
 def test_decoders_become_folders_of_transformers(tmp_path):

@@ -89,7 +89,7 @@ def test_push_of_another_folder_is_refused_before_the_hub_is_asked(tmp_path, api
     [
         ("you/vit", "write", "logged in as me; give me/NAME"),
         ("me/vit", "read", "may only read"),
-        ("me/vit/more", "write", "Repo id must"),
+        ("me/vit/more", "write", "Repo id must .* argument if needed; give USER/NAME$"),
     ],
 )
 def test_a_push_that_would_fail_is_refused_before_anything_is_written(

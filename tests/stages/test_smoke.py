@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from dataclasses import replace
 
 import pytest
@@ -29,7 +30,7 @@ def log(folder, event, stage):
     return [e for e in entries if e["event"] == event and e["stage"] == stage]
 
 
-def test_images_in_small_and_always_anew(tmp_path):
+def test_images_in_small_and_always_anew(tmp_path, capsys):
     folder, real = tmp_path / "run-smoke", {**SMALL, "run.dir": str(tmp_path / "run")}
     results = []
     for _ in range(2):
@@ -43,6 +44,10 @@ def test_images_in_small_and_always_anew(tmp_path):
         assert {p.name for p in (folder / "checkpoints").iterdir()} >= {"step-00000020", "step-00000040"}
         assert timm.create_model(f"local-dir:{folder / 'export'}", pretrained=True).num_classes == 10
         assert results[-1]["metrics"]["count"] == 64
+        shown = capsys.readouterr().out
+        assert "a smoke run: 20 steps a stage, 64 samples an evaluation, or fewer" in shown
+        assert re.search(r"20 steps of 12 samples of .*; 0\.1\d+ epochs, 10 classes", shown)
+        assert "by a smoke run" in (folder / "export/README.md").read_text()
         assert not (folder / "old").exists()
         (folder / "old").mkdir()
         (folder / "checkpoints" / "step-00000040" / "state.json").write_text("damaged")

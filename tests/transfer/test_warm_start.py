@@ -7,12 +7,14 @@ import timm
 import torch
 from safetensors.torch import load_file, save_file
 from timm.utils import ModelEmaV3
+from transformers import GPT2Config, GPT2LMHeadModel
 
 import vitwarm
 from vitwarm.analysis.inspection import inspect_trunk
 from vitwarm.config import Config, ModelConfig
 from vitwarm.errors import UserError
 from vitwarm.exports import export_model
+from vitwarm.exports.gpt2 import as_trunk, from_gpt2
 from vitwarm.procedural import make_rule
 from vitwarm.transfer import canonical, compose, group_of, read_source, require_fit, select, transfer
 from vitwarm.transfer.warm_start import require_same_blocks
@@ -71,6 +73,28 @@ def test_trunk_moves_and_nothing_else_and_the_report_names_every_tensor(tmp_path
         "patch_embed.proj.bias"
     }
     assert str(tmp_path) in str(report) and "attention: 12 copied" in str(report) and "head: 2 fresh" in str(report)
+
+
+def test_a_gpt2_of_transformers_takes_what_our_decoder_takes(tmp_path):
+    """Its own tensors, tied head included, and none of them when the source does not fit."""
+    theirs = GPT2LMHeadModel(GPT2Config(n_layer=3, n_head=3, n_embd=192, vocab_size=50, n_positions=40))
+    ours = build_decoder("3_3_192", 50, 40, "test", seed=0)
+    with as_trunk(theirs) as trunk:
+        ours.load_state_dict(trunk.state_dict())
+    before = state(theirs)
+    with pytest.raises(UserError, match="does not fit the model"):
+        vitwarm.warm_start(
+            theirs, trunk_file(tmp_path / "wide.safetensors", build_decoder("3_3_96", 9, 9, "test", seed=1))
+        )
+    assert all(torch.equal(t, before[n]) for n, t in theirs.state_dict().items())
+    same = trunk_file(tmp_path / "same.safetensors", build_decoder("3_3_192", 50, 40, "test", seed=1))
+    for source in (same, None):
+        reports = [vitwarm.warm_start(model, source) for model in (torch.nn.DataParallel(theirs), ours)]
+        assert reports[0] == reports[1] and reports[0].copied
+        wanted = ours.state_dict()
+        found = from_gpt2(theirs.state_dict())
+        assert torch.equal(found.pop("head.weight"), wanted["token_embed.weight"])
+        assert found.keys() == wanted.keys() and all(torch.equal(found[n], wanted[n]) for n in found)
 
 
 @pytest.mark.parametrize(("pool_from", "pool_to"), [("token", "avg"), ("avg", "token"), ("avg", "avg")])

@@ -23,7 +23,6 @@ FAMILIES = {
     "registers": ("vit_medium_patch16_reg4_gap_256", SMALL),
     "dynamic size": ("test_vit", {"img_size": 32, "dynamic_img_size": True}),
     "AIMv2": ("aimv2_large_patch14_224", SMALL | {"img_size": 28, "patch_size": 7}),
-    "hybrid": ("vit_tiny_r_s16_p8_224", {"img_size": 32, "embed_dim": 48, "depth": 2, "num_heads": 3}),
     "parallel things": ("vit_small_patch16_18x2_224", SMALL),
     "parallel scaling": ("vit_base_patch16_xp_224", SMALL),
     "differential": ("vit_dpwee_patch16_reg1_gap_256", SMALL),

@@ -11,7 +11,7 @@ from vitwarm.config import ModelConfig
 from vitwarm.errors import UserError
 from vitwarm.transfer import canonical, select
 from vitwarm.trunk import Family, Trunk, build_model, family, family_of, merge_causal
-from vitwarm.trunk.supported import nearest
+from vitwarm.trunk.supported import PLAIN
 
 MASKED = sorted(set(FAMILIES) - {"dynamic size"})
 
@@ -148,16 +148,25 @@ def test_other_families_are_refused_with_the_reason_and_the_nearest_that_is_not(
         assert family_of(timm.create_model(str(caught.value).split()[-1], depth=1)).refusal is None
 
 
-@pytest.mark.parametrize(("name", "width", "near"), [
-    ("swin_tiny_patch4_window7_224", 768, "vit_base_patch14_dinov2"),
-    ("samvit_base_patch16", 768, "vit_base_patch16_224"),
-    ("hit_patch16_224", 192, "vit_tiny_patch16_224"), ("hit_patch16_224", 384, "vit_small_patch16_224"),
-    ("hit_patch16_224", 1024, "vit_large_patch16_224"),
+@pytest.mark.parametrize(("name", "near"), [
+    ("resnet18", "vit_small_patch16_224"), ("mobilenetv3_small_050", "vit_tiny_patch16_224"),
+    ("convnext_base", "vit_base_patch16_224"), ("swin_large_patch4_window12_384", "vit_large_patch16_384"),
+    ("maxvit_tiny_tf_224", "deit3_medium_patch16_224"), ("vit_base_resnet50d_224", "vit_base_patch16_224"),
+    ("vit_tiny_r_s16_p8_384", "vit_tiny_patch16_384"), ("vit_base_mci_224", "vit_base_patch16_224"),
 ])  # fmt: skip
-def test_the_nearest_is_so_by_name_and_by_width(name, width, near):
-    model = nn.Identity()
-    model.pretrained_cfg, model.num_features = {"architecture": name}, width
-    assert nearest(model) == near
+def test_the_nearest_has_about_as_many_parameters_and_the_image_size(name, near):
+    """A convolutional network in front of a ViT makes a hybrid, which is refused as well."""
+    with torch.device("meta"), pytest.raises(UserError, match=f"the nearest that can is timm's {near}$") as caught:
+        family_of(timm.create_model(name))
+    assert ("it is a hybrid" in str(caught.value)) == name.startswith("vit_")
+
+
+@pytest.mark.parametrize("name", PLAIN)
+def test_the_plain_vits_are_as_large_as_is_said(name):
+    with torch.device("meta"):
+        model = timm.create_model(name)
+    assert round(sum(p.numel() for p in model.parameters()) / 1e6, 1) == PLAIN[name]
+    assert family_of(model).input_size == (int(name[-3:]),) * 2
 
 
 @pytest.mark.parametrize("label", [n for n in FAMILIES if n.startswith(("BEiT", "relpos"))])

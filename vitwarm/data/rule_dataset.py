@@ -9,7 +9,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.utils.data import IterableDataset, get_worker_info
 
-from vitwarm.checks import rule_of
+from vitwarm.checks import rule_of, rule_spec
 from vitwarm.errors import UserError
 from vitwarm.procedural import Rule, RuleStream, Vocab
 from vitwarm.procedural.stream import CHUNK
@@ -59,7 +59,7 @@ class RuleDataset(IterableDataset[dict[str, Tensor]]):
         world: int | None = None,
     ):
         if not isinstance(rule, Rule):
-            rule = rule_of({"name": rule} if isinstance(rule, str) else dict(rule))
+            rule = rule_of(rule_spec(rule))
         if objective not in ("masked", "next_token") or loss_on not in ("outputs", "all"):
             raise UserError("objective is masked or next_token, loss_on is outputs or all")
         if (rank is None) != (world is None):

@@ -1,9 +1,10 @@
 """Which arguments of `timm.create_model` make a model that somebody already has."""
 
+import inspect
 import json
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from inspect import signature
+from types import NoneType
 from typing import Any
 
 import timm
@@ -11,6 +12,7 @@ import torch
 from timm.layers import DropPath, PatchDropout, get_act_layer, get_norm_layer
 from timm.models.naflexvit import NaFlexVit, NaFlexVitCfg
 from torch import nn
+from torch.nn.utils.parametrize import is_parametrized
 
 from vitwarm.errors import UserError
 from vitwarm.trunk import family_of, is_drop_rate
@@ -41,6 +43,8 @@ def twin_of(model: nn.Module, model_args: Mapping[str, Any] | None = None) -> tu
         raise UserError(
             f"the {type(model).__name__} does not say which model of timm it is; make it with timm.create_model"
         )
+    if not isinstance(model_args, Mapping | NoneType):
+        raise UserError(f"model_args is {model_args!r}; give a mapping, such as {{'act_layer': 'relu'}}")
     given = dict(model_args or {})
     if wrong := next((key for key, value in given.items() if not _plain(value)), None):
         raise UserError(
@@ -63,6 +67,28 @@ def twin_of(model: nn.Module, model_args: Mapping[str, Any] | None = None) -> tu
     return name, arguments, twin
 
 
+def require_own_code(model: nn.Module) -> None:
+    """Refuse a model that computes something besides what its classes say: a file holds weights, no code.
+
+    Raises:
+        UserError: hooks, parametrizations, or a `forward` that somebody put in the place of the class's.
+    """
+    for name, module in model.named_modules():
+        where = name or "the model"
+        if is_parametrized(module):
+            raise UserError(f"{where} is parametrized, which no export holds; call remove_parametrizations first")
+        if hook := next(iter([*module._forward_pre_hooks.values(), *module._forward_hooks.values()]), None):
+            what = getattr(hook, "__name__", type(hook).__name__)
+            raise UserError(f"{where} has a forward hook ({what}), which no export holds; remove it first")
+        if _function(module.forward) is not _function(type(module).forward):
+            raise UserError(f"{where} has a forward that is not its class's, which no export holds; undo that first")
+
+
+def _function(forward: Any) -> Any:
+    """The function behind a method and behind what wraps it, such as autocast of accelerate."""
+    return inspect.unwrap(getattr(forward, "__func__", forward))
+
+
 def _plain(value: object) -> bool:
     try:
         json.dumps(value)
@@ -83,7 +109,7 @@ def _made(name: str, arguments: dict[str, Any]) -> nn.Module:
 def _accepted(model: nn.Module) -> set[str]:
     """Arguments that the model's class takes, itself or for the class that it extends."""
     taken = [*type(model).__mro__, *([NaFlexVitCfg] if isinstance(model, NaFlexVit) else [])]
-    return {name for one in taken for name in signature(vars(one).get("__init__", object)).parameters}
+    return {name for one in taken for name in inspect.signature(vars(one).get("__init__", object)).parameters}
 
 
 _ACTIVATIONS = ("gelu", "gelu_tanh", "quick_gelu", "relu", "relu6", "silu", "mish", "hard_swish")
@@ -163,16 +189,22 @@ def _difference(model: nn.Module, twin: nn.Module) -> str | None:
 
 
 def _structure(model: nn.Module) -> dict[str, Any]:
-    """What a model computes with: shape of each tensor, type of each module and its plain attributes, by name."""
-    found: dict[str, Any] = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    """What a model computes with: type of each module and its plain attributes, shape of each tensor, by name."""
+    found: dict[str, Any] = {}
     for name, module in model.named_modules():
         if isinstance(module, _PASSING):
             continue
-        found[f"type of {name}" if name else "type"] = type(module).__name__
+        found[f"type of {name}" if name else "type"] = _type_of(module)
         for key, value in vars(module).items():
             if not key.startswith("_") and key not in _NOT_COMPUTED and "drop" not in key and _scalars(value):
                 found[f"{name}.{key}" if name else key] = tuple(value) if isinstance(value, list) else value
-    return found
+    return found | {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+
+
+def _type_of(module: nn.Module) -> str:
+    """Of torch's and timm's own the name alone, since their two of a name compute the same."""
+    own = type(module)
+    return own.__name__ if own.__module__.startswith(("torch.", "timm.")) else f"{own.__module__}.{own.__qualname__}"
 
 
 def _scalars(value: object) -> bool:

@@ -33,6 +33,7 @@ _IN_WORDS = {
     "text": "trained on text",
     "algorithmic": "trained on an algorithmic task",
 }
+_SMOKE = "; by a smoke run, a few steps that only try the recipe out"
 _PAPERS = {
     "images": """@article{shinnick2025canyoulearn,
   title   = {Can You Learn to See Without Images? Procedural Warm-Up for Vision Transformers},
@@ -76,7 +77,7 @@ def model_card(name: str, record: Mapping[str, Any], architecture: str | None = 
         model_name=title,
         eval_results=(_results(task, record, metrics) if ready else []) or None,
     )
-    warmed = record.get("warmed_keys")
+    where = " on the rule's sequences" if trained == "warmup" else ""
     facts = {
         "recipe": f"`{record['recipe']}`" if record.get("recipe") else None,
         "what the recipe is for": record.get("description") or None,
@@ -86,11 +87,11 @@ def model_card(name: str, record: Mapping[str, Any], architecture: str | None = 
         "tensors from there": f"{len(warmed)} (listed in `{PROVENANCE}`)"
         if (warmed := record.get("warmed_keys"))
         else None,
-        **{f"{key} on the rule's sequences" if trained == "warmup" else key: value for key, value in metrics.items()},
+        **{f"{key}{where}": value for key, value in metrics.items() if key != "count"},
     }
     rows = [(key, f"{v:.4f}" if isinstance(v, float) and v % 1 else v) for key, v in facts.items() if v is not None]
     table = "\n".join(f"| {key} | {value} |" for key, value in [("", ""), ("---", "---"), *rows])
-    story = f"{_kind(name, architecture)}, {_story(record)}."
+    story = f"{_kind(name, architecture)}, {_story(record)}{_SMOKE if record.get('smoke') else ''}."
     return f"""---
 {data.to_yaml()}
 ---

@@ -6,7 +6,8 @@ order. Only safetensors and JSON are read and written.
 
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from vitwarm.exports.layout import CARD, CONFIG, PROVENANCE, WEIGHTS
 from vitwarm.exports.weights import find_weights, read_weights
 from vitwarm.files import whole_folder
 from vitwarm.reading import read_json
-from vitwarm.trunk import Classifier, Decoder, DecoderSize, trunk_facts
+from vitwarm.trunk import Classifier, Decoder, DecoderSize, build_decoder, require_data, trunk_facts
 from vitwarm.trunk.decoder import LAYER_NORM_EPS
 
 _IN_BLOCK = {  # GPT-2's name -> ours, and whether the matrix lies the other way
@@ -92,6 +93,36 @@ def to_gpt2(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
             prefix = "" if module in ("head", "score") else "transformer."
             theirs[f"{prefix}{outside[module]}.{kind}"] = tensor
     return {n: t.detach().cpu().contiguous() for n, t in theirs.items()}
+
+
+@contextmanager
+def as_trunk(model: nn.Module) -> Iterator[nn.Module]:
+    """The model itself, or a `GPT2LMHeadModel` as our decoder on the same device; what is done to that is then its own.
+
+    After an error it keeps its weights.
+
+    Args:
+        model: without wrappers.
+
+    Raises:
+        UserError: a GPT-2 without values, or of another make than our decoder.
+    """
+    if not is_gpt2_model(model):
+        yield model
+        return
+    own: Any = require_data(model)
+    config = check_gpt2(own.config.to_dict(), "the model's configuration")
+    size = "{depth}_{heads}_{width}".format(**gpt2_facts(config))
+    tied = bool(config.get("tie_word_embeddings", True))
+    sizes = config["vocab_size"], config["n_positions"]
+    decoder = build_decoder(size, *sizes, "gpt2", seed=0, dropout=config["resid_pdrop"], tied=tied)
+    tensors = from_gpt2(own.state_dict())
+    decoder.load_state_dict({name: tensors[name] for name in decoder.state_dict()})
+    yield decoder.to(next(own.parameters()).device)
+    values = own.state_dict()
+    with torch.no_grad():
+        for name, tensor in to_gpt2(decoder.state_dict()).items():
+            values[name].copy_(tensor)
 
 
 def gpt2_facts(config: dict[str, Any]) -> dict[str, str | int]:

@@ -12,13 +12,18 @@ from vitwarm.exports.layout import CARD, CONFIG
 @contextmanager
 def _pushing(repo_id: str) -> Iterator[None]:
     """The client's own errors, the network's, and those of the libraries between, as one line."""
+    from huggingface_hub.errors import HFValidationError
+
     try:
         yield
     except UserError:
         raise
     except Exception as error:  # noqa: BLE001 (of every kind)
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise UserError(f"cannot push to {repo_id}: {reason}; is `hf auth login` done and the network up?") from error
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+        todo = (
+            "give USER/NAME" if isinstance(error, HFValidationError) else "is `hf auth login` done and the network up?"
+        )
+        raise UserError(f"cannot push to {repo_id}: {reason}; {todo}") from error
 
 
 def check_push(repo_id: str) -> None:

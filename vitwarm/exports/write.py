@@ -1,8 +1,9 @@
 """A model of any kind as a folder: that of a recipe, and one that somebody already has."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import NoneType
 from typing import Any
 
 from torch import nn
@@ -10,9 +11,9 @@ from torch import nn
 from vitwarm.config import Config, ImagesConfig, ModelConfig
 from vitwarm.data.tokenizers import Tokenizer
 from vitwarm.errors import UserError
-from vitwarm.exports.arguments import twin_of
+from vitwarm.exports.arguments import require_own_code, twin_of
 from vitwarm.exports.card import LICENSE, model_card
-from vitwarm.exports.gpt2 import export_gpt2, gpt2_facts, is_gpt2_model
+from vitwarm.exports.gpt2 import export_gpt2, from_gpt2, gpt2_facts, is_gpt2_model
 from vitwarm.exports.hub import check_push, push_to_hub
 from vitwarm.exports.layout import CARD, PROVENANCE
 from vitwarm.exports.opening import preprocessing
@@ -20,8 +21,7 @@ from vitwarm.exports.timm_folder import export_model
 from vitwarm.exports.weights import require_finite
 from vitwarm.files import whole_folder
 from vitwarm.trunk import Decoder, require_data, require_values, unwrap
-
-WARMED = "_vitwarm"  # attribute of a model that was warmed up: what its export says of that
+from vitwarm.trunk.history import changes, record_of
 
 
 def write_model(
@@ -81,29 +81,46 @@ def export(
             folder that holds anything else than an older export.
         OSError: full disk, no permission.
     """
+    for name, text in (("folder", folder), ("push", push), ("license", license)):
+        if not isinstance(text, str | (Path if name == "folder" else NoneType)):
+            raise UserError(f"{name} is {text!r}; give it as text")
     folder, model = Path(folder).expanduser(), unwrap(model)
     _check_replaceable(folder)
     if push:
         check_push(push)
-    record = {"start": "a model of somebody's own", "trained": "elsewhere", **getattr(model, WARMED, {})}
-    if license:
-        record["license"] = license
     theirs = is_gpt2_model(model)
-    require_finite((require_data(model) if theirs else require_values(model)).state_dict(), "the model")
+    require_own_code(model)
+    tensors = (require_data(model) if theirs else require_values(model)).state_dict()
+    require_finite(tensors, "the model")
+    record = {"start": "a model of somebody's own", "trained": "elsewhere"}
+    history = changes(model)
+    record |= record_of(model, from_gpt2(tensors) if theirs and history else tensors)
+    lineages = [change.lineage for change in history if change.lineage]
     if theirs:
-        _export_transformers(model, folder, record)
+        _export_transformers(model, folder, record | _lineage(lineages, license))
     elif isinstance(model, Decoder):
-        export_gpt2(model, folder, provenance=record)
+        export_gpt2(model, folder, provenance=record | _lineage(lineages, license))
     else:
         name, arguments, twin = twin_of(model, model_args)
         known = dict(twin.pretrained_cfg)
+        record |= _lineage([{"license": known.get("license") or LICENSE}, *lineages], license)
         images = {key: value for key, value in preprocessing(known).items() if key != "size"}
         described = ModelConfig(name, twin.num_classes, {k: v for k, v in arguments.items() if k != "num_classes"})
-        record.setdefault("license", known.get("license") or LICENSE)
         export_model(twin, folder, Config(model=described, images=ImagesConfig(**images)), record)
     if push:
         push_to_hub(folder, push)
     return folder
+
+
+def _lineage(lineages: Sequence[Mapping[str, Any]], license: str | None) -> dict[str, Any]:
+    """Whose weights are in a model: `base_models` and `license`, the given one or what others' licences leave.
+
+    Ours asks for nothing that others do not ask for, so it gives way to one of theirs.
+    """
+    bases = sorted({base for one in lineages for base in one.get("base_models", [])})
+    others = {one["license"] for one in lineages} - {LICENSE}
+    left = LICENSE if not others else others.pop() if len(others) == 1 else "unknown"
+    return {"license": license or left, **({"base_models": bases} if bases else {})}
 
 
 def _check_replaceable(folder: Path) -> None:

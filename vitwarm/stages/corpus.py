@@ -108,6 +108,10 @@ class CorpusStage(DecoderStage[B]):
                 own = f"text.val={section.val}" if section.val else f"{name} of text.train={section.train}"
                 self.read[name]["in_train"] = overlap(corpora["train"], corpus, f"text.train={section.train}", own)
 
+    def shorten(self, steps: int, val_samples: int) -> None:
+        super().shorten(steps, val_samples)
+        self.read["epochs"] = self.samples / self.read["rows"]
+
     def describe(self) -> str:
         return f"{self.config.task}, {self.vocab_size:,} symbols ({self.config.tokenizer})"
 

@@ -153,6 +153,7 @@ class ImagesStage(MainStage[ImageBatch]):
         self.model_config = replace(config.model, num_classes=self.num_classes)
         self.counted = given is None
         self.steps, self.eval_every, self.schedule_lengths = image_lengths(config, full, used)
+        self.epochs = images.epochs
         self.best = "top1" if images.val else None
         if not images.val:
             self.eval_every = self.steps  # nothing to measure on the way
@@ -174,8 +175,13 @@ class ImagesStage(MainStage[ImageBatch]):
         """Image presentations of the stage, which a warm-up budget in percent refers to."""
         return self.steps * self.optim.global_batch
 
+    def shorten(self, steps: int, val_samples: int) -> None:
+        whole = max(1, self.steps)
+        super().shorten(steps, val_samples)
+        self.epochs *= self.steps / whole
+
     def describe(self) -> str:
-        return f"{self.config.epochs:g} epochs, {self.num_classes:,} classes"
+        return f"{self.epochs:.4g} epochs, {self.num_classes:,} classes"
 
     def fresh_model(self) -> nn.Module:
         return build_model(self.model_config, "images", seed=self.seed)

@@ -379,7 +379,8 @@ class Training:
         was = model.training
         model.eval()
         started = time.perf_counter()
-        with torch.inference_mode(), self._autocast():
+        batches = math.ceil(stage.val_samples / self.processes.world / self.device_batch)
+        with torch.inference_mode(), self._autocast(), self.context.tracker.evaluating(model, batches):
             sums = self.processes.all_do(
                 lambda: stage.evaluate(model, self.processes.rank, self.processes.world, self.device_batch)
             )

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from safetensors import SafetensorError
+from torch import nn
 from tqdm import tqdm
 
 from vitwarm.config import RunConfig, WandbConfig
@@ -132,6 +133,24 @@ class Tracker:
     def advance(self) -> None:
         if self.bar is not None:
             self.bar.update()
+
+    @contextlib.contextmanager
+    def evaluating(self, model: nn.Module, batches: int) -> Iterator[None]:
+        """While inside, show a second progress bar, of an evaluation: each call of the model is a batch of it."""
+        if self.bar is None:
+            yield
+            return
+        name = f"{self.bar.desc} evaluation"
+        with tqdm(total=batches, desc=name, unit="batch", dynamic_ncols=True, leave=False) as bar:
+
+            def advance(*_: Any) -> None:
+                bar.update()
+
+            hook = model.register_forward_hook(advance)
+            try:
+                yield
+            finally:
+                hook.remove()
 
     def end_stage(self) -> None:
         if self.bar is not None:

@@ -12,16 +12,19 @@ import torch
 from torch import Tensor, nn
 
 from vitwarm.errors import UserError
-from vitwarm.exports.gpt2 import from_gpt2, gpt2_facts, is_gpt2
+from vitwarm.exports.gpt2 import as_trunk, from_gpt2, gpt2_facts, is_gpt2
 from vitwarm.exports.layout import CONFIG, EXPORT, PROVENANCE, WARMUP, WEIGHTS
+from vitwarm.exports.opening import lineage
 from vitwarm.exports.weights import find_weights, read_weights
+from vitwarm.keys import require_seed
 from vitwarm.reading import read_json
-from vitwarm.selection import GROUPS, Selection
+from vitwarm.selection import GROUPS, Selection, words_of
 from vitwarm.transfer.core import CORE
 from vitwarm.transfer.expand import Resized
 from vitwarm.transfer.groups import block_of, canonical, group_of, head_mask, select
 from vitwarm.transfer.resize import Fit, resize
-from vitwarm.trunk import require_values, trunk_facts
+from vitwarm.trunk import require_values, trunk_facts, unwrap
+from vitwarm.trunk.history import Change, note
 
 TOKENS, POSITIONS, HEAD = (
     "token_embed.weight",
@@ -198,12 +201,12 @@ def transfer(
 def warm_start(
     model: nn.Module,
     source: str | Path | None = None,
-    groups: Sequence[str] = ("trunk",),
+    groups: str | Sequence[str] = ("trunk",),
     *,
     fit: Literal["exact"] | Fit = "exact",
     seed: int = 0,
 ) -> TransferReport:
-    """Put the warmed trunk of a run, export or safetensors file into a timm model that you already have.
+    """Put the warmed trunk of a run, export or safetensors file into a model that you already have.
 
     The model changes in place, or not at all. Class token, patch embedding, positions and head stay as they are.
 
@@ -212,8 +215,8 @@ def warm_start(
         print(vitwarm.warm_start(model))  # the core of the package, expanded: any ViT from Tiny on
 
     Args:
-        model: any supported timm model, also within DDP, `torch.compile` or a moving average; under `fit="exact"` of
-            the source's width and depth.
+        model: any supported timm model, a decoder of ours or a `GPT2LMHeadModel` of transformers, also within DDP,
+            `torch.compile` or a moving average; under `fit="exact"` of the source's width and depth.
         source: folder of a run, an export or a checkpoint, or a .safetensors file (one of several: the folder, or its
             index); None is the package's compact core.
         groups: what to copy: `trunk`, or a part of it (`attention`, `mlp`, `norm`, `layers=last:4`), `embedding`,
@@ -228,15 +231,25 @@ def warm_start(
     Raises:
         UserError: an unknown fit, nothing to read or to copy, or tensors that do not fit; the model is then unchanged.
     """
+    require_seed(seed)
     if fit not in ("exact", *get_args(Fit)):
         raise UserError(f"fit must be exact, {' or '.join(get_args(Fit))}, not {fit!r}")
     if source is None:
         if fit == "select":
             raise UserError("fit=select takes a part of a larger source; give one (the package's core is expanded)")
         source, fit = PACKAGED, "expand"
+    if not isinstance(source, str | Path):
+        raise UserError(f"source is {source!r}; give a run, an export, a checkpoint or a .safetensors file by its path")
+    words, model = words_of(groups), unwrap(model)
     tensors, found = read_source(source)
-    report = transfer(model, fitted(model, tensors, found, fit, groups, seed=seed), source=found, groups=groups)
-    require_fit(report, groups)
+    with as_trunk(model) as trunk:
+        report = transfer(trunk, fitted(trunk, tensors, found, fit, words, seed=seed), source=found, groups=words)
+        require_fit(report, words)
+    what = "weights" if words == ["trunk"] else " ".join(words)
+    how = {"select": ", a selection", "expand": ", expanded"}.get(fit, "")
+    drawn = seed if fit == "expand" else None
+    change = Change(f"{what} of {source}{how}", drawn, tuple(report.copied), lineage=lineage([found]))
+    note(model, change, replaced=() if Selection.parse(words).heads else report.copied)
     return report
 
 

@@ -30,11 +30,12 @@ from inspect import signature
 from typing import Any, ClassVar, TypeVar
 
 import torch
-from timm.layers import apply_keep_indices_nlc
+from timm.layers import HybridEmbed, apply_keep_indices_nlc
 from timm.models.beit import Beit
 from timm.models.eva import Eva
 from timm.models.naflexvit import NaFlexVit
 from timm.models.vision_transformer_relpos import VisionTransformerRelPos
+from timm.models.vitamin import MbConvStages
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
@@ -164,7 +165,10 @@ class Family:
                 return f"its blocks do not take {name} ({type(blocks[0]).__name__})"
         if missing := [n for n in self.needs if not hasattr(self.model, n)]:
             return f"it has no {missing[0]}, so its tokens cannot be replaced"
-        if "patch_embed" in self.needs and not hasattr(self.model.patch_embed, "grid_size"):
+        embedding = getattr(self.model, "patch_embed", None)
+        if isinstance(embedding, HybridEmbed) and not isinstance(embedding.backbone, MbConvStages):  # ViTamin's own
+            return f"it is a hybrid: a convolutional network ({type(embedding.backbone).__name__}) makes its tokens"
+        if "patch_embed" in self.needs and not hasattr(embedding, "grid_size"):
             return "its patch embedding has no fixed grid"
         return None
 
@@ -386,6 +390,11 @@ def family_of(model: nn.Module) -> Family:
     if reason := found.refusal:
         if inner := next((name for name, child in model.named_children() if adapter_of(child).refusal is None), None):
             raise UserError(f"{type(model).__name__} holds a model with a trunk in .{inner}; give that one")
+        if type(model).__module__.startswith("transformers."):
+            raise UserError(
+                f"{type(model).__name__} is a model of transformers: warm_up, warm_start and export take its "
+                "GPT2LMHeadModel, all else timm's models and the decoder that vitwarm.exports.read_gpt2(FOLDER) makes"
+            )
         of_timm = getattr(model, "pretrained_cfg", None)  # of others neither name nor width says what is like them
         hint = f"; the nearest that can is timm's {nearest(model)}" if of_timm else ""
         raise UserError(f"{type(model).__name__} cannot be warmed up: {reason}{hint}")
@@ -427,9 +436,11 @@ def require_data(model: nn.Module) -> nn.Module:
     """The same model, of whatever make, if its weights have values here.
 
     Raises:
-        UserError: weights without values (on the device `meta`), or split over processes.
+        UserError: weights without values (on the device `meta`), split over processes, or quantised.
     """
     for name, tensor in model.state_dict().items():
+        if not isinstance(tensor, Tensor):
+            raise UserError(f"{name} of the model is no tensor: it was quantised, it seems; do this before that")
         if tensor.is_meta:
             raise UserError(f"{name} of the model is on the device meta and has no values; build it on a real device")
         if isinstance(tensor, DTensor):

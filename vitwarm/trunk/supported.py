@@ -1,32 +1,35 @@
-"""The timm models that can be warmed up, for messages; `python tools/models.py` writes the names."""
+"""The plain ViTs of timm that stand for their sizes: what the refusal of another model points to."""
 
-import json
-from difflib import SequenceMatcher
 from math import log2
-from pathlib import Path
+from typing import Any
 
-import timm
-from torch import nn
+PLAIN = {  # name -> parameters in millions
+    "vit_tiny_patch16_224": 5.7,
+    "vit_tiny_patch16_384": 5.8,
+    "vit_small_patch16_224": 22.1,
+    "vit_small_patch16_384": 22.2,
+    "deit3_medium_patch16_224": 38.8,
+    "vit_base_patch16_224": 86.6,
+    "vit_base_patch16_384": 86.9,
+    "vit_large_patch16_224": 304.3,
+    "vit_large_patch16_384": 304.7,
+    "vit_huge_patch14_224": 630.8,
+    "vit_giant_patch14_224": 1012.6,
+    "vit_gigantic_patch14_224": 1844.4,
+}
 
-NAMES = Path(__file__).with_name("supported.json")  # {width: names}
-PER_DOUBLING = 0.2  # what a factor of 2 in width counts, where the similarity of names lies in [0, 1]
 
+def nearest(model: Any) -> str:
+    """The plain ViT nearest to a model of timm in parameters and image size, where a factor of either counts alike.
 
-def width_of(model: nn.Module) -> int:
-    """Channels of a timm model's tokens, of the widest where there are several kinds."""
-    widths = [getattr(model, name, 1) for name in ("embed_dim", "num_features")]
-    return max(1, *(n for width in widths for n in (width if isinstance(width, (list, tuple)) else [width])))
+    Args:
+        model: timm model, also on the device `meta`.
+    """
+    parameters = sum(p.numel() for p in model.parameters()) / 1e6
+    own = getattr(getattr(model, "patch_embed", None), "img_size", None)
+    side = (own or model.pretrained_cfg.get("input_size") or [224])[-1]
 
+    def distance(name: str) -> float:
+        return abs(log2(PLAIN[name] / parameters)) + abs(log2(int(name.rpartition("_")[2]) / side))
 
-def nearest(model: nn.Module) -> str:
-    """The timm model that can be warmed up and is most like another one, by name and by width."""
-    described = getattr(model, "pretrained_cfg", None) or {}
-    name, width = described.get("architecture") or type(model).__name__.lower(), width_of(model)
-    names = json.loads(NAMES.read_text(encoding="utf-8"))
-    known = [(own, int(channels)) for channels, same in names.items() for own in same if timm.is_model(own)]
-
-    def likeness(candidate: tuple[str, int]) -> float:
-        own, channels = candidate
-        return SequenceMatcher(None, name, own).ratio() - PER_DOUBLING * abs(log2(channels / width))
-
-    return max(known, key=likeness)[0]
+    return min(PLAIN, key=distance)

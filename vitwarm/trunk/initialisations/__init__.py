@@ -26,8 +26,9 @@ import torch
 from torch import nn
 
 from vitwarm.errors import UserError
-from vitwarm.keys import keyed_rng
+from vitwarm.keys import keyed_rng, require_seed
 from vitwarm.trunk.families import Attention, Family, family_of, require_values
+from vitwarm.trunk.history import Change, note
 from vitwarm.trunk.initialisations.registry import Initialisation, registered
 
 __all__ = ["find_initialisation", "initialise", "list_initialisations"]
@@ -50,7 +51,7 @@ def find_initialisation(name: str) -> Initialisation | None:
     if name == "default":
         return None
     if name not in registered():
-        near = get_close_matches(name, list_initialisations(), n=1)
+        near = get_close_matches(str(name), list_initialisations(), n=1)
         hint = f"; did you mean {near[0]}?" if near else ""
         raise UserError(f"unknown initialisation {name!r}; known: {', '.join(list_initialisations())}{hint}")
     return registered()[name]
@@ -74,9 +75,11 @@ def initialise(model: nn.Module, name: str, *, seed: int) -> nn.Module:
     Raises:
         UserError: unknown name, or a model that the formulas do not cover.
     """
+    require_seed(seed)
     if (found := find_initialisation(name)) is None:
         return model
     family = family_of(require_values(model))
+    before = {name: tensor.clone() for name, tensor in family.model.state_dict().items()}
     try:
         layers = [_attention(family, block) for block in family.model.blocks]
         streams = [keyed_rng(seed, "init", found.stream, number) for number in range(len(layers))]
@@ -86,6 +89,11 @@ def initialise(model: nn.Module, name: str, *, seed: int) -> nn.Module:
     for layer in layers:
         for bias in layer.biases:
             bias.zero_()
+    rows = {n: (t != before[n]).reshape(len(t), -1).any(1) for n, t in family.model.state_dict().items() if t.ndim}
+    changed, replaced = (
+        tuple(n for n, differ in rows.items() if bool(test(differ))) for test in (torch.any, torch.all)
+    )
+    note(family.model, Change(f"initialised as {name}", seed, changed, warms=False), replaced=replaced)
     return model
 
 

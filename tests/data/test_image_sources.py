@@ -271,7 +271,7 @@ def test_a_source_that_changes_during_a_run_ends_it_in_one_line(tmp_path, name, 
     assert str(file or path) in str(caught.value) and "\n" not in str(caught.value)
 
 
-def test_what_cannot_be_read_is_damaged_and_counted(tmp_path):
+def test_what_cannot_be_read_is_damaged_and_counted(tmp_path, caplog):
     path = as_folder(rows(), tmp_path / "set")
     (path / "ant/00.jpg").symlink_to(tmp_path / "nowhere")
     source = open_images(path)
@@ -285,6 +285,13 @@ def test_what_cannot_be_read_is_damaged_and_counted(tmp_path):
     with pytest.raises(DamagedSample, match="its checksum in the zip is wrong"):
         source.read(2)
     assert source.read(3) == rows()[3][2]
+    packed.write_bytes(data.replace(b"PK\x03\x04", b"PK\x03\x05", 1))  # of newt/5.png, written first
+    for _ in range(2):  # the index is made, then kept: one damaged header is a damaged image, not another zip
+        source = open_images(packed)
+        assert caplog.text.count("indexing it again") == 1
+        with pytest.raises(DamagedSample, match="its header in the zip is damaged"):
+            source.read(17)
+        assert source.read(16) == rows()[16][2]
 
 
 def test_a_run_does_not_go_on_with_other_images(tmp_path):

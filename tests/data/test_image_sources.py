@@ -309,8 +309,10 @@ def test_a_run_does_not_go_on_with_other_images(tmp_path):
 
 def lay(folder: Path, names: str) -> Path:
     for i, name in enumerate(names.split()):
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_bytes(jpeg(i))
+        place = folder / name.rpartition("/")[0]
+        place.mkdir(parents=True, exist_ok=True)
+        if not name.endswith("/"):
+            (folder / name).write_bytes(jpeg(i))
     folder.mkdir(exist_ok=True)
     return folder
 
@@ -325,6 +327,7 @@ FOLDERS = {
     ),
     "one class": ("a/1.jpg a/2.jpg", "has one class alone, 'a'; give the folder whose folders are the classes"),
     "an empty class": ("a/1.jpg b/1.jpg c/x.txt", "in/c: a class without an image; fill the folder, or remove it"),
+    "a bare class": ("a/1.jpg b/1.jpg bare/", "in/bare: a class without an image; fill the folder, or remove it"),
     "a level too high": ("x/a/1.jpg x/b/1.jpg y/a/1.jpg y/b/1.jpg", "in/x: is it a class?.*give the folder whose"),
     "splits and classes": ("train/1.jpg bus/1.jpg car/1.jpg", "in/train: is it a split or a class?"),
     "no val": ("train/a/1.jpg train/b/1.jpg dev/1.jpg test/1.jpg", "in/dev: has no class folders, but images"),
@@ -339,10 +342,10 @@ def test_folders_that_are_no_set_of_classes_are_refused(tmp_path, name, packed):
     folder = lay(tmp_path / "in", layout)
     if packed:
         with zipfile.ZipFile(tmp_path / "in.zip", "w") as archive:
-            for path in sorted(folder.rglob("*.*")):
+            for path in sorted(folder.rglob("*.*")):  # files alone
                 archive.write(path, path.relative_to(folder))
-        if name == "an empty class":
-            return  # a zip need not list empty folders
+            for path in folder.rglob("bare"):
+                archive.write(path, path.relative_to(folder))
         message = re.sub("^in", "in.zip", message).partition("; they lie")[0]
     with pytest.raises(UserError, match=message) as caught:
         open_images(tmp_path / "in.zip" if packed else folder, "val")

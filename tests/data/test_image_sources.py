@@ -268,6 +268,8 @@ def test_a_source_that_changes_during_a_run_ends_it_in_one_line(tmp_path, name, 
     change(file or path / "data/train-00000-of-00002.parquet")
     with pytest.raises(UserError, match=r"(has changed|is gone) since it was|cannot be opened any more") as caught:
         source.read(0)
+    if change is rewrite:
+        assert str(caught.value).endswith("restore it and start again, or use it as it is in another run.dir")
     assert str(file or path) in str(caught.value) and "\n" not in str(caught.value)
 
 
@@ -444,6 +446,15 @@ def test_columns_of_a_table_are_found_by_their_names():
     assert parse_labelled("id,breed\nabc,pug\n", "t") == [("abc", "pug")]
     assert parse_labelled("a.jpg cat\nb.jpg dog\n", "t") == [("a.jpg", "cat"), ("b.jpg", "dog")]
     assert parse_labelled("id,image_path,class\n1,a.jpg,cat\n", "t") == [("a.jpg", "cat")]
+
+
+@pytest.mark.parametrize("head", ["", "path,label\n"])
+def test_a_name_may_begin_with_any_character(head):
+    rows = [("#1.jpg", "cat"), ("# 2.jpg", "dog"), ("%3.jpg", "#fish"), ("//4.jpg", "cat")]
+    assert parse_labelled(head + "".join(f"{name},{label}\n" for name, label in rows), "t") == rows
+    comment = "# of the second day\na.jpg,cat\n"
+    with pytest.raises(UserError, match="t: the row '#, of, the, second, day' has more"):
+        parse_labelled(comment, "t")
 
 
 def no_labels(table):

@@ -166,7 +166,14 @@ def check_unchanged(path: Path, file: int, stamp: tuple[int, int]) -> None:
     """
     status = os.fstat(file)
     if (status.st_size, status.st_mtime_ns) != stamp:
-        raise UserError(f"{path}: has changed since it was indexed; start again to index it again")
+        raise has_changed(path)
+
+
+def has_changed(path: Path) -> UserError:
+    """What to say of a file that is not the one that was indexed; a run goes on only with the images it began with."""
+    return UserError(
+        f"{path}: has changed since it was indexed; restore it and start again, or use it as it is in another run.dir"
+    )
 
 
 def stamp(path: Path) -> tuple[int, int]:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from tarmaking import random_image, write_tar
 from vitwarm.budget.evidence import MODELS, PARTS
 from vitwarm.budget.plan import find_plan, read_plan
 from vitwarm.cli import evidence
+from vitwarm.errors import UserError
 from vitwarm.reading import dump_yaml, read_yaml
 
 TOOLS = Path(gpu_evidence.__file__).parent
@@ -33,11 +35,14 @@ def test_the_page_says_what_is_missing_and_where_a_figure_is_from(tmp_path, caps
     found = json.loads(record.read_text())
     assert found["speed"] == {"samples_per_s": 40.0, "data_wait_pct": 5.0}  # without the first two lines
     assert found["steps"] == 5 and not found["finished"]
+    shutil.copy(TOOLS.parent / "docs/results/lm_speed_124m.json", tmp_path / "gpt2.json")
     evidence.run(evidence.Options(out=tmp_path))
     assert capsys.readouterr().out.endswith(f"written: {tmp_path}/report.html\n")
     shown = (tmp_path / "report.md").read_text()
     assert "data_images.json is missing" not in shown and "data_images_256.json is missing" in shown
     assert "| steps | 5, then stopped |" in shown and "    vitwarm train 'a=b c'\n" in shown
+    assert "| ours | 1679.2 | 1 | 76 | 0.057 | 62.3 |  |" in shown  # a benchmark, whose options are its command
+    assert "    python tools/benchmark.py lm size=12_12_768 length=64 batch=2 " in shown
     assert f"Device: {found['device']}. Versions: python {found['versions']['python']}, " in shown
 
 
@@ -64,6 +69,12 @@ def test_the_script_refuses_in_one_line(words, why, tmp_path):
     environment = os.environ | {"CUDA_VISIBLE_DEVICES": "", "SMALL": ""}
     done = subprocess.run([*SCRIPT, *words], cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert done.returncode == 2 and done.stderr.startswith(why) and len(done.stderr.splitlines()) == 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_that_is_not_there_is_refused(tmp_path):
+    with pytest.raises(UserError, match="nowhere is not a folder; give the one that tools/gpu_evidence.sh has"):
+        evidence.run(evidence.Options(out=tmp_path / "nowhere"))
     assert not list(tmp_path.iterdir())
 
 

@@ -1,6 +1,5 @@
-"""Short records of what tools/gpu_evidence.sh has measured, and the page that is made from them.
+"""Short records of what tools/gpu_evidence.sh has measured, of which `vitwarm evidence` makes a page; and its plans.
 
-python tools/gpu_evidence.py page OUT                      OUT/page.md, from the records in OUT alone
 python tools/gpu_evidence.py run RUN RECORD -- COMMAND     of a run folder, finished or not
 python tools/gpu_evidence.py compare RUNS RECORD -- COMMAND  of a folder of runs, and the table of `vitwarm compare`
 python tools/gpu_evidence.py study|lab NUMBERS RECORD      of a budget study, of the laboratory
@@ -12,13 +11,10 @@ import json
 import shlex
 import statistics
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
-from bench.lm import markdown as lm_markdown
-from bench.train import markdown as train_markdown
 
 from vitwarm.budget.efficiency import read_study
 from vitwarm.errors import UserError
@@ -27,16 +23,6 @@ from vitwarm.reading import dump_yaml, read_json, read_json_lines, read_yaml
 from vitwarm.result import device_name, versions
 
 RATES, RATE_SEED = (5e-4, 1e-3, 2e-3), 100  # learning rates that are tried, on a seed that is not compared
-MODELS = ("tiny", "small", "base")
-PARTS = {  # in order of worth: what a part is called, and its records
-    "cifar10": ("ViT-T/4 on CIFAR-10", ("cifar10",)),
-    "core": ("The compact core", ("core",)),
-    "text": ("Warm-ups of 0.3 % before text", ("text_rates", "text")),
-    "speed": ("Speed of ViTs at 224 pixels", tuple(f"speed_{model}" for model in MODELS)),
-    "lab": ("The laboratory of tiny decoders", ("lab",)),
-    "gpt2": ("Speed of GPT-2 124M", ("gpt2",)),
-    "data": ("Waiting for data", ("data_images", "data_images_256")),
-}
 
 
 def of_run(folder: Path, command: list[str]) -> dict[str, Any]:
@@ -150,139 +136,10 @@ def chosen(plan: dict[str, Any], study: Path) -> dict[str, Any]:
     return plan | {"arms": arms}
 
 
-def page(folder: Path) -> str:
-    """The page: what is missing first, then part by part what was measured, with its command, device and versions."""
-    sections, missing = [], []
-    for part, (title, names) in PARTS.items():
-        lines = []
-        for name in names:
-            if (folder / f"{name}.json").is_file():
-                record = read_json(folder / f"{name}.json")
-                lines += [*_SHOW[part](record), "", *_origin(record, part), ""]
-                if lack := _lack(record):
-                    missing.append(f"- {title}: {lack}: `bash tools/gpu_evidence.sh OUT {part}`")
-            else:
-                missing.append(f"- {title}: `{name}.json` is missing: `bash tools/gpu_evidence.sh OUT {part}`")
-        sections += [f"## {title}", "", *(lines or ["Not measured.", ""])]
-    head = ["# Measured on a GPU", ""]
-    head += ["Missing:", "", *missing, ""] if missing else ["Every part has been measured.", ""]
-    return "\n".join([*head, *sections]).rstrip() + "\n"
-
-
-def _lack(record: dict[str, Any]) -> str:
-    if record.get("cells", 0) > record.get("done", 0):
-        return f"{record['done']} of {record['cells']} runs are finished"
-    seeds = {len(arm["per_seed"]) for arm in record.get("arms", []) if "per_seed" in arm}
-    return "arms with one seed have no interval" if seeds and min(seeds) < 2 else ""
-
-
-def _origin(record: dict[str, Any], part: str) -> list[str]:
-    command = record.get("command")
-    if command is None:  # of a benchmark: its options are the command
-        options = {name: str(v).lower() if isinstance(v, bool) else v for name, v in record["options"].items()}
-        words = [f"{name}={value}" for name, value in options.items()]
-        named = "lm" if part == "gpt2" else "train"
-        command = shlex.join(["python", "tools/benchmark.py", named, *words])
-        command += " --nanogpt FOLDER" * ("nanogpt" in record["arms"])
-    used = record["versions"]
-    shown = used if isinstance(used, str) else ", ".join(f"{name} {number}" for name, number in used.items())
-    return [f"    {command}", "", f"Device: {record['device']}. Versions: {shown}."]
-
-
-def _number(value: float | None, form: str = ".2f") -> str:
-    return "" if value is None else f"{value:{form}}"
-
-
-def _interval(value: float | None, low: float | None, high: float | None, form: str = "+.2f") -> str:
-    if value is None:
-        return ""
-    return f"{value:{form}}" + ("" if low is None else f" [{low:{form}}, {high:{form}}]")
-
-
-def _table(head: list[str], rows: list[list[str]]) -> list[str]:
-    return [f"| {' | '.join(row)} |" for row in (head, ["---"] * len(head), *rows)]
-
-
-def _compare(record: dict[str, Any]) -> list[str]:
-    rows = [
-        [
-            arm["arm"],
-            str(len(arm["per_seed"])),
-            _number(arm["mean"]),
-            _number(arm["sd"]),
-            _interval(arm["difference"], arm["low"], arm["high"]),
-            _number(arm["holm"], ".3f"),
-            _number(arm["device_seconds"], ".0f"),
-        ]
-        for arm in record["arms"]
-    ]
-    head = ["arm", "seeds", "top-1, %", "sd", "difference, points [95 %]", "Holm's p", "device-seconds a run"]
-    return _table(head, rows)
-
-
-def _study(record: dict[str, Any]) -> list[str]:
-    rows = []
-    for arm in record["arms"]:
-        share = {key: value and 100 * value for key, value in arm["share"].items() if key != "shares"}
-        rows.append(
-            [
-                arm["label"],
-                f"{arm['set'].get('train.lr', '')}",
-                str(arm["seeds"]),
-                _number(arm["mean"]["value"], ".4f"),
-                _interval(*(arm["difference"][key] for key in ("value", "low", "high")), "+.4f"),
-                _number(arm["holm"], ".3f"),
-                _interval(share["mean"], share["low"], share["high"], ".1f"),
-            ]
-        )
-    head = ["arm", "learning rate", "seeds", record["label"], f"difference, {record['unit']} [95 %]", "Holm's p"]
-    return _table([*head, "% of the text that gives the control's final value"], rows)
-
-
-def _run(record: dict[str, Any]) -> list[str]:
-    speed, last = record["speed"], (record["evaluations"] or [{}])[-1]
-    rows = [["steps", f"{record['steps']:,}" + ("" if record["finished"] else ", then stopped")]]
-    for stage, cost in record["stages"].items():
-        told = f"{cost['samples']:,.0f} samples, {cost['tokens']:,.0f} tokens, {cost['seconds']:,.0f} s"
-        rows.append([f"stage {stage}", told])
-    rows += [[name, f"{value:,.4g}"] for name, value in speed.items()]
-    rows += [[f"last evaluation, {key}", f"{value:,.4g}"] for key, value in last.items() if value is not None]
-    return _table(["measured", "value"], rows)
-
-
-def _lab(record: dict[str, Any]) -> list[str]:
-    rows = [
-        [
-            *(row[name] for name in ("task", "setting", "warmup", "part")),
-            str(len(row["values"])),
-            _number(statistics.mean(row["values"]), ".1f"),
-            _interval(row["difference"], row["low"], row["high"], "+.1f"),
-            _number((row["published"] or [None])[0], ".1f"),
-        ]
-        for row in record["rows"]
-    ]
-    head = ["task", "setting", "warm-up", "part", "seeds", "accuracy, %", "difference [95 %]", "published"]
-    return [*_table(head, rows), "", *(f"- {text}" for text in record["failed"])]
-
-
-_SHOW: dict[str, Callable[[dict[str, Any]], list[str]]] = {
-    "cifar10": _compare,
-    "core": _run,
-    "text": _study,
-    "speed": lambda record: train_markdown(record).splitlines(),
-    "lab": _lab,
-    "gpt2": lambda record: lm_markdown(record).splitlines(),
-    "data": _run,
-}
-
-
 def main(words: list[str]) -> int:
     """The command; the exit code is 0, or 2 for a user's mistake."""
     try:
         match words:
-            case ["page", folder]:
-                write_text(Path(folder) / "page.md", page(Path(folder)))
-                print(f"written: {Path(folder) / 'page.md'}")
             case ["run" | "compare" as kind, folder, record, "--", *command] if command:
                 _write(record, {"run": of_run, "compare": of_compare}[kind](Path(folder), command))
             case ["study" | "lab" as kind, source, record]:
@@ -293,7 +150,7 @@ def main(words: list[str]) -> int:
             case ["chosen", plan, study, new]:
                 write_text(Path(new), dump_yaml(chosen(read_yaml(Path(plan)), Path(study))))
             case _:
-                raise UserError(f"not understood: {shlex.join(words)}; python tools/gpu_evidence.py page OUT")
+                raise UserError(f"not understood: {shlex.join(words)}; see tools/gpu_evidence.sh")
     except UserError as error:
         print(f"vitwarm: error: {error}", file=sys.stderr)
         return 2

@@ -182,5 +182,5 @@ for part in "$@"; do
     esac
     [ $code = 0 ] || { [ $code = 75 ] && [ $worst != 0 ]; } || worst=$code
 done
-summary page "$out" || exit
+"${vitwarm[@]}" evidence out="$out" || exit
 exit $worst

@@ -1,4 +1,4 @@
-"""A study in a folder: estimates what the cells of a plan take, carries them out, writes the report."""
+"""Runs a budget plan in a folder, and reports on it."""
 
 import json
 import math
@@ -26,7 +26,10 @@ CELLS, RATES = "cells", "rates.json"
 
 
 class StudyFolder:
-    """A plan and its folder: the cells, their progress and the report.
+    """A budget plan and the folder that its results lie in.
+
+    It estimates what each run of the plan takes, measuring the speed first where the budget is time, starts the runs
+    that are not finished, and writes the report into the folder.
 
     Args:
         plan: the plan.

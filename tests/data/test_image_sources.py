@@ -268,10 +268,12 @@ def test_a_source_that_changes_during_a_run_ends_it_in_one_line(tmp_path, name, 
     change(file or path / "data/train-00000-of-00002.parquet")
     with pytest.raises(UserError, match=r"(has changed|is gone) since it was|cannot be opened any more") as caught:
         source.read(0)
+    if change is rewrite:
+        assert str(caught.value).endswith("restore it and start again, or use it as it is in another run.dir")
     assert str(file or path) in str(caught.value) and "\n" not in str(caught.value)
 
 
-def test_what_cannot_be_read_is_damaged_and_counted(tmp_path):
+def test_what_cannot_be_read_is_damaged_and_counted(tmp_path, caplog):
     path = as_folder(rows(), tmp_path / "set")
     (path / "ant/00.jpg").symlink_to(tmp_path / "nowhere")
     source = open_images(path)
@@ -285,6 +287,13 @@ def test_what_cannot_be_read_is_damaged_and_counted(tmp_path):
     with pytest.raises(DamagedSample, match="its checksum in the zip is wrong"):
         source.read(2)
     assert source.read(3) == rows()[3][2]
+    packed.write_bytes(data.replace(b"PK\x03\x04", b"PK\x03\x05", 1))  # of newt/5.png, written first
+    for _ in range(2):  # the index is made, then kept: one damaged header is a damaged image, not another zip
+        source = open_images(packed)
+        assert caplog.text.count("indexing it again") == 1
+        with pytest.raises(DamagedSample, match="its header in the zip is damaged"):
+            source.read(17)
+        assert source.read(16) == rows()[16][2]
 
 
 def test_a_run_does_not_go_on_with_other_images(tmp_path):
@@ -302,8 +311,10 @@ def test_a_run_does_not_go_on_with_other_images(tmp_path):
 
 def lay(folder: Path, names: str) -> Path:
     for i, name in enumerate(names.split()):
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_bytes(jpeg(i))
+        place = folder / name.rpartition("/")[0]
+        place.mkdir(parents=True, exist_ok=True)
+        if not name.endswith("/"):
+            (folder / name).write_bytes(jpeg(i))
     folder.mkdir(exist_ok=True)
     return folder
 
@@ -318,6 +329,7 @@ FOLDERS = {
     ),
     "one class": ("a/1.jpg a/2.jpg", "has one class alone, 'a'; give the folder whose folders are the classes"),
     "an empty class": ("a/1.jpg b/1.jpg c/x.txt", "in/c: a class without an image; fill the folder, or remove it"),
+    "a bare class": ("a/1.jpg b/1.jpg bare/", "in/bare: a class without an image; fill the folder, or remove it"),
     "a level too high": ("x/a/1.jpg x/b/1.jpg y/a/1.jpg y/b/1.jpg", "in/x: is it a class?.*give the folder whose"),
     "splits and classes": ("train/1.jpg bus/1.jpg car/1.jpg", "in/train: is it a split or a class?"),
     "no val": ("train/a/1.jpg train/b/1.jpg dev/1.jpg test/1.jpg", "in/dev: has no class folders, but images"),
@@ -332,10 +344,10 @@ def test_folders_that_are_no_set_of_classes_are_refused(tmp_path, name, packed):
     folder = lay(tmp_path / "in", layout)
     if packed:
         with zipfile.ZipFile(tmp_path / "in.zip", "w") as archive:
-            for path in sorted(folder.rglob("*.*")):
+            for path in sorted(folder.rglob("*.*")):  # files alone
                 archive.write(path, path.relative_to(folder))
-        if name == "an empty class":
-            return  # a zip need not list empty folders
+            for path in folder.rglob("bare"):
+                archive.write(path, path.relative_to(folder))
         message = re.sub("^in", "in.zip", message).partition("; they lie")[0]
     with pytest.raises(UserError, match=message) as caught:
         open_images(tmp_path / "in.zip" if packed else folder, "val")
@@ -434,6 +446,15 @@ def test_columns_of_a_table_are_found_by_their_names():
     assert parse_labelled("id,breed\nabc,pug\n", "t") == [("abc", "pug")]
     assert parse_labelled("a.jpg cat\nb.jpg dog\n", "t") == [("a.jpg", "cat"), ("b.jpg", "dog")]
     assert parse_labelled("id,image_path,class\n1,a.jpg,cat\n", "t") == [("a.jpg", "cat")]
+
+
+@pytest.mark.parametrize("head", ["", "path,label\n"])
+def test_a_name_may_begin_with_any_character(head):
+    rows = [("#1.jpg", "cat"), ("# 2.jpg", "dog"), ("%3.jpg", "#fish"), ("//4.jpg", "cat")]
+    assert parse_labelled(head + "".join(f"{name},{label}\n" for name, label in rows), "t") == rows
+    comment = "# of the second day\na.jpg,cat\n"
+    with pytest.raises(UserError, match="t: the row '#, of, the, second, day' has more"):
+        parse_labelled(comment, "t")
 
 
 def no_labels(table):

@@ -83,14 +83,15 @@ def test_names_as_simclr_writes_them(tmp_path):
     members = [(f"{key}.{ext}", data) for key in keys for ext, data in (("jpg", random_image(1)), ("cls", b"0"))]
     shards = ShardSet([write_tar(tmp_path / "train-000.tar", members)])
     names = tmp_path / "1percent.txt"
-    names.write_text("n01443537_5.JPEG\n\n# two of three\nn01440764_10026.JPEG\n")
+    names.write_text("n01443537_5.JPEG\n\nn01440764_10026.JPEG\n")
     np.testing.assert_array_equal(select_subset(shards, str(names), 0).ids, [0, 2])
     names.write_text("n01443537/n01443537_5.JPEG\nn01440764_10026\n")
     np.testing.assert_array_equal(select_subset(shards, str(names), 0).ids, [0, 2])
     for text, why in [
         ("n01440764_10026.JPEG\nnothing.JPEG\n", "1 of 2 names are not in images.train, first nothing.JPEG"),
         ("n01443537_5\nn01443537_5.JPEG\n", "1 images twice"),
-        ("# nothing\n", "no names"),
+        ("n01443537_5\n#n01440764_10026\n", "1 of 2 names are not in images.train, first #n01440764_10026"),
+        ("\n", "no names"),
     ]:
         names.write_text(text)
         with pytest.raises(UserError, match=why):

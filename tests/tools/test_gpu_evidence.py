@@ -1,16 +1,20 @@
-"""The kit for a GPU: its page, its plans, what it refuses; all of it at toy size is a long test."""
+"""The kit for a GPU: the page of its records, its plans, what it refuses; all of it at toy size is a long test."""
 
 import json
 import os
+import shutil
 import subprocess
 from pathlib import Path
 
 import gpu_evidence
 import pytest
-from gpu_evidence import MODELS, PARTS, RATE_SEED, RATES, main, with_rates
+from gpu_evidence import RATE_SEED, RATES, main, with_rates
 from tarmaking import random_image, write_tar
 
+from vitwarm.budget.evidence import MODELS, PARTS
 from vitwarm.budget.plan import find_plan, read_plan
+from vitwarm.cli import evidence
+from vitwarm.errors import UserError
 from vitwarm.reading import dump_yaml, read_yaml
 
 TOOLS = Path(gpu_evidence.__file__).parent
@@ -18,11 +22,11 @@ SCRIPT = ["bash", str(TOOLS / "gpu_evidence.sh")]
 
 
 def test_the_page_says_what_is_missing_and_where_a_figure_is_from(tmp_path, capsys):
-    assert main(["page", str(tmp_path)]) == 0
-    shown = (tmp_path / "page.md").read_text()
+    evidence.run(evidence.Options(out=tmp_path))
+    shown = (tmp_path / "report.md").read_text()
     for part, (title, names) in PARTS.items():
         assert f"## {title}\n\nNot measured." in shown
-        assert all(f"`{name}.json` is missing: `bash tools/gpu_evidence.sh OUT {part}`" in shown for name in names)
+        assert all(f"{name}.json is missing: bash tools/gpu_evidence.sh OUT {part}" in shown for name in names)
     log = [{"event": "train", "step": i, "samples_per_s": 10.0 * i, "data_wait_pct": 5.0} for i in (1, 2, 3, 4, 5)]
     (tmp_path / "run").mkdir()
     (tmp_path / "run/log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in log))
@@ -31,10 +35,14 @@ def test_the_page_says_what_is_missing_and_where_a_figure_is_from(tmp_path, caps
     found = json.loads(record.read_text())
     assert found["speed"] == {"samples_per_s": 40.0, "data_wait_pct": 5.0}  # without the first two lines
     assert found["steps"] == 5 and not found["finished"]
-    assert main(["page", str(tmp_path)]) == 0
-    shown = (tmp_path / "page.md").read_text()
-    assert "`data_images.json` is missing" not in shown and "`data_images_256.json` is missing" in shown
+    shutil.copy(TOOLS.parent / "docs/results/lm_speed_124m.json", tmp_path / "gpt2.json")
+    evidence.run(evidence.Options(out=tmp_path))
+    assert capsys.readouterr().out.endswith(f"written: {tmp_path}/report.html\n")
+    shown = (tmp_path / "report.md").read_text()
+    assert "data_images.json is missing" not in shown and "data_images_256.json is missing" in shown
     assert "| steps | 5, then stopped |" in shown and "    vitwarm train 'a=b c'\n" in shown
+    assert "| ours | 1679.2 | 1 | 76 | 0.057 | 62.3 |  |" in shown  # a benchmark, whose options are its command
+    assert "    python tools/benchmark.py lm size=12_12_768 length=64 batch=2 " in shown
     assert f"Device: {found['device']}. Versions: python {found['versions']['python']}, " in shown
 
 
@@ -64,8 +72,14 @@ def test_the_script_refuses_in_one_line(words, why, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("words", [["pages"], ["run", "here", "there"], ["run", "nowhere", "there", "--", "x"]])
-def test_the_page_maker_refuses_in_one_line(words, tmp_path, monkeypatch, capsys):
+def test_a_folder_that_is_not_there_is_refused(tmp_path):
+    with pytest.raises(UserError, match="nowhere is not a folder; give the one that tools/gpu_evidence.sh has"):
+        evidence.run(evidence.Options(out=tmp_path / "nowhere"))
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("words", [["page"], ["run", "here", "there"], ["run", "nowhere", "there", "--", "x"]])
+def test_the_record_maker_refuses_in_one_line(words, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert main(words) == 2
     assert len(capsys.readouterr().err.splitlines()) == 1 and not list(tmp_path.iterdir())
@@ -101,7 +115,7 @@ def test_every_part_at_toy_size(tmp_path):
     assert records == sorted(name for _, names in PARTS.values() for name in names)
     assert {f"speed_{model}" for model in MODELS} <= set(records)
     assert all(path.stat().st_size < 12_000 for path in (tmp_path / "out").glob("*.json"))
-    shown = (tmp_path / "out/page.md").read_text()
+    shown = (tmp_path / "out/report.md").read_text()
     assert not any(words in shown for words in ("is missing", "runs are finished", "crashed"))
     lacking = run("cifar10", DATA="")
     assert lacking.returncode == 2 and "cifar10: set DATA=FOLDER" in lacking.stderr

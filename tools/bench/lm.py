@@ -40,9 +40,9 @@ from bench.train import (
     matmul_rate,
     measured_on,
     read_options,
-    table,
 )
 from vitwarm.amounts import Amount
+from vitwarm.budget.speed import decoder_speed
 from vitwarm.config import RunConfig, TrainConfig
 from vitwarm.errors import UserError
 from vitwarm.keys import keyed_rng
@@ -239,25 +239,12 @@ def quartiles(ratios: list[float]) -> dict[str, float]:
     return {"median": median, "low": low, "high": high}
 
 
-def markdown(result: dict[str, Any]) -> str:
-    """A table of the arms, and the ratios."""
-    options = result["options"]
-    lines = [table(result, f"decoder {options['size']}, {options['length']} tokens, {options['vocab']} ids"), ""]
-    for name, ratio in result["ratios"].items():
-        quartiles = f"quartiles {ratio['low']:.3f} to {ratio['high']:.3f}"
-        lines.append(f"ours at {ratio['median']:.3f} of the speed of {name} ({quartiles})")
-    if "nanogpt" not in result["arms"]:
-        lines.append("nanoGPT left out: no --nanogpt FOLDER, a checkout of karpathy/nanoGPT")
-    return "\n".join(lines)
-
-
 def main(arguments: list[str]) -> int:
     """The command."""
 
-    def measured(arguments: list[str]) -> tuple[dict[str, Any], str, Path | None]:
+    def measured(arguments: list[str]) -> tuple[dict[str, Any], Path | None]:
         options, paths = read_options(arguments, DEFAULTS, CHOICES, ("json", "nanogpt"))
         DecoderSize.parse(options["size"])
-        result = measure(options, paths.get("nanogpt"))
-        return result, markdown(result), paths.get("json")
+        return measure(options, paths.get("nanogpt")), paths.get("json")
 
-    return command(arguments, __doc__, measured)
+    return command(arguments, __doc__, measured, decoder_speed)

@@ -29,6 +29,8 @@ from accelerate import Accelerator
 from torch import nn
 
 from bench.profile import profile
+from vitwarm.budget.page import Block, to_markdown
+from vitwarm.budget.speed import vit_speed
 from vitwarm.config import Config, RunConfig
 from vitwarm.errors import UserError
 from vitwarm.files import write_text
@@ -329,45 +331,6 @@ def measured_on(device: torch.device, rate: float) -> dict[str, Any]:
     }
 
 
-def table(result: dict[str, Any], what: str) -> str:
-    """What was measured, and on what; then a line for each arm."""
-    options = result["options"]
-    lines = [
-        f"{what}, batch {options['batch']}, {options['precision']}, compile={options['compile']}, "
-        f"{options['rounds']} rounds of {options['steps']} steps on {result['device']}; "
-        f"one large matrix product: {result['matmul_tflops']:.3g} TFLOP/s",
-        "",
-        "| arm | step, ms | samples/s | tokens/s | TFLOP/s | MFU, % of the product | memory, GiB |",
-        "|---|---|---|---|---|---|---|",
-    ]
-    for name, arm in result["arms"].items():
-        memory = "" if arm["memory_gib"] is None else f"{arm['memory_gib']:.2f}"
-        lines.append(
-            f"| {name} | {arm['step_ms']:.1f} | {arm['samples_per_s']:,.0f} | {arm['tokens_per_s']:,.0f} | "
-            f"{arm['tflops']:.3g} | {arm['mfu_pct']:.1f} | {memory} |"
-        )
-    return "\n".join(lines)
-
-
-def markdown(result: dict[str, Any]) -> str:
-    """A table of the arms, and the ratios."""
-    ratios = result["ratios"]
-    return "\n".join(
-        [
-            table(result, result["options"]["model"]),
-            "",
-            f"images at {ratios['images_speed_over_bare']:.3f} of the bare loop's speed; "
-            f"a token of the warm-up at {ratios['warmup_token_speed_over_images']:.3f} of one of the images",
-            f"a batch of symbols takes a core {result['symbols_ms']:.2f} ms to write, "
-            f"{100 * result['symbols_ms'] / result['arms']['warmup']['step_ms']:.3g} % of a warm-up step",
-            "",
-            "| kernel of the images | share of the time, % |",
-            "|---|---|",
-            *(f"| `{name[:90]}` | {100 * share:.1f} |" for name, share in result["profile"].items()),
-        ]
-    )
-
-
 def read_options(
     arguments: list[str],
     defaults: dict[str, Any] = DEFAULTS,
@@ -413,18 +376,19 @@ def read_options(
 def command(
     arguments: list[str],
     page: str,
-    measure: Callable[[list[str]], tuple[dict[str, Any], str, Path | None]],
+    measure: Callable[[list[str]], tuple[dict[str, Any], Path | None]],
+    show: Callable[[dict[str, Any]], list[Block]],
 ) -> int:
     """Help, or a measurement that is shown and, where a file is given, written as JSON; the exit code."""
     if {"-h", "--help"} & set(arguments):
         print(page.strip())
         return 0
     try:
-        result, shown, file = measure(arguments)
+        result, file = measure(arguments)
     except UserError as error:
         print(f"vitwarm: error: {error}", file=sys.stderr)
         return 2
-    print(shown)
+    print(to_markdown("Speed of a training step", show(result)))
     if file:
         write_text(file, json.dumps(result, indent=1) + "\n")
     return 0
@@ -433,9 +397,8 @@ def command(
 def main(arguments: list[str]) -> int:
     """The command."""
 
-    def measured(arguments: list[str]) -> tuple[dict[str, Any], str, Path | None]:
+    def measured(arguments: list[str]) -> tuple[dict[str, Any], Path | None]:
         options, paths = read_options(arguments)
-        result = measure(options)
-        return result, markdown(result), paths.get("json")
+        return measure(options), paths.get("json")
 
-    return command(arguments, __doc__, measured)
+    return command(arguments, __doc__, measured, vit_speed)

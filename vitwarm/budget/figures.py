@@ -1,6 +1,5 @@
 """The figures of a study, in matplotlib, legible on paper, on a dark page and on a phone."""
 
-import io
 import textwrap
 from typing import Any
 
@@ -134,18 +133,6 @@ def _published_values(ax: Any, study: Study, full: float) -> None:
 def _main_share(study: Study, point: Published) -> float:
     """A published point on the scale of the plan's budgets."""
     return point.needed + (point.warmup if study.setting == "substitutive" else 0.0)
-
-
-def save(figure: Any) -> tuple[str, str, bytes]:
-    """(SVG without a background, SVG on white, PNG) of a figure."""
-    with load_matplotlib().rc_context({"svg.fonttype": "none", "svg.hashsalt": "vitwarm"}):
-        found = []
-        for kind, background in (("svg", "none"), ("svg", "white"), ("png", "white")):
-            out = io.BytesIO()
-            metadata = {"Date": None} if kind == "svg" else {}
-            figure.savefig(out, format=kind, facecolor=background, dpi=160, metadata=metadata)
-            found.append(out.getvalue())
-    return found[0].decode(), found[1].decode(), found[2]
 
 
 def _budget_line(ax: Any, study: Study, arm: ArmRow, i: int) -> None:

@@ -6,6 +6,7 @@ import json
 import shlex
 from collections import Counter
 from dataclasses import asdict, fields
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,9 @@ from vitwarm.budget import figures
 from vitwarm.budget.cells import DONE
 from vitwarm.budget.curves import TOGETHER
 from vitwarm.budget.efficiency import ArmRow, CellRow, Study
-from vitwarm.budget.page import Code, Figure, Folded, Heading, Points, Table, Text, inline, to_html, to_markdown
+from vitwarm.budget.page import Code, Figure, Folded, Heading, Points, Table, Text
+from vitwarm.budget.page_folder import write_page
 from vitwarm.budget.statistics import bootstrap_ceiling
-from vitwarm.budget.style import INK
 from vitwarm.budget.wording import (
     LISTED,
     arm_sentences,
@@ -27,7 +28,6 @@ from vitwarm.budget.wording import (
     saved_text,
     share_text,
 )
-from vitwarm.files import write_bytes
 
 _RESUMED = "A run that resumes from a checkpoint of another counts that part as its own."
 
@@ -45,22 +45,13 @@ def write_report(study: Study, folder: Path) -> list[Path]:
     Raises:
         UserError: matplotlib is missing.
     """
-    drawn: dict[str, str] = {}
-    files: dict[str, str | bytes] = {}
-    for name, figure in _figures(study).items():
-        inner, files[f"{name}.svg"], files[f"{name}.png"] = figures.save(figure)
-        drawn[name] = inline(inner, name, INK)
-    title, blocks = f"{study.name}: how much data a start is worth", page(study, drawn)
-    files |= {
-        "report.md": to_markdown(title, blocks),
-        "cells.csv": _csv(study.cells),
-        "study.json": json.dumps(asdict(study), indent=1, allow_nan=False) + "\n",
-        "report.html": to_html(title, blocks),
-    }
-    folder.mkdir(parents=True, exist_ok=True)
-    for name, content in files.items():
-        write_bytes(folder / name, content if isinstance(content, bytes) else content.encode())
-    return [folder / name for name in reversed(files)]
+    return write_page(
+        folder,
+        f"{study.name}: how much data a start is worth",
+        partial(page, study),
+        _figures(study),
+        {"cells.csv": _csv(study.cells), "study.json": json.dumps(asdict(study), indent=1, allow_nan=False) + "\n"},
+    )
 
 
 def page(study: Study, drawn: dict[str, str]) -> list[Any]:

@@ -27,6 +27,7 @@ SUBCOMMANDS = (
     "compare",
     "seeds",
     "intervals",
+    "evidence",
     "ensemble",
     "generate",
     "compose",

@@ -43,7 +43,7 @@ def read_text(path: Path, what: str) -> str:
 
 
 def read_rows(path: Path, what: str) -> list[list[str]]:
-    """The rows of a list or table; empty ones, comments (#) and a header are left out.
+    """The rows of a list or table; empty ones and a header are left out.
 
     Columns are separated by tabs, semicolons or commas, whichever the first of these is that stands in every row, else
     by white space; quotes are taken off.
@@ -83,7 +83,7 @@ def parse_labelled(text: str, where: object) -> list[tuple[str, str]]:
 
 def _table(text: str, where: object) -> tuple[list[str], list[list[str]]]:
     """(cells of the header in lower case, or nothing; rows)."""
-    lines = [line for line in text.splitlines() if line.strip() and not line.lstrip().startswith("#")]
+    lines = [line for line in text.splitlines() if line.strip()]  # a # is part of a name: files are called so
     try:
         rows = _cells(lines)
     except csv.Error as error:

@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 from vitwarm.data.grouping import MOST_BYTES
 from vitwarm.data.index_file import TICK, index_in_cache, read_arrays, save_arrays
 from vitwarm.data.manifest import ClassList
-from vitwarm.data.source import DamagedSample, ImageSource, Index, Part, content_of, packed
+from vitwarm.data.source import DamagedSample, ImageSource, Index, Part, content_of, has_changed, packed
 from vitwarm.errors import UserError
 from vitwarm.files import whole_file
 
@@ -92,7 +92,7 @@ class FilesPart(Part):
                 raise UserError(f"{os.fsdecode(path)}: is gone since it was listed; restore it, start again") from None
             raise DamagedSample(f"cannot be read ({error.strerror})") from None
         if (status.st_size, status.st_mtime_ns) != (size, written) or len(data) < size:
-            raise UserError(f"{os.fsdecode(path)}: has changed since it was listed; start again to list it again")
+            raise has_changed(Path(os.fsdecode(path)))
         return data
 
 

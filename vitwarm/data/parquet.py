@@ -64,9 +64,6 @@ class ParquetIndex(Index):
     key_bytes: np.ndarray
     key_end: np.ndarray
 
-    def matches(self, file: int) -> bool:
-        return True
-
     @property
     def classes(self) -> tuple[list[str] | None, bool]:
         """(names, whether the metadata tell them)."""

@@ -9,7 +9,7 @@ import numpy as np
 
 from vitwarm.data import manifest as manifests
 from vitwarm.data.patterns import find_paths
-from vitwarm.data.source import DamagedSample, ImageSource, Part
+from vitwarm.data.source import DamagedSample, ImageSource, Part, has_changed
 from vitwarm.data.splits import choose, split_folder, split_of
 from vitwarm.data.tar_index import TarIndex, tar_index
 from vitwarm.data.tar_reader import BLOCK
@@ -101,7 +101,7 @@ class _Tar(Part):
         if zlib.crc32(header) != index.header_crc[row]:
             if index.matches(file):
                 raise DamagedSample("its tar header is damaged")
-            raise UserError(f"{self.path}: has changed since it was indexed; start again to index it again")
+            raise has_changed(self.path)
         return data
 
 

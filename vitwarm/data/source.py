@@ -60,6 +60,18 @@ class Index:
     def key(self, row: int) -> str:
         return self.name(row).decode("utf-8", "backslashreplace")
 
+    def matches(self, file: int) -> bool:
+        """Whether an open file (a descriptor) is the one that was indexed: a few rows are looked at.
+
+        Most of them count, not all: a row that is not where it was may be damaged, in the same file.
+        """
+        probes = np.unique(np.linspace(0, len(self) - 1, num=min(len(self), 5)).astype(np.int64)).tolist()
+        return 2 * sum(self.is_there(file, row) for row in probes) > len(probes)
+
+    def is_there(self, file: int, row: int) -> bool:
+        """Whether a row is where the index says; true where nothing in the file tells."""
+        return True
+
 
 def packed(names: Iterable[bytes]) -> dict[str, np.ndarray]:
     """The columns `key_bytes` and `key_end` of an index."""
@@ -154,7 +166,14 @@ def check_unchanged(path: Path, file: int, stamp: tuple[int, int]) -> None:
     """
     status = os.fstat(file)
     if (status.st_size, status.st_mtime_ns) != stamp:
-        raise UserError(f"{path}: has changed since it was indexed; start again to index it again")
+        raise has_changed(path)
+
+
+def has_changed(path: Path) -> UserError:
+    """What to say of a file that is not the one that was indexed; a run goes on only with the images it began with."""
+    return UserError(
+        f"{path}: has changed since it was indexed; restore it and start again, or use it as it is in another run.dir"
+    )
 
 
 def stamp(path: Path) -> tuple[int, int]:

@@ -101,11 +101,11 @@ class _Listing:
 
 
 def tree_of_names(path: str, names: Iterable[str], ignored: Counter[str]) -> Folder:
-    """The tree of files in an archive, as `list_tree` would list them once extracted.
+    """The tree of an archive, as `list_tree` would list it once extracted.
 
     Args:
         path: the archive, with which all paths start.
-        names: of the files in it, with slashes between the folders.
+        names: of the images in it, with slashes between the folders; one that ends in a slash is a folder.
         ignored: gets how many files are left out, by what they are.
 
     Raises:
@@ -114,17 +114,18 @@ def tree_of_names(path: str, names: Iterable[str], ignored: Counter[str]) -> Fol
     root = Folder(path, [], [])
     folders = {"": root}
     for name in sorted(names, key=lambda name: name.split("/")):
-        parts = [part for part in name.split("/") if part != "."]
-        if any(is_hidden(part) or not part for part in parts):
-            ignored["hidden files"] += 1
+        *above, own = [part for part in name.split("/") if part != "."]
+        if is_hidden(own) or any(is_hidden(part) or not part for part in above):
+            ignored["hidden files" if own else "hidden folders"] += 1
             continue
-        for depth in range(1, len(parts)):
-            if (place := "/".join(parts[:depth])) not in folders:
-                if not parts[depth - 1].isprintable():
+        for depth in range(1, len(above) + 1):
+            if (place := "/".join(above[:depth])) not in folders:
+                if not above[depth - 1].isprintable():
                     raise UserError(f"{path}: {place!r} in it is not readable text in UTF-8; rename it")
                 folders[place] = Folder(f"{path}/{place}", [], [])
-                folders["/".join(parts[: depth - 1])].folders.append(folders[place])
-        folders["/".join(parts[:-1])].images.append(f"{path}/{name}")
+                folders["/".join(above[: depth - 1])].folders.append(folders[place])
+        if own:
+            folders["/".join(above)].images.append(f"{path}/{name}")
     return root
 
 

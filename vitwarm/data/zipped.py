@@ -1,5 +1,6 @@
 """Class folders in a zip: read where they lie, by number. Nothing is extracted, so names cannot reach outside."""
 
+import json
 import os
 import struct
 import zipfile
@@ -57,15 +58,17 @@ class ZipIndex(Index):
         packed: (n,) int64, bytes of its data in the zip.
         deflated: (n,) uint8, whether they are compressed.
         crc: (n,) int64, CRC-32 of the image, as the zip has it.
+        bare: (k,) uint8, JSON: the folders without an image directly in them, each with a slash at its end.
     """
 
-    FORMAT: ClassVar[int] = 1
+    FORMAT: ClassVar[int] = 2
     CONTAINER: ClassVar[str] = "zip"
 
     offset: np.ndarray
     packed: np.ndarray
     deflated: np.ndarray
     crc: np.ndarray
+    bare: np.ndarray
     size: np.ndarray
     label: np.ndarray
     content_crc: np.ndarray
@@ -73,10 +76,8 @@ class ZipIndex(Index):
     key_bytes: np.ndarray
     key_end: np.ndarray
 
-    def matches(self, file: int) -> bool:
-        """Whether a few headers are still where the index says."""
-        probes = np.unique(np.linspace(0, len(self) - 1, num=min(len(self), 5)).astype(np.int64))
-        return all(os.pread(file, 4, int(self.offset[row])) == _SIGNATURE for row in probes)
+    def is_there(self, file: int, row: int) -> bool:
+        return os.pread(file, len(_SIGNATURE), int(self.offset[row])) == _SIGNATURE
 
     def rows(self, rows: np.ndarray, labels: Sequence[int]) -> "ZipIndex":
         """The index of some images."""
@@ -139,7 +140,8 @@ def text_in_zip(path: Path, name: str) -> str | None:
 
 def tree_of_zip(path: Path, index: ZipIndex) -> Folder:
     """The folders in a zip, whose images have their names in it as paths, below that of the zip."""
-    return tree_of_names(str(path), [index.name(row).decode() for row in range(len(index))], Counter())
+    names = [index.name(row).decode() for row in range(len(index))]
+    return tree_of_names(str(path), [*names, *json.loads(index.bare.tobytes())], Counter())
 
 
 class ZipSource(ImageSource):
@@ -186,10 +188,12 @@ class ZipPart(Part):
 
 
 def _build(path: Path, file: int, size: int) -> ZipIndex:
-    members, seen = [], set()
+    members, seen, folders = [], set(), set()
     try:
         with os.fdopen(os.dup(file), "rb") as stream, zipfile.ZipFile(stream) as archive:
             for member in archive.infolist():
+                folder, slash, _ = member.filename.rpartition("/")
+                folders.add(folder + slash)
                 if member.is_dir() or not is_image(member.filename):
                     continue
                 if member.flag_bits & _ENCRYPTED:
@@ -207,10 +211,14 @@ def _build(path: Path, file: int, size: int) -> ZipIndex:
     count = len(members)
     facts = [(m.header_offset, m.compress_size, m.compress_type == _DEFLATED, m.CRC, m.file_size) for m in members]
     offset, packed_, deflated, crc, sizes = (np.ascontiguousarray(c) for c in np.array(facts, dtype=np.int64).T)
-    empty = np.zeros(count, dtype=np.int64)
-    names = packed(member.filename.encode() for member in members)
+    bare = sorted(folders - {name.rpartition("/")[0] + "/" for name in seen} - {""})
     index = ZipIndex(
-        offset, packed_, deflated.astype(np.uint8), crc, sizes, empty, empty.copy(), np.zeros(count, np.uint8), **names
+        **{"offset": offset, "packed": packed_, "deflated": deflated.astype(np.uint8), "crc": crc, "size": sizes},
+        bare=np.frombuffer(json.dumps(bare).encode(), dtype=np.uint8),
+        label=np.zeros(count, dtype=np.int64),
+        content_crc=np.zeros(count, dtype=np.int64),
+        deep=np.zeros(count, dtype=np.uint8),
+        **packed(member.filename.encode() for member in members),
     )
     for row in range(count):
         try:

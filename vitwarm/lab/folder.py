@@ -1,4 +1,4 @@
-"""A plan of the laboratory in a folder: carries its cells out, writes the report."""
+"""Runs a plan of the laboratory in a folder, and reports on it."""
 
 from pathlib import Path
 
@@ -14,7 +14,10 @@ RUNS = "runs"
 
 
 class LabFolder:
-    """A plan and its folder: the cells, their progress and the report.
+    """A plan of the laboratory and the folder that its results lie in.
+
+    It lists the runs of the plan with their states, starts those that are not finished, and writes the report into the
+    folder.
 
     Args:
         plan: the plan.

@@ -3,16 +3,15 @@
 import json
 import shlex
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from vitwarm.budget.figures import save
-from vitwarm.budget.page import Code, Figure, Folded, Heading, Points, Table, Text, inline, to_html, to_markdown
+from vitwarm.budget.page import Code, Figure, Folded, Heading, Points, Table, Text
+from vitwarm.budget.page_folder import write_page
 from vitwarm.budget.statistics import paired_interval
-from vitwarm.budget.style import INK
-from vitwarm.files import write_bytes
 from vitwarm.lab import figures
 from vitwarm.lab.outcomes import Findings, Row, control_of
 from vitwarm.lab.plan import NONE
@@ -34,23 +33,14 @@ def write_report(found: Findings, folder: Path) -> list[Path]:
     Raises:
         UserError: matplotlib or scipy is missing.
     """
-    files: dict[str, str | bytes] = {}
-    drawn: dict[str, str] = {}
-    for name, figure in _figures(found).items():
-        inner, files[f"{name}.svg"], files[f"{name}.png"] = save(figure)
-        drawn[name] = inline(inner, name, INK)
-    title, blocks = f"{found.plan.name}: tiny decoders after a warm-up", page(found, drawn)
-    numbers = asdict(found)
-    numbers["plan"] = found.plan.name
-    files |= {
-        "report.md": to_markdown(title, blocks),
-        "lab.json": json.dumps(numbers, indent=1, allow_nan=False) + "\n",
-        "report.html": to_html(title, blocks),
-    }
-    folder.mkdir(parents=True, exist_ok=True)
-    for name, content in files.items():
-        write_bytes(folder / name, content if isinstance(content, bytes) else content.encode())
-    return [folder / name for name in reversed(files)]
+    numbers = asdict(found) | {"plan": found.plan.name}
+    return write_page(
+        folder,
+        f"{found.plan.name}: tiny decoders after a warm-up",
+        partial(page, found),
+        _figures(found),
+        {"lab.json": json.dumps(numbers, indent=1, allow_nan=False) + "\n"},
+    )
 
 
 def _figures(found: Findings) -> dict[str, Any]:

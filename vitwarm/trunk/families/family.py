@@ -1,27 +1,8 @@
-"""What timm's families do differently: one adapter a family, found by the model's class.
-
-`family_of(model)` is the one place to ask. `Family` itself is the plain ViT; a family that differs is one class below,
-registered for its timm class:
-
-    @family(timm_class)
-    class Mine(Family):
-        examples = ("MyViT",)
-        ...
-
-| what | plain ViT | who differs |
-|---|---|---|
-| masks | `attn_mask`, `is_causal` of a block | BEiT, ViT with relative positions: a bias of the logits |
-| positions of an image | added to the tokens | EVA: rotary; BEiT, ViT with relative positions: biases of attention |
-| query, key, value | one matrix | EVA: perhaps three; EVA, BEiT: biases of their own |
-| embedding | patches, positions, prefix tokens | what each family has for positions; decoders: token table |
-
-Positions of the image grid mean nothing to symbols. So a trunk runs without rotation and without relative-position
-biases, and their tensors belong to the embedding: a warm-up neither trains nor transfers them.
+"""A family: what is asked of a timm model, as the plain ViT answers it; and the family of a model.
 
 Shapes: B sequences, N tokens, D channels, H heads.
 """
 
-import copy
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -30,24 +11,18 @@ from inspect import signature
 from typing import Any, ClassVar, TypeVar
 
 import torch
-from timm.layers import HybridEmbed, apply_keep_indices_nlc
-from timm.models.beit import Beit
-from timm.models.eva import Eva
-from timm.models.naflexvit import NaFlexVit
-from timm.models.vision_transformer_relpos import VisionTransformerRelPos
+from timm.layers import HybridEmbed
 from timm.models.vitamin import MbConvStages
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from vitwarm.errors import UserError
-from vitwarm.trunk.blocks import additive_mask, mask_arguments
-from vitwarm.trunk.decoder import Decoder
+from vitwarm.trunk.blocks import mask_arguments
 from vitwarm.trunk.supported import nearest
 
 BlockArguments = Mapping[str, Any] | Sequence[Mapping[str, Any]]  # of all blocks, or of each; see `run_blocks`
 
-_SEPARATE = {f"attn.{letter}_proj.{kind}": letter for letter in "qkv" for kind in ("weight", "bias")}
-_OWN_BIASES = {f"attn.{letter}_bias": letter for letter in "qkv"}
+OWN_BIASES = {f"attn.{letter}_bias": letter for letter in "qkv"}
 _PLAIN = ("norm1", "attn.qkv", "attn.proj", "norm2", "mlp.fc1", "mlp.fc2")  # modules of a plain block
 
 
@@ -478,159 +453,3 @@ def _longest(table: Mapping[str, str], name: str) -> str:
     while name not in table and name:
         name = name.rpartition(".")[0]
     return table.get(name, "head")
-
-
-# The families that differ
-
-
-@family(Decoder)
-class DecoderFamily(Family):
-    """Our decoder, made of timm's ViT blocks: tokens instead of an image."""
-
-    examples = ()
-    tensors: ClassVar[Mapping[str, str]] = {**Family.tensors, "token_embed": "embedding"}
-    prefix_names = ()
-    needs = ()
-
-    def positions(self) -> None:
-        """None: its positions are those of a text."""
-        return None
-
-
-@family(Eva)
-class EvaFamily(Family):
-    """EVA, EVA-02, DINOv3 and ViTs with rotary positions."""
-
-    examples = ("EVA-02", "DINOv3")
-    tensors: ClassVar[Mapping[str, str]] = {
-        **Family.tensors,
-        "rope": "embedding",
-        "blocks.gamma_1": "attention",
-        "blocks.gamma_2": "mlp",
-    }
-    stacks: ClassVar[Mapping[str, str]] = {**Family.stacks, **_SEPARATE, **_OWN_BIASES}
-
-    def embed(self, images: Tensor) -> tuple[Tensor, BlockArguments]:
-        """See `Family.embed`; patch dropout is part of timm's own step, since it drops rotations too."""
-        tokens, rope = self.model._pos_embed(self.model.patch_embed(images))
-        tokens = self.model.norm_pre(tokens)
-        if rope is None:
-            return tokens, {}
-        if getattr(self.model, "rope_mixed", False):  # the first axis is the block
-            return tokens, [{"rope": rope[i]} for i in range(len(rope))]
-        return tokens, {"rope": rope}
-
-
-@family(NaFlexVit)
-class NaFlexFamily(Family):
-    """NaFlexViT: patches, positions and prefix tokens in one module, and images of any size."""
-
-    examples = ("NaFlexViT",)
-    tensors: ClassVar[Mapping[str, str]] = {**EvaFamily.tensors, "embeds": "embedding"}
-    stacks: ClassVar[Mapping[str, str]] = EvaFamily.stacks
-    needs = ("embeds", "_forward_embeds", "norm", "forward_head")
-    any_size = True
-
-    @property
-    def grid(self) -> tuple[int, int]:
-        rows, columns = self.model.embeds.dynamic_feat_size(self.input_size)
-        return rows, columns
-
-    @property
-    def input_size(self) -> tuple[int, int]:
-        height, width = self.model.pretrained_cfg["input_size"][1:]
-        return height, width
-
-    @property
-    def stem(self) -> Any:
-        return self.model.embeds
-
-    def embed(self, images: Tensor) -> tuple[Tensor, BlockArguments]:
-        """See `Family.embed`; patch dropout is part of timm's own step, but for rotations of each block's own."""
-        found = self.model._forward_embeds(images, None, None, None)
-        tokens, rope, kept = (found[name] for name in ("patches", "rope_embeds", "keep_indices"))
-        if rope is None or not self.model.rope_is_mixed:
-            return tokens, {} if rope is None else {"rope": rope}
-        if kept is not None:
-            rope = [apply_keep_indices_nlc(tokens, own, kept, pos_embed_has_batch=False) for own in rope]
-        return tokens, [{"rope": own} for own in rope]
-
-
-@family(Beit)
-class BeitFamily(Family):
-    """BEiT and BEiT-v2: a table of relative positions biases attention, in each block or shared by all.
-
-    A block takes the shared bias as an argument, which masks use as well.
-    """
-
-    examples = ("BEiT", "BEiT-v2")
-    tensors: ClassVar[Mapping[str, str]] = {
-        **Family.tensors,
-        "rel_pos_bias": "embedding",
-        "blocks.attn.relative_position_bias_table": "embedding",
-        "blocks.gamma_1": "attention",
-        "blocks.gamma_2": "mlp",
-    }
-    stacks: ClassVar[Mapping[str, str]] = {**Family.stacks, **_OWN_BIASES}
-    takes = ("shared_rel_pos_bias",)
-    needs = ("patch_embed", "norm", "forward_head")
-
-    def embed(self, images: Tensor) -> tuple[Tensor, BlockArguments]:
-        vit = self.model
-        tokens = vit.patch_embed(images)
-        tokens = torch.cat((vit.cls_token.expand(len(tokens), -1, -1), tokens), dim=1)
-        if vit.pos_embed is not None:
-            tokens = tokens + vit.pos_embed
-        tokens = vit.pos_drop(tokens)
-        return tokens, {"shared_rel_pos_bias": None if vit.rel_pos_bias is None else vit.rel_pos_bias()}
-
-    def blocks(self) -> nn.ModuleList:
-        return nn.ModuleList(_without(block, "relative_position_bias_table") for block in self.model.blocks)
-
-    @classmethod
-    def mask_arguments(cls, x: Tensor, attn_mask: Tensor | None, is_causal: bool) -> BlockArguments:
-        return {"shared_rel_pos_bias": additive_mask(x, attn_mask, is_causal)}
-
-
-@family(VisionTransformerRelPos)
-class RelPosFamily(Family):
-    """ViTs with relative positions alone, from a table or a small MLP, in each block or shared by all."""
-
-    examples = ("relative-position ViT (vit_relpos)",)
-    tensors: ClassVar[Mapping[str, str]] = {
-        **Family.tensors,
-        "shared_rel_pos": "embedding",
-        "blocks.attn.rel_pos": "embedding",
-    }
-    takes = ("shared_rel_pos",)
-    needs = ("patch_embed", "norm", "forward_head")
-
-    def embed(self, images: Tensor) -> tuple[Tensor, BlockArguments]:
-        vit = self.model
-        tokens = vit.patch_embed(images)
-        if vit.cls_token is not None:
-            tokens = torch.cat((vit.cls_token.expand(len(tokens), -1, -1), tokens), dim=1)
-        return tokens, {"shared_rel_pos": None if vit.shared_rel_pos is None else vit.shared_rel_pos.get_bias()}
-
-    def blocks(self) -> nn.ModuleList:
-        return nn.ModuleList(_without(block, "rel_pos") for block in self.model.blocks)
-
-    @classmethod
-    def mask_arguments(cls, x: Tensor, attn_mask: Tensor | None, is_causal: bool) -> BlockArguments:
-        return {"shared_rel_pos": additive_mask(x, attn_mask, is_causal)}
-
-
-def _without(block: nn.Module, name: str) -> nn.Module:
-    """A block of the same parameters whose attention lacks one of its parts; the given one is not changed."""
-    block, attn = _shallow(block), _shallow(block.attn)
-    setattr(attn, name, None)
-    block.attn = attn
-    return block
-
-
-def _shallow(module: Any) -> Any:
-    """A module that holds the same parameters, buffers and modules, and can be given others."""
-    other = copy.copy(module)
-    for kind in ("_parameters", "_buffers", "_modules"):
-        other.__dict__[kind] = other.__dict__[kind].copy()
-    return other

@@ -21,7 +21,7 @@ import torch
 import vitwarm
 
 print("vitwarm", vitwarm.__version__, "of", vitwarm.__file__)
-model = timm.create_model("vit_small_patch16_dinov3", num_classes=10, img_size=64, embed_dim=96, depth=2, num_heads=4)
+model = timm.create_model("vit_small_patch16_dinov3", num_classes=10, img_size=64, embed_dim=192, depth=3, num_heads=3)
 report = vitwarm.warm_up(model, rule="dyck", steps=20, global_batch=16, lr_warmup="2 steps", eval_every=10, val_rows=64)
 print(report)
 print("curve", [(entry["step"], round(entry["accuracy"], 3)) for entry in report.curve])

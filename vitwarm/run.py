@@ -209,7 +209,9 @@ def _carry_out(
         processes.main_does(lambda: _push(together, folder))
         found: list[dict[str, Any]] = processes.main_does(lambda: [read_result(own) for own in folders])
         return found
-    joint = processes.all_do(lambda: _build(configs, folders, folder, processes.world, has_checkpoint(folder, together)))
+    joint = processes.all_do(
+        lambda: _build(configs, folders, folder, processes.world, has_checkpoint(folder, together))
+    )
 
     def open_folders() -> None:
         for own, config in owners.items():

@@ -49,15 +49,16 @@ def check_folder(folder: Path, config: Config) -> None:
     frozen = folder / RECIPE
     if prepared := next((folder / name for name in _OURS if not _is_plain(folder / name)), None):
         raise UserError(f"{prepared} is a link or no plain file; a run folder holds its files itself: remove it")
-    if frozen.exists() and not _holds_smoke(folder, config):
+    if not frozen.exists():
+        if folder.exists() and (not folder.is_dir() or any(not _may_precede(p) for p in folder.iterdir())):
+            raise UserError(f"{folder} exists and is not a run folder; choose another run.dir")
+    elif not _holds_smoke(folder, config):
         theirs = read_frozen(frozen)
         if recipe_hash(theirs) != recipe_hash(config):
             raise UserError(
                 f"{folder} holds a run of another recipe: {named_differences(theirs, config, _FREE)}; choose "
                 "another run.dir, or remove that folder to start over"
             )
-    elif not frozen.exists() and folder.exists() and (not folder.is_dir() or any(not _may_precede(p) for p in folder.iterdir())):
-        raise UserError(f"{folder} exists and is not a run folder; choose another run.dir")
     if config.resume_from and not has_checkpoint(folder, config):
         _adoptable(config)
 

@@ -58,8 +58,9 @@ def test_a_composed_timm_folder(exports, tmp_path):
     assert sorted(from_b["tensors"]) == sorted(n for n in held["b"] if n.startswith("blocks.2.mlp"))
     assert from_b["sha256"] == hashlib.sha256((tmp_path / "b/model.safetensors").read_bytes()).hexdigest()
     assert record["controls"] == {"mlp": "noise:0.5"} and record["trunk"]["depth"] == 3
-    card, places = (tmp_path / "out/README.md").read_text(), [f"{tmp_path / name}/model.safetensors" for name in "abt"]
-    story = "composed: attention of {}, mlp layers=last of {}; the rest of {}; not trained since.".format(*places)
+    card, places = (tmp_path / "out/README.md").read_text(), [tmp_path / name for name in "abt"]
+    given = "composed: attention of {}, mlp layers=last of {}, after the controls mlp noise:0.5; the rest of {}"
+    story = f"{given.format(*places)}; not trained since."
     assert story in card and "not trained on images" not in card and "model-index" not in card
 
 

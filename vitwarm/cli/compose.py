@@ -51,7 +51,7 @@ def run(options: Options) -> None:
 
     opened = open_model(options.target, fresh=options.fresh, seed=options.seed)
     report = compose(opened.model, options.sources, options.controls, seed=options.seed)
-    facts = {name: getattr(options, name) for name in ("target", "fresh", "seed", "controls")}
-    record = record_of(options.sources, report, opened.weights, **facts)
+    facts = {"fresh": options.fresh, "seed": options.seed}
+    record = record_of(options.sources, report, options.target, opened.weights, options.controls, **facts)
     write_model(opened.model, options.out, opened.config, opened.tokenizer, record)
     print(f"{report}\nwritten: {options.out}")

@@ -13,7 +13,7 @@ from vitwarm.exports.opening import lineage
 from vitwarm.exports.weights import sha256_of_weights
 from vitwarm.selection import Selection
 from vitwarm.transfer.groups import block_of, canonical, select
-from vitwarm.transfer.perturb import perturb
+from vitwarm.transfer.perturb import describe, perturb
 from vitwarm.transfer.warm_start import TransferReport, read_source, require_fit, require_same_blocks, transfer
 from vitwarm.trunk import require_values, trunk_facts
 
@@ -121,14 +121,21 @@ def compose(
 
 
 def record_of(
-    sources: Mapping[str, str | Path], report: TransferReport, weights: Path | None, **more: Any
+    sources: Mapping[str, str | Path],
+    report: TransferReport,
+    target: str | Path,
+    weights: Path | None,
+    controls: Mapping[str, str],
+    **more: Any,
 ) -> dict[str, Any]:
     """The provenance of a composition.
 
     Args:
         sources: as in `compose`.
         report: what it returned.
-        weights: file that the model came from; None if it was fresh.
+        target: what says which model it is.
+        weights: file that the model's came from; None if it was fresh.
+        controls: as in `compose`.
         more: further facts to write down.
 
     Returns:
@@ -143,14 +150,17 @@ def record_of(
             "sha256": sha256_of_weights(Path(file)),
             "tensors": [own for own, name in canonical(report.copied).items() if name in taken],
         }
-    given = ", ".join(f"{groups} of {o['file']}" for groups, o in origins.items())
+    given = ", ".join(f"{groups} of {source}" for groups, source in sources.items())
+    changed = f", after the controls {describe(controls)}" if controls else ""
     return {
-        "start": f"composed: {given}; the rest {f'of {weights}' if weights else 'fresh'}",
+        "start": f"composed: {given}{changed}; the rest {f'of {target}' if weights else 'fresh'}",
         "trained": None,
         **lineage([str(file) for file in (*(o["file"] for o in origins.values()), weights) if file]),
         "sources": origins,
         "warmed_keys": report.copied,
         "fresh_keys": report.fresh,
+        "target": str(target),
+        "controls": dict(controls),
         **more,
     }
 

@@ -58,7 +58,7 @@ def find_initialisation(name: str) -> Initialisation | None:
 
 
 @torch.no_grad()
-def initialise(model: nn.Module, name: str, *, seed: int) -> nn.Module:
+def initialise(model: nn.Module, name: str, *, seed: int = 0) -> nn.Module:
     """Give the attention of a timm model another start: in place, or not at all when it is refused.
 
     Block b draws from the stream (seed, "init", NAME, b), whatever the model is for, so that the models of two stages

@@ -72,7 +72,7 @@ def test_trunk_moves_and_nothing_else_and_the_report_names_every_tensor(tmp_path
     assert {"cls_token", "pos_embed", "patch_embed.proj.weight", "head.weight", "head.bias"} == set(report.fresh) - {
         "patch_embed.proj.bias"
     }
-    assert str(tmp_path) in str(report) and "attention: 12 copied" in str(report) and "head: 2 fresh" in str(report)
+    assert str(tmp_path) in str(report) and "attention: 12 copied" in str(report) and "head: 2 kept" in str(report)
 
 
 def test_a_gpt2_of_transformers_takes_what_our_decoder_takes(tmp_path):
@@ -236,7 +236,7 @@ def test_a_refused_report_claims_no_copy():
     report = transfer(target, state(model(0)), source="it")
     assert report.copied == [] and len(report.refused) == 12
     assert sorted([*report.fresh, *report.refused]) == sorted(target.state_dict())
-    assert "attention: 12 fresh, 4 refused" in str(report) and "refused blocks.3." in str(report)
+    assert "attention: 12 kept, 4 refused" in str(report) and "refused blocks.3." in str(report)
 
 
 def test_nothing_to_copy_is_refused(tmp_path):

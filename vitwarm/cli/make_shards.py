@@ -35,6 +35,7 @@ def run(options: Options) -> None:
     """Make them; prints what each split holds."""
     from vitwarm.data.making import Options as Cut
     from vitwarm.data.making import make_shards
+    from vitwarm.data.opening import counted
 
     cut = Cut(**{one.name: getattr(options, one.name) for one in fields(Cut)})
     workers = _cpus() if options.workers is None else options.workers
@@ -43,7 +44,8 @@ def run(options: Options) -> None:
     )
     for name, split in made.splits.items():
         odd = "".join(f", {count} {note}" for note, count in split.notes.items())
-        print(f"{name:6} {split.samples:,} images in {len(split.shards)} tars, {split.bytes / 1e6:,.1f} MB{odd}")
+        read = f"{counted(split.samples, 'image')} in {counted(len(split.shards), 'tar')}"
+        print(f"{name:6} {read}, {split.bytes / 1e6:,.1f} MB{odd}")
 
 
 def _cpus() -> int:

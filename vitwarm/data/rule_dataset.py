@@ -1,6 +1,7 @@
 """Sequences of a rule as a dataset of torch, for people with a training loop of their own."""
 
 from collections.abc import Iterator, Mapping
+from numbers import Integral, Real
 from typing import Any, Literal
 
 import numpy as np
@@ -11,6 +12,7 @@ from torch.utils.data import IterableDataset, get_worker_info
 
 from vitwarm.checks import rule_of, rule_spec
 from vitwarm.errors import UserError
+from vitwarm.keys import require_seed
 from vitwarm.procedural import Rule, RuleStream, Vocab
 from vitwarm.procedural.stream import CHUNK
 
@@ -25,7 +27,8 @@ class RuleDataset(IterableDataset[dict[str, Tensor]]):
 
     Loader workers, and the ranks of a process group, read disjoint parts: chunks of 256 sequences in turn. Together
     they read each sequence once, in an order that depends on how many they are. `state_dict` says how far this
-    reader has come; loaders that call it (torchdata's StatefulDataLoader) resume anywhere.
+    reader has come; with workers the state is in them, and only loaders that ask them for it (torchdata's
+    StatefulDataLoader) resume. Without a state each iteration begins with the first sequence again.
 
     Args:
         rule: name of a rule, {"name": NAME, PARAMETER: value}, or a `Rule`.
@@ -41,7 +44,7 @@ class RuleDataset(IterableDataset[dict[str, Tensor]]):
         world: how many processes there are; None is as many as the group has.
 
     Raises:
-        UserError: the rule does not exist, or cannot write sequences of that length.
+        UserError: the rule does not exist or cannot write sequences of that length, or an argument that cannot be.
     """
 
     def __init__(
@@ -64,6 +67,12 @@ class RuleDataset(IterableDataset[dict[str, Tensor]]):
             raise UserError("objective is masked or next_token, loss_on is outputs or all")
         if (rank is None) != (world is None):
             raise UserError("give rank and world together, or neither")
+        require_seed(seed)
+        for name, number in (("length", length), ("samples", samples)):
+            if number is not None and not (_is_whole(number) and number > 0):
+                raise UserError(f"{name} is {number!r}; give a whole number from 1 on")
+        if not (isinstance(mask_prob, Real) and 0 < mask_prob <= 1):
+            raise UserError(f"mask_prob is {mask_prob!r}; give a probability above 0")
         try:
             self.stream = RuleStream(rule, seed, split, length)
         except ValueError as error:
@@ -102,9 +111,11 @@ class RuleDataset(IterableDataset[dict[str, Tensor]]):
         """Go on where `state_dict` was taken: the next iteration starts there.
 
         Raises:
-            UserError: it was taken with another number of ranks or workers.
+            UserError: it is no such state, or was taken with another number of ranks or workers.
         """
         readers = self._reader()[1]
+        if state.keys() != {"read", "readers"} or not all(map(_is_whole, state.values())) or state["read"] < 0:
+            raise UserError(f"{dict(state)} is not what state_dict gives")
         if state["readers"] != readers:
             raise UserError(f"the state is that of {state['readers']} readers, now there are {readers}; use as many")
         self._read, self._resumes = int(state["read"]), True
@@ -125,3 +136,7 @@ class RuleDataset(IterableDataset[dict[str, Tensor]]):
         sequences = self.stream.rows(start, stop)
         asked = sequences.scored if self.loss_on == "outputs" else sequences.tokens != Vocab.pad
         return sequences.tokens, np.where(asked, sequences.tokens, IGNORED)
+
+
+def _is_whole(number: object) -> bool:
+    return isinstance(number, Integral) and not isinstance(number, bool)

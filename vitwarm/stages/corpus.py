@@ -1,13 +1,14 @@
 """What the stages on cached text share: the order of the sequences, the budget, damage, and what was read."""
 
 import math
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from vitwarm.amounts import Amount
 from vitwarm.config import Config
 from vitwarm.data.download import DownloadCache
+from vitwarm.data.opening import counted
 from vitwarm.data.order import Epochs
 from vitwarm.data.remote import is_url
 from vitwarm.data.text import Corpus, TextSource, open_corpus, overlap
@@ -24,26 +25,34 @@ Packed = Stretches | WholeDocuments | Sentences
 
 
 def open_split(
-    config: Config, setup: Setup, spec: str, split: TextSplit | None = None, glue: str | None = None
+    config: Config,
+    setup: Setup,
+    key: Literal["train", "val"],
+    split: TextSplit | None = None,
+    glue: str | None = None,
 ) -> Corpus:
     """Open documents under the recipe's tokenizer; they are tokenised on first use.
 
     Args:
         config: the recipe.
         setup: with the processes that tokenise.
-        spec: files, see `TextSource`; or URLs, which are downloaded to `text.cache`.
+        key: of the section `text`, whose value is files, see `TextSource`; or URLs, which are downloaded to
+            `text.cache`. It starts every error message.
         split, glue: of a task that brings its own splits.
 
     Raises:
         UserError: files, tokenizer or documents that cannot be right.
     """
-    text = config.text
-    if is_url(spec):
-        if text.cache is None:
-            raise UserError(f"{shown(spec)}: text is read from local files; set text.cache=DIR to download it")
-        spec = DownloadCache(text.cache).local(spec)
-    source = TextSource(spec, text.field, text.heading, split, glue)
-    return open_corpus(source, text.tokenizer, setup.workers, text.max_damaged)
+    text, spec = config.text, getattr(config.text, key)
+    try:
+        if is_url(spec):
+            if text.cache is None:
+                raise UserError(f"{shown(spec)}: text is read from local files; set text.cache=DIR to download it")
+            spec = DownloadCache(text.cache).local(spec)
+        source = TextSource(spec, text.field, text.heading, split, glue)
+        return open_corpus(source, text.tokenizer, setup.workers, text.max_damaged)
+    except UserError as error:
+        raise UserError(f"text.{key}: {error}") from error
 
 
 class CorpusStage(DecoderStage[B]):
@@ -124,7 +133,7 @@ class CorpusStage(DecoderStage[B]):
 
     def data_line(self) -> str:
         epochs = self.read["epochs"]
-        repeated = f": each token is repeated up to {math.ceil(epochs) - 1} times" if epochs > 1 else ""
+        repeated = f": a token comes up to {math.ceil(epochs)} times" if epochs > 1 else ""
         train, *others = (_described(name, self.read[name]) for name in self.corpora)
         return "; ".join([f"text: {train}, {self.read['rows']:,} sequences, {epochs:.3g} epochs{repeated}", *others])
 
@@ -141,5 +150,5 @@ def _described(name: str, read: dict[str, Any]) -> str:
     """What was read of one corpus, for people."""
     notes = {"damaged": "damaged", "in_train": "also in train"}
     more = "".join(f", {read[key]:,} {words}" for key, words in notes.items() if read.get(key))
-    files = f"{read['files']:,} file{'s' if read['files'] > 1 else ''} of {read['bytes']:,} bytes"
-    return f"{name} {read['documents']:,} documents{more}, {read['tokens']:,} tokens in {files}"
+    files = f"{counted(read['files'], 'file')} of {read['bytes']:,} bytes"
+    return f"{name} {counted(read['documents'], 'document')}{more}, {read['tokens']:,} tokens in {files}"

@@ -45,9 +45,7 @@ class GlueStage(CorpusStage[SentenceBatch]):
         splits: tuple[TextSplit, ...] = ("train", *self.task.dev)
         for split in splits:  # before any is tokenised
             list_files(TextSource(text.train, split=split, glue=text.task))
-        corpora: dict[str, Corpus] = {
-            split: open_split(config, setup, text.train, split, text.task) for split in splits
-        }
+        corpora: dict[str, Corpus] = {split: open_split(config, setup, "train", split, text.task) for split in splits}
         self.sentences = {name: Sentences(corpus, text.length) for name, corpus in corpora.items()}
         self.rows = self.sentences["train"]
         self.val: list[tuple[int, int]] = []  # file, sequence

@@ -43,7 +43,7 @@ class MathematicsStage(CorpusStage[TokenBatch]):
 
     def __init__(self, config: Config, setup: Setup):
         splits: tuple[TextSplit, ...] = ("train", *VAL_SPLITS)
-        corpora: dict[str, Corpus] = {split: open_split(config, setup, config.text.train, split) for split in splits}
+        corpora: dict[str, Corpus] = {split: open_split(config, setup, "train", split) for split in splits}
         train, length = corpora["train"], config.text.length
         self.rows = WholeDocuments(train, length, keyed_rng(config.seed, "text", "problems").permutation(len(train)))
         self.val: list[tuple[int, int]] = []  # split, problem

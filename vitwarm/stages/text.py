@@ -43,7 +43,7 @@ class TextStage(CorpusStage[TokenBatch]):
 
     def __init__(self, config: Config, setup: Setup):
         text = config.text
-        corpora = {"train": open_split(config, setup, text.train), "val": open_split(config, setup, text.val)}
+        corpora = {"train": open_split(config, setup, "train"), "val": open_split(config, setup, "val")}
         self.rows = Stretches(corpora["train"], text.length)
         self.val = Stretches(corpora["val"], text.length, partial=True)
         super().__init__(config, corpora, self.rows, min(text.val_rows or len(self.val), len(self.val)))

@@ -15,6 +15,7 @@ from torch._dynamo.exc import TorchDynamoException
 
 from vitwarm.config import OptimConfig, RunConfig
 from vitwarm.errors import Interrupted, UserError
+from vitwarm.exports.layout import WARMUP
 from vitwarm.keys import keyed_rng
 from vitwarm.training.batch import Batch, Sums, means
 from vitwarm.training.checkpoint import (
@@ -353,8 +354,9 @@ class Training:
         )
         if entry["data_wait_pct"] > 10 and state.step > 2 * self.context.run.log_every and not self.stalled:
             self.stalled = True
+            hint = "" if stage.name == WARMUP else "; see run.workers"  # a warm-up writes its data itself
             self.context.tracker.warn(
-                f"{stage.name}: {entry['data_wait_pct']:.0f} % of the time is spent waiting for data; see run.workers"
+                f"{stage.name}: {entry['data_wait_pct']:.0f} % of the time is spent waiting for data{hint}"
             )
         self._collect_events()
 

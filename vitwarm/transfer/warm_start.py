@@ -62,7 +62,7 @@ class TransferReport:
         shown = canonical([*self.copied, *self.fresh])
         counts = {
             label: Counter(group_of(shown.get(n, n)) for n in names)
-            for label, names in (("copied", self.copied), ("fresh", self.fresh), ("refused", self.refused))
+            for label, names in (("copied", self.copied), ("kept", self.fresh), ("refused", self.refused))
         }
         for group in GROUPS:
             parts = [f"{c[group]} {label}" for label, c in counts.items() if c[group]]
@@ -71,7 +71,7 @@ class TransferReport:
         lines += [f"  refused {name}: {why}" for name, why in list(self.refused.items())[:5]]
         lines += [f"  {note}" for note in self.notes]
         kept = {re.sub(r"^blocks\.\d+", "blocks.*", n): (n, why) for n, why in self.reasons.items()}
-        lines += [f"  {'partly ' * (n in self.copied)}fresh {name}: {why}" for name, (n, why) in kept.items()]
+        lines += [f"  {'partly ' * (n in self.copied)}kept {name}: {why}" for name, (n, why) in kept.items()]
         lines += [f"  unused {name}: {why}" for name, why in self.unused.items()]
         return "\n".join(lines)
 

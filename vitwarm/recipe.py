@@ -138,13 +138,12 @@ def recipe_text(name: str) -> str:
 
 
 def recipe_header(name: str) -> str:
-    """The comment at the head of a recipe's file, and the one above a variant.
+    """The comment at the head of a recipe's file, or the one above a variant.
 
     Args:
         name: As for `recipe=`.
     """
-    place = _find(name)
-    return _comment(_Place(place.path)) + (f"#\n{_comment(place)}" if place.variant else "")
+    return _comment(_find(name))
 
 
 def freeze(config: Config) -> str:

@@ -92,8 +92,8 @@ def test_on_the_hub_it_loads_from_there():
     ("place", "name"),
     [
         ("digits", "digits"),
-        ("/home/somebody/data/imagenet/val", "imagenet/val"),
-        ("/data/cifar10/val-{000..003}.tar", "data/cifar10"),
+        ("/home/somebody/data/imagenet/val", "imagenet val"),
+        ("/data/cifar10/val-{000..003}.tar", "data cifar10"),
         ("hf://datasets/timm/imagenet-1k-wds/imagenet1k-validation-{00..63}.tar", "timm/imagenet-1k-wds"),
         ("texts/*.jsonl", "texts"),
         ("*.tar", "*.tar"),

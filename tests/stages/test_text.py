@@ -126,7 +126,8 @@ def test_what_a_run_says_it_reads_is_what_plain_python_finds(files, data):
         assert rows[:, 1:].ravel().tolist() == stream[1 : len(rows) * 16 + 1] and len(rows) == (len(stream) - 1) // 16
         val = f"val 3 documents, {sum(len(t) + 1 for t in VAL) + 1} tokens in 1 file of 94 bytes"
         held = f"{len(sizes)} file{'s' * (len(sizes) > 1)} of {sum(sizes):,} bytes"
-        shown = f"{len(found)} document{'s' * (len(found) > 1)}, {len(stream):,} tokens in {held}, {len(rows):,} sequences, "
+        documents = f"{len(found)} document{'s' * (len(found) > 1)}"
+        shown = f"{documents}, {len(stream):,} tokens in {held}, {len(rows):,} sequences, "
         assert main.data_line().startswith(f"text: train {shown}")
         assert main.data_line().endswith(val)
 

@@ -98,7 +98,9 @@ def find_remote(url: str, split: str | None) -> Found:
     except UserError as error:
         raise UserError(f"{shown(url)}: {error}") from None
     except Exception as error:  # file systems raise many kinds
-        raise UserError(f"{shown(url)}: cannot be listed ({one_line(error)})") from None
+        raise UserError(
+            f"{shown(url)}: cannot be listed ({one_line(error)}); see whether address, network and login are right"
+        ) from None
     times = Counter(file.path for file in found)
     if odd := next((path for path, count in times.items() if count > 1 or ".." in path.split("/")), None):
         raise UserError(f"{shown(url)}: {odd} is named twice, or is no plain name")

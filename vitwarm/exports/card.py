@@ -124,9 +124,12 @@ def of_the_hub(card: str, repo_id: str) -> str:
 
 
 def dataset_name(place: str) -> str:
-    """What to call data by the place where they lie: its last folders, without what is private about the rest."""
+    """What to call data by the place where they lie: its last folders, without what is private about the rest.
+
+    Only data of the Hub are USER/NAME, which a card links to.
+    """
     parts = [part for part in re.split(r"[/\\]+", place) if part and not re.search(r"[*?{}\[\]:]|\.tar\b", part)]
-    return "/".join(parts[-2:]) or place
+    return ("/" if place.startswith("hf://datasets/") else " ").join(parts[-2:]) or place
 
 
 def _kind(name: str, architecture: str | None) -> str:
@@ -150,7 +153,7 @@ def _results(task: str, record: Mapping[str, Any], metrics: Mapping[str, Any]) -
     if (name := record.get("dataset")) is None:
         return []
     return [
-        EvalResult(task, name, name, kind, metrics[key], metric_name=said)
+        EvalResult(task, name.replace(" ", "-"), name, kind, metrics[key], metric_name=said)
         for key, (kind, said) in _MEASURES.items()
         if key in metrics
     ]

@@ -211,7 +211,7 @@ def _wandb(settings: WandbConfig, folder: Path, config: dict[str, Any]) -> Calla
     try:
         run = wandb.init(**asdict(settings), **where, config=config)
     except Exception as error:  # no login, no network, no such project: theirs to say
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
         raise UserError(f"Weights & Biases does not start: {reason}; log in, or set run.wandb=null") from error
 
     def sink(entry: dict[str, Any]) -> None:

@@ -121,12 +121,12 @@ def test_a_shown_recipe_is_its_header_and_every_key(tmp_path, capsys):
     assert read_yaml(tmp_path / "shown.yaml").keys() == Config.__dataclass_fields__.keys()
 
 
-def test_a_shown_variant_has_the_comment_of_its_file_and_its_own(tmp_path, capsys):
+def test_a_shown_variant_has_its_own_comment(tmp_path, capsys):
     (tmp_path / "mine.yaml").write_text("""# The file.\n\nbase: digits_proc\nvariants:\n  # The first.\n  a:
     seed: 1\n\n  # The second,\n  # in two lines.\n  b:\n    seed: 2\n""")
     for variant, comment in (("a", "# The first."), ("b", "# The second,\n# in two lines.")):
         call("recipes", ["show", f"{tmp_path / 'mine.yaml'}:{variant}"])
-        assert capsys.readouterr().out.startswith(f"# The file.\n#\n{comment}\n#\n# A resolved vitwarm recipe")
+        assert capsys.readouterr().out.startswith(f"{comment}\n#\n# A resolved vitwarm recipe")
 
 
 def test_a_copied_recipe_is_the_same_experiment(tmp_path, capsys):

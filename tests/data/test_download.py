@@ -291,7 +291,7 @@ def test_text_of_the_hub_is_downloaded(hub, tmp_path, monkeypatch):
         config = load_recipe(
             ["recipe=lm_dyck_12_12_768", f"text.train={spec}", f"text.val={spec}", "text.tokenizer=bytes", *more]
         )
-        return open_split(config, Setup(), spec)
+        return open_split(config, Setup(), "train")
 
     cache = f"text.cache={tmp_path / 'c'}"
     train = corpus("hf://datasets/me/stories/train-*.jsonl", cache)

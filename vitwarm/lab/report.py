@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from vitwarm.budget.cells import WAITING
 from vitwarm.budget.page import Code, Figure, Folded, Heading, Points, Table, Text
 from vitwarm.budget.page_folder import write_page
 from vitwarm.budget.statistics import paired_interval
@@ -82,7 +83,7 @@ def page(found: Findings, drawn: dict[str, str]) -> list[Any]:
         blocks += [Heading(found.plan.title("tasks", task)), _table(found, task)]
         blocks.append(Figure(drawn[f"dots-{task}"], f"dots-{task}.svg", _dots_caption(found, task)))
         blocks.append(Figure(drawn[f"curves-{task}"], f"curves-{task}.svg", _CURVES))
-    if any(setting.prediction for setting in found.plan.settings.values()):
+    if any(found.plan.settings[row.place.setting].prediction for row in found.rows if row.values):
         blocks += [Heading("What was tried, what was expected, what came"), _tries(found)]
     blocks += [Heading("Attention entropy by head"), _entropies(found), Text(_ENTROPY, "small")]
     blocks += [Heading("Every run"), _seeds(found)]
@@ -190,13 +191,20 @@ def _entropies(found: Findings) -> Table:
 
 def _seeds(found: Findings) -> Folded:
     lines = []
-    for row in found.rows:
+    for row in _begun(found):
         cells = [f"{o.seed}: {o.state if o.value is None else f'{o.value:.1f}'}" for o in row.outcomes]
         learnt = [f"{v:.1f}" for o in row.outcomes for v in o.warmup.values()]
         task = found.plan.title("tasks", row.place.task)
         lines.append([f"{task}, {found.name(row.place)}", " · ".join(cells), " · ".join(learnt)])
     heads = ["cell", "accuracy by seed, %", "its warm-up on its own rule, %"]
-    return Folded(f"{sum(len(row.outcomes) for row in found.rows)} runs", [Table(heads, lines, names=3)])
+    finished = sum(len(row.values) for row in found.rows)
+    runs = f"{finished} of {sum(len(row.outcomes) for row in found.rows)} runs"
+    return Folded(runs, [Table(heads, lines, names=3)])
+
+
+def _begun(found: Findings) -> list[Row]:
+    """Rows with a value, and those that will soon have one."""
+    return [row for row in found.rows if any(outcome.state != WAITING for outcome in row.outcomes)]
 
 
 def _provenance(found: Findings) -> list[Any]:
@@ -206,5 +214,5 @@ def _provenance(found: Findings) -> list[Any]:
             f"Devices: {'; '.join(found.devices) or 'none yet'}. {'; '.join(found.versions) or 'Nothing ran'}.", "small"
         )
     )
-    lines = [f"vitwarm train {shlex.join(row.outcomes[0].arguments)}" for row in found.rows]
+    lines = [f"vitwarm train {shlex.join(row.outcomes[0].arguments)}" for row in _begun(found)]
     return [*blocks, Folded("The recipe of each cell, first seed", [Code("\n".join(lines))])]

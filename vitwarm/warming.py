@@ -3,6 +3,7 @@
 import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from inspect import signature
 from numbers import Integral
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from vitwarm.amounts import Amount
-from vitwarm.checks import rule_spec
+from vitwarm.checks import KEYS, nearest, rule_spec
 from vitwarm.config import Config
 from vitwarm.errors import UserError
 from vitwarm.exports.gpt2 import as_trunk
@@ -34,6 +35,8 @@ from vitwarm.trunk import Decoder, require_values, unwrap
 from vitwarm.trunk.history import Change, note
 
 PUBLISHED_STEPS = 15_000  # arXiv 2511.13945, for ImageNet-1k
+
+_SETTINGS = {key.partition(".")[2] for key in KEYS if key.startswith("warmup.")} - {"rule", "budget"}
 
 Listener = Callable[[dict[str, Any]], None]
 
@@ -124,6 +127,8 @@ def warm_up(
             raise UserError(f"{name} is {listener!r}; give a function of one log entry, or leave it out")
     if dir is not None and not (isinstance(dir, str | Path) and str(dir)):
         raise UserError(f"dir is {dir!r}; give the path of a folder, or leave it out")
+    if (unknown := next((name for name in settings if name not in _SETTINGS), None)) is not None:
+        raise UserError(f"no setting {unknown}{nearest(unknown, [*_SETTINGS, *signature(warm_up).parameters])}")
     Selection.parse(groups)
     length, words, target = _length(steps, budget), words_of(groups), unwrap(model)
     with contextlib.ExitStack() as held:

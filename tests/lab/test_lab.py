@@ -128,7 +128,7 @@ def test_what_a_plan_cannot_mean_is_refused_in_one_line(lab, changes, says):
 
 def test_shipped_plans_are_good(tmp_path):
     assert {"lab_quick", "lab_search", "lab_tables"} <= {name for name, purpose in list_labs() if purpose}
-    assert len(make_lab(read_lab(find_lab("lab_quick")), tmp_path).cells) == 12
+    assert len(make_lab(read_lab(find_lab("lab_quick")), tmp_path).cells) == 9
     for name, _ in list_labs():
         read_lab(find_lab(name))
     with pytest.raises(UserError, match="no plan named 'lab_quik'; did you mean lab_quick"):

@@ -60,7 +60,8 @@ def test_it_is_the_recipes_warm_up_to_the_bit(recipe, quiet):
     start, wanted, result = recipe
     before = weights(start)
     state = torch.random.get_rng_state()
-    report = vitwarm.warm_up(start, seed=7, **quiet)
+    with torch.inference_mode():  # a notebook may have switched gradients off
+        report = vitwarm.warm_up(start, seed=7, **quiet)
     assert torch.equal(state, torch.random.get_rng_state())
     after = start.state_dict()
     assert not differing({name: wanted[name] for name in report.transfer.copied}, after)

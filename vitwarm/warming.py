@@ -151,6 +151,8 @@ def warm_up(
         if "lr_warmup" not in settings:
             _fit_schedule(config, trunk)
         device = next(target.parameters()).device
+        held.enter_context(torch.inference_mode(False))  # also without gradients around it, it trains
+        held.enter_context(torch.enable_grad())
         held.enter_context(torch.random.fork_rng(devices=[device] if device.type == "cuda" else []))
         stage = make_warmup(config, None, trunk)
         outcome, curve, trained = _train(stage, config, device, progress, on_log, on_eval, held)

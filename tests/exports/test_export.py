@@ -148,6 +148,7 @@ def _adapted(model):
         (made, lambda m: m.register_forward_pre_hook(print), {}, r"the model has a forward hook \(print\)"),
         (made, lambda m: weight_norm(m.blocks[1].mlp.fc1), {}, "blocks.1.mlp.fc1 is parametrized"),
         (made, lambda m: setattr(m.blocks[0], "forward", print), {}, "blocks.0 has a forward that is not its class's"),
+        (made, lambda m: setattr(m, "forward_head", print), {}, "the model has a forward_head that is not its class's"),
         (made, _adapted, {}, r"type of head is .*\.Linear in the model, Linear there"),
         (made, _packed, {}, "head._extra_state of the model is no tensor: it was quantised"),
         (made, None, {"push": 3}, "push is 3; give it as text"),

@@ -71,7 +71,7 @@ def require_own_code(model: nn.Module) -> None:
     """Refuse a model that computes something besides what its classes say: a file holds weights, no code.
 
     Raises:
-        UserError: hooks, parametrizations, or a `forward` that somebody put in the place of the class's.
+        UserError: hooks, parametrizations, or a `forward...` that somebody put in the place of the class's.
     """
     for name, module in model.named_modules():
         where = name or "the model"
@@ -80,13 +80,17 @@ def require_own_code(model: nn.Module) -> None:
         if hook := next(iter([*module._forward_pre_hooks.values(), *module._forward_hooks.values()]), None):
             what = getattr(hook, "__name__", type(hook).__name__)
             raise UserError(f"{where} has a forward hook ({what}), which no export holds; remove it first")
-        if _function(module.forward) is not _function(type(module).forward):
-            raise UserError(f"{where} has a forward that is not its class's, which no export holds; undo that first")
+        for method, own in vars(module).items():  # forward, forward_features, forward_head
+            theirs = getattr(type(module), method, None)
+            if method.startswith("forward") and theirs is not None and _function(own) is not _function(theirs):
+                raise UserError(
+                    f"{where} has a {method} that is not its class's, which no export holds; undo that first"
+                )
 
 
-def _function(forward: Any) -> Any:
+def _function(method: Any) -> Any:
     """The function behind a method and behind what wraps it, such as autocast of accelerate."""
-    return inspect.unwrap(getattr(forward, "__func__", forward))
+    return inspect.unwrap(getattr(method, "__func__", method))
 
 
 def _plain(value: object) -> bool:

@@ -37,3 +37,8 @@ def test_the_code_of_the_page_runs(tmp_path, monkeypatch, capsys):
     assert names["trainer"].global_step == 2
     exported = timm.create_model("local-dir:warmed", pretrained=True)
     assert torch.equal(exported.blocks[0].mlp.fc1.weight, names["own"].blocks[0].mlp.fc1.weight)
+    given = {"drop_rate": 0.0, "drop_path_rate": 0.1, "drop_block_rate": None, "global_pool": None, "bn_eps": None}
+    made = timm.create_model(  # as timm's train.py makes it
+        "local-dir:warmed", pretrained=True, in_chans=3, num_classes=10, scriptable=False, checkpoint_path="", **given
+    )
+    assert torch.equal(made.blocks[0].mlp.fc1.weight, exported.blocks[0].mlp.fc1.weight)

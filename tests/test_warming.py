@@ -160,7 +160,7 @@ def test_what_cannot_be_is_refused_and_the_model_stays(quiet):
         *(({"groups": groups}, f"groups is {groups}; give a list") for groups in (None, 3)),
         ({"groups": []}, "no tensor group; known: trunk, attention"),
         ({"groups": "attn"}, "unknown tensor group 'attn'; known: trunk, attention"),
-        *(({"seed": seed}, "seed: expected integer, got") for seed in ("x", 1.5, True, None)),
+        *(({"seed": seed}, f"seed is {seed!r}; give a whole number") for seed in ("x", 1.5, True, None)),
         ({"global_batch": 0}, r"warmup.global_batch must lie in \[1, 16777216\], not be 0"),
         ({"lr": -1}, r"warmup.lr must lie in \(0, inf\), not be -1"),
         ({"optimizer": "adammm"}, "warmup.optimizer: timm has no optimiser 'adammm'"),

@@ -97,7 +97,10 @@ def open_folder(folder: Path, config: Config, held: contextlib.ExitStack, steady
     held.enter_context(locked(folder / LOCK, _TAKEN.format(folder)))
     before = [path for path in folder.iterdir() if path.name != LOCK] if _holds_smoke(folder, config) else []
     for left in [*before, *folder.glob(".*.tmp"), *folder.glob(".*.old"), *folder.glob(f"{CHECKPOINTS}/.*")]:
-        shutil.rmtree(left, ignore_errors=True) if left.is_dir() else left.unlink(missing_ok=True)
+        if left.is_dir() and not left.is_symlink():
+            shutil.rmtree(left, ignore_errors=True)
+        else:
+            left.unlink(missing_ok=True)
     frozen = folder / RECIPE
     if not frozen.exists() or frozen_hash(frozen) == recipe_hash(config):
         write_text(frozen, freeze(config))  # else of another version: it keeps the hash that its checkpoints bear

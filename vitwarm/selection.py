@@ -112,7 +112,7 @@ def words_of(groups: str | Iterable[str]) -> list[str]:
     Raises:
         UserError: neither.
     """
-    if not isinstance(groups, Iterable):
+    if not isinstance(groups, Iterable) or isinstance(groups, bytes):
         raise UserError(f"groups is {groups!r}; give a list of tensor groups, such as ['attention', 'mlp']")
     return [word for text in ([groups] if isinstance(groups, str) else groups) for word in str(text).split()]
 

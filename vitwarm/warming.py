@@ -18,6 +18,7 @@ from vitwarm.checks import KEYS, nearest, rule_spec
 from vitwarm.config import Config
 from vitwarm.errors import UserError
 from vitwarm.exports.gpt2 import as_trunk
+from vitwarm.keys import require_seed
 from vitwarm.procedural import Rule
 from vitwarm.recipe import build_recipe, recipe_hash
 from vitwarm.run_folder import CHECKPOINTS, LOG, check_folder, newest_checkpoint, open_folder, warn
@@ -129,13 +130,14 @@ def warm_up(
         raise UserError(f"dir is {dir!r}; give the path of a folder, or leave it out")
     if (unknown := next((name for name in settings if name not in _SETTINGS), None)) is not None:
         raise UserError(f"no setting {unknown}{nearest(unknown, [*_SETTINGS, *signature(warm_up).parameters])}")
-    Selection.parse(groups)
+    require_seed(seed)
     length, words, target = _length(steps, budget), words_of(groups), unwrap(model)
+    Selection.parse(words)
     with contextlib.ExitStack() as held:
         trunk = require_values(held.enter_context(as_trunk(target)))
         tree: dict[str, Any] = {
             "name": "warm_up",
-            "seed": seed,
+            "seed": int(seed),
             "model": _described(target, trunk),
             "warmup": {
                 "rule": rule_spec(rule),
@@ -159,7 +161,7 @@ def warm_up(
         report = merge(trunk, [Part(words, stage.trained_tensors(trained), "the warm-up")])
     of = "" if words == ["trunk"] else f" ({' '.join(words)})"
     text = f"warm-up of {outcome['steps']} steps on {stage.rule.spec()['name']}{of}"
-    note(target, Change(text, seed, tuple(report.copied)))
+    note(target, Change(text, int(seed), tuple(report.copied)))
     metrics = outcome["metrics"]
     return WarmUpReport(
         rule=stage.rule.spec(),

@@ -473,6 +473,6 @@ def test_the_command(tmp_path):
     done = subprocess.run(tool, env=environment, capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.splitlines()[0] == "folders: 3 classes (ant ... cat), 18 images of train"
-    assert done.stdout.splitlines()[-1].startswith("train  18 images in 1 tars, 0.1 MB")
+    assert done.stdout.splitlines()[-1].startswith("train  18 images in 1 tar, 0.1 MB")
     wrong = subprocess.run([*tool, "seed=x"], env=environment, capture_output=True, text=True)
     assert (wrong.returncode, wrong.stderr) == (2, "vitwarm: error: seed is a whole number, not 'x'\n")

@@ -78,10 +78,20 @@ def test_a_reader_resumes_where_its_state_was_taken():
 def test_what_cannot_be_is_refused(arguments, message):
     with pytest.raises(UserError, match=message):
         RuleDataset(*arguments)
-    for wrong in ({"mask_prob": 2}, {"mask_prob": "half"}, {"seed": -1}, {"samples": 0}, {"length": "16"}):
+    for wrong in (
+        {"mask_prob": 2},
+        {"mask_prob": "half"},
+        {"seed": -1},
+        {"samples": 0},
+        {"length": "16"},
+        {"length": None},
+    ):
         with pytest.raises(UserError, match=next(iter(wrong))):
             RuleDataset(**{"rule": "dyck", "length": 16} | wrong)
-    for state in ({}, {"read": -1, "readers": 1}, {"read": 1.5, "readers": 1}):
+    for rank, world in ((2, 2), (-1, 2), (0, 0), (0.0, 1), ("0", "1")):
+        with pytest.raises(UserError, match="ranks count from 0 to world - 1"):
+            RuleDataset("dyck", 16, rank=rank, world=world)
+    for state in (None, {}, {"read": -1, "readers": 1}, {"read": 1.5, "readers": 1}):
         with pytest.raises(UserError, match="is not what state_dict gives"):
             RuleDataset("dyck", 16).load_state_dict(state)
     with pytest.raises(UserError, match="rank and world"):

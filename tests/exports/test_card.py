@@ -51,7 +51,9 @@ def test_of_a_composition_and_of_a_model_of_somebodys_own():
     assert "`, composed: attention of a/model.safetensors; not trained since." in body and "fresh" not in body
     assert data.license == "unknown" and data.eval_results is None
     _, body = parsed("vit_tiny_patch16_224", {"start": "warm-up of 5 steps on dyck", "trained": "elsewhere"})
-    assert "warm-up of 5 steps on dyck; training elsewhere, if there was any, is not recorded here." in body
+    assert (
+        "warm-up of 5 steps on dyck; what was done to its weights elsewhere, if anything, is not recorded here." in body
+    )
 
 
 def test_of_one_that_began_with_weights_of_others():

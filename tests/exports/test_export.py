@@ -230,7 +230,9 @@ def test_the_card_of_a_warmed_model_says_no_more_than_is_known(tmp_path):
     reads(tmp_path / "out", model)
     assert record["start"] == "warm-up of 2 steps on dyck" and record["warmed_keys"] == report.transfer.copied
     assert sorted(record["fresh_keys"]) == sorted(report.transfer.fresh)
-    assert "warm-up of 2 steps on dyck; training elsewhere, if there was any, is not recorded here." in text
+    assert (
+        "warm-up of 2 steps on dyck; what was done to its weights elsewhere, if anything, is not recorded here." in text
+    )
     assert "trained on images" not in text and "model-index" not in text
 
 
@@ -262,7 +264,7 @@ def test_the_card_tells_what_was_done_in_order_as_far_as_it_is_left(tmp_path):
     ):
         act()
         record, text = told(tmp_path / "out", copy.deepcopy(model))
-        assert record["start"] == start and f", {start}; training elsewhere" in text
+        assert record["start"] == start and f", {start}; what was done to its weights elsewhere" in text
         assert record.get("seed") == seed
         assert set(record["warmed_keys"]) == warmed and set(record["fresh_keys"]) == set(model.state_dict()) - warmed
         assert record["license"] == ("mit" if str(source) in start else "apache-2.0")

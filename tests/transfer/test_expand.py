@@ -197,7 +197,7 @@ def test_every_family_takes_a_core_and_names_what_stays(label):
 def test_the_report_says_what_has_no_counterpart():
     target = built("eva02_tiny_patch14_224", embed_dim=192, depth=3, num_heads=3)
     text = str(vitwarm.warm_start(target))
-    assert "partly fresh blocks.*.mlp.fc1.weight: the half that the gate multiplies" in text
+    assert "partly kept blocks.*.mlp.fc1.weight: the half that the gate multiplies" in text
     assert "unused blocks.*.attn.k.bias: the model has no such tensor" in text
     report = vitwarm.warm_start(built("deit3_small_patch16_224", embed_dim=192, depth=3, num_heads=3))
     assert report.to_dict()["reasons"] == dict.fromkeys(

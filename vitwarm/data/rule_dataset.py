@@ -67,12 +67,14 @@ class RuleDataset(IterableDataset[dict[str, Tensor]]):
             raise UserError("objective is masked or next_token, loss_on is outputs or all")
         if (rank is None) != (world is None):
             raise UserError("give rank and world together, or neither")
+        if rank is not None and not (_is_whole(rank) and _is_whole(world) and 0 <= rank < (world or 0)):
+            raise UserError(f"rank is {rank!r} and world {world!r}; ranks count from 0 to world - 1")
         require_seed(seed)
-        for name, number in (("length", length), ("samples", samples)):
-            if number is not None and not (_is_whole(number) and number > 0):
+        for name, number in (("length", length), ("samples", 1 if samples is None else samples)):
+            if not (_is_whole(number) and number > 0):
                 raise UserError(f"{name} is {number!r}; give a whole number from 1 on")
         if not (isinstance(mask_prob, int | float) and 0 < mask_prob <= 1):
-            raise UserError(f"mask_prob is {mask_prob!r}; give a probability above 0")
+            raise UserError(f"mask_prob is {mask_prob!r}; give a probability above 0 and at most 1")
         try:
             self.stream = RuleStream(rule, seed, split, length)
         except ValueError as error:
@@ -114,8 +116,9 @@ class RuleDataset(IterableDataset[dict[str, Tensor]]):
             UserError: it is no such state, or was taken with another number of ranks or workers.
         """
         readers = self._reader()[1]
-        if state.keys() != {"read", "readers"} or not all(map(_is_whole, state.values())) or state["read"] < 0:
-            raise UserError(f"{dict(state)} is not what state_dict gives")
+        known = isinstance(state, Mapping) and state.keys() == {"read", "readers"}
+        if not known or not all(map(_is_whole, state.values())) or state["read"] < 0:
+            raise UserError(f"{state!r} is not what state_dict gives")
         if state["readers"] != readers:
             raise UserError(f"the state is that of {state['readers']} readers, now there are {readers}; use as many")
         self._read, self._resumes = int(state["read"]), True

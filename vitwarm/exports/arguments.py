@@ -43,7 +43,7 @@ def twin_of(model: nn.Module, model_args: Mapping[str, Any] | None = None) -> tu
         raise UserError(
             f"the {type(model).__name__} does not say which model of timm it is; make it with timm.create_model"
         )
-    if not isinstance(model_args, Mapping | NoneType):
+    if not isinstance(model_args, Mapping | NoneType) or not all(isinstance(key, str) for key in model_args or {}):
         raise UserError(f"model_args is {model_args!r}; give a mapping, such as {{'act_layer': 'relu'}}")
     given = dict(model_args or {})
     if wrong := next((key for key, value in given.items() if not _plain(value)), None):

@@ -142,7 +142,7 @@ def _story(record: Mapping[str, Any]) -> str:
     if trained in _IN_WORDS:
         return f"{_IN_WORDS[trained]} ({record['dataset']})" if record.get("dataset") else _IN_WORDS[trained]
     if trained == "elsewhere":
-        return f"{start}; training elsewhere, if there was any, is not recorded here"
+        return f"{start}; what was done to its weights elsewhere, if anything, is not recorded here"
     if trained == "warmup":
         whole = "all of it" if not record.get("fresh_keys") else "the trunk alone; the rest of it is fresh"
         return f"trained on procedural data and nothing else, {whole}"

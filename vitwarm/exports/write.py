@@ -94,7 +94,9 @@ def export(
     require_finite(tensors, "the model")
     record = {"start": "a model of somebody's own", "trained": "elsewhere"}
     history = changes(model)
-    record |= record_of(model, from_gpt2(tensors) if theirs and history else tensors)
+    names = from_gpt2(tensors) if theirs and history else tensors
+    tied = theirs and getattr(model.config, "tie_word_embeddings", False)  # then the head is the token table
+    record |= record_of(model, [name for name in names if not (tied and name == "head.weight")])
     lineages = [change.lineage for change in history if change.lineage]
     if theirs:
         _export_transformers(model, folder, record | _lineage(lineages, license))

@@ -50,7 +50,7 @@ def find_initialisation(name: str) -> Initialisation | None:
     """
     if name == "default":
         return None
-    if name not in registered():
+    if not isinstance(name, str) or name not in registered():
         near = get_close_matches(str(name), list_initialisations(), n=1)
         hint = f"; did you mean {near[0]}?" if near else ""
         raise UserError(f"unknown initialisation {name!r}; known: {', '.join(list_initialisations())}{hint}")

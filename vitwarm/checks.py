@@ -7,13 +7,13 @@ import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import MISSING, Field, dataclass, fields, is_dataclass
-from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from vitwarm.amounts import Amount
 from vitwarm.config import Config, MainStageConfig, OptimConfig
 from vitwarm.errors import UserError, without_secrets
+from vitwarm.files import expanded
 from vitwarm.procedural import Rule, list_rules, make_rule
 from vitwarm.reading import control_character
 from vitwarm.selection import Selection, parse_control
@@ -216,9 +216,9 @@ def check(config: Config) -> None:
         raise UserError(f"name: {config.name!r} becomes part of a folder's name; leave out / and a dot in front")
     for name, path in _paths(config):
         try:
-            Path(path).expanduser()
-        except RuntimeError as error:
-            raise UserError(f"{name}: {path}: {error}") from error
+            expanded(path)
+        except UserError as error:
+            raise UserError(f"{name}: {error}") from error
     _check_arguments(config.model.args, "model.args")
     for name in ("images.scale", "images.ratio"):
         low, high = value_of(config, name)

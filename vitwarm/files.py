@@ -16,6 +16,18 @@ from typing import IO
 from vitwarm.errors import UserError
 
 
+def expanded(path: str | Path) -> Path:
+    """A user's path, with the home folder in place of ~ or ~NAME.
+
+    Raises:
+        UserError: nobody has that name.
+    """
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        raise UserError(f"{path}: {error}") from error
+
+
 def flush(path: Path) -> None:
     """Wait until a file, or the names in a folder, are on the disk.
 

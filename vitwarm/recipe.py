@@ -37,6 +37,7 @@ from vitwarm.checks import (
 )
 from vitwarm.config import Config
 from vitwarm.errors import UserError, without_secrets
+from vitwarm.files import expanded
 from vitwarm.procedural import list_rules, rule_class
 from vitwarm.reading import dump_yaml, parse_yaml, read_text, read_yaml
 
@@ -246,7 +247,7 @@ def _shipped() -> list[Path]:
 def _find(name: str, beside: Path = Path()) -> _Place:
     """Resolve a recipe's name, or a path relative to the folder `beside`."""
     path = re.fullmatch(r"(.*\.ya?ml)(?::(.+))?", name)
-    return _Place(beside / Path(path[1]).expanduser(), path[2] or "") if path else _find_shipped(name)
+    return _Place(beside / expanded(path[1]), path[2] or "") if path else _find_shipped(name)
 
 
 def _find_shipped(name: str) -> _Place:

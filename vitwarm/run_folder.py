@@ -15,14 +15,15 @@ from vitwarm.config import Config
 from vitwarm.data.subset import SUBSET
 from vitwarm.errors import UserError, shown
 from vitwarm.exports.layout import EXPORT, WARMUP
-from vitwarm.files import copy_plain, locked, whole_folder, write_text
+from vitwarm.files import copy_plain, expanded, locked, whole_folder, write_text
 from vitwarm.reading import read_json, read_text
 from vitwarm.recipe import SMOKE, freeze, frozen_hash, read_frozen, recipe_hash
 from vitwarm.training.checkpoint import Checkpoints, State, read_state, relabel
+from vitwarm.training.tracking import TENSORBOARD
 
 RECIPE, LOG, RESULT, CHECKPOINTS, LOCK = "recipe.yaml", "log.jsonl", "result.json", "checkpoints", ".lock"
 DATA = "data.json"  # what the main stage reads
-_OURS = (RECIPE, LOG, RESULT, CHECKPOINTS, LOCK, DATA, SUBSET, WARMUP, EXPORT)
+_OURS = (RECIPE, LOG, RESULT, CHECKPOINTS, LOCK, DATA, SUBSET, WARMUP, EXPORT, TENSORBOARD)
 _FREE = ("name", "description", "resume_from", *(key for key in KEYS if key[:4] == "run." and key != "run.smoke"))
 _TAKEN = "another process is carrying out the run in {}; wait for it, or end it"
 _LAUNCHERS = (".out", ".err", ".log")  # endings of what a launcher writes before the run begins, as Slurm's --output
@@ -30,7 +31,7 @@ _LAUNCHERS = (".out", ".err", ".log")  # endings of what a launcher writes befor
 
 def run_folder(config: Config) -> Path:
     """Where the run of a recipe lives: `run.dir`, or runs/RECIPE-seedSEED; under `run.smoke` beside it."""
-    folder = Path(config.run.dir or f"runs/{config.name}-seed{config.seed}").expanduser()
+    folder = expanded(config.run.dir or f"runs/{config.name}-seed{config.seed}")
     return folder.with_name(f"{folder.name}{SMOKE}") if config.run.smoke else folder
 
 
@@ -95,7 +96,8 @@ def open_folder(folder: Path, config: Config, held: contextlib.ExitStack, steady
         raise UserError(f"run.dir: cannot make {folder}: {error.strerror} ({error.filename})") from error
     # A launcher that was killed can leave its process at work; two in one folder would overwrite each other's files.
     held.enter_context(locked(folder / LOCK, _TAKEN.format(folder)))
-    before = [path for path in folder.iterdir() if path.name != LOCK] if _holds_smoke(folder, config) else []
+    replaced = [name for name in _OURS if name != LOCK] if _holds_smoke(folder, config) else []
+    before = [folder / name for name in replaced if (folder / name).exists()]
     for left in [*before, *folder.glob(".*.tmp"), *folder.glob(".*.old"), *folder.glob(f"{CHECKPOINTS}/.*")]:
         if left.is_dir() and not left.is_symlink():
             shutil.rmtree(left, ignore_errors=True)
@@ -185,7 +187,7 @@ def _is_of(state: State, folder: Path, config: Config) -> bool:
 def _adoptable(config: Config) -> tuple[State, Path, Path]:
     """The checkpoint that `resume_from` names, its folder, and the run folder that it belongs to."""
     assert config.resume_from is not None
-    source = Path(config.resume_from).expanduser()
+    source = expanded(config.resume_from)
     is_checkpoint = (source / "state.json").is_file()
     owner = source.parent.parent if is_checkpoint else source
     found = (read_state(source), source) if is_checkpoint else Checkpoints(owner / CHECKPOINTS, 1).newest(warn)

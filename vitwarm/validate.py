@@ -1,7 +1,6 @@
 """Exact evaluation of an export folder, or any other timm folder, over any number of processes."""
 
 import time
-from pathlib import Path
 from typing import Any
 
 import timm
@@ -17,6 +16,7 @@ from vitwarm.data.source import ImageSource, check_labels
 from vitwarm.errors import UserError
 from vitwarm.exports.layout import CONFIG
 from vitwarm.exports.weights import require_finite
+from vitwarm.files import expanded
 from vitwarm.parallel import default_workers
 from vitwarm.reading import read_json
 from vitwarm.stages.images import evaluate_images
@@ -37,7 +37,7 @@ def validate_export(export: str, shards: str, batch: int = 256, workers: int | N
     """
     accelerator = start_accelerator()
     processes = Processes(accelerator.process_index, accelerator.num_processes, accelerator.device)
-    folder = Path(export).expanduser()
+    folder = expanded(export)
     try:
         architecture = read_json(folder / CONFIG, architecture=str)["architecture"]
         model: Any = timm.create_model(f"local-dir:{folder}", pretrained=True).to(processes.device).eval()

@@ -18,6 +18,7 @@ from vitwarm.checks import KEYS, nearest, rule_spec
 from vitwarm.config import Config
 from vitwarm.errors import UserError
 from vitwarm.exports.gpt2 import as_trunk
+from vitwarm.files import expanded
 from vitwarm.keys import require_seed
 from vitwarm.procedural import Rule
 from vitwarm.recipe import build_recipe, recipe_hash
@@ -252,7 +253,7 @@ def _train(
     processes = Processes(rank, world, device)
     device_batch_size(stage.optim.global_batch, world, None)  # refuses a batch that the processes cannot share
     processes.all_do(lambda: check_compile(stage.optim, device))
-    folder = Path(config.run.dir).expanduser() if config.run.dir else None
+    folder = expanded(config.run.dir) if config.run.dir else None
     resume, stop, curve = None, [], []
     if folder is not None:
         stop = held.enter_context(stop_signals())

@@ -1,5 +1,6 @@
 """Sequences of a rule as a dataset: those of the stream, once each, whoever reads them."""
 
+import numpy as np
 import pytest
 import torch
 from torch.utils.data import DataLoader
@@ -78,6 +79,7 @@ def test_a_reader_resumes_where_its_state_was_taken():
 def test_what_cannot_be_is_refused(arguments, message):
     with pytest.raises(UserError, match=message):
         RuleDataset(*arguments)
+    RuleDataset("dyck", 16, mask_prob=np.float32(0.5))  # any real number
     for wrong in (
         {"mask_prob": 2},
         {"mask_prob": "half"},

@@ -151,7 +151,8 @@ def _adapted(model):
         (made, lambda m: setattr(m, "forward_head", print), {}, "the model has a forward_head that is not its class's"),
         (made, _adapted, {}, r"type of head is .*\.Linear in the model, Linear there"),
         (made, _packed, {}, "head._extra_state of the model is no tensor: it was quantised"),
-        (made, None, {"push": 3}, "push is 3; give it as text"),
+        (made, None, {"push": 3}, "push is 3; give a text that is not empty"),
+        (made, None, {"license": ""}, "license is ''; give a text that is not empty"),
         (made, None, {"model_args": "gelu"}, "model_args is 'gelu'; give a mapping"),
     ],
 )
@@ -162,6 +163,14 @@ def test_what_cannot_be_told_is_refused_in_one_line(tmp_path, model, change, arg
     with pytest.raises(UserError, match=reason) as caught:
         vitwarm.export(model, tmp_path / "out", **arguments)
     assert "\n" not in str(caught.value) and list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "call", [lambda place: vitwarm.export(made(), place), lambda place: vitwarm.warm_start(made(), place)]
+)
+def test_the_home_of_nobody_is_named(call):
+    with pytest.raises(UserError, match="~nobody-there/x: Could not determine home directory"):
+        call("~nobody-there/x")
 
 
 def test_only_an_older_export_is_replaced(tmp_path, monkeypatch):

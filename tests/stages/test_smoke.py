@@ -48,10 +48,10 @@ def test_images_in_small_and_always_anew(tmp_path, capsys):
         assert "a smoke run: 20 steps a stage, 64 samples an evaluation, or fewer" in shown
         assert re.search(r"20 steps of 12 samples of .*; 0\.1\d+ epochs, 10 classes", shown)
         assert "by a smoke run" in (folder / "export/README.md").read_text()
-        assert not (folder / "old").exists()
-        (folder / "old").mkdir()
+        (folder / "thesis.tex").touch()
         (folder / "checkpoints" / "step-00000040" / "state.json").write_text("damaged")
     assert results[0]["metrics"] == results[1]["metrics"]
+    assert (folder / "thesis.tex").exists()  # no file of a run
     with pytest.raises(UserError, match="no such file"):
         train("digits_proc", **real, **{"run.smoke": True, "images.train": str(tmp_path / "none.tar")})
     assert (folder / "result.json").exists()  # a run that cannot begin takes nothing away

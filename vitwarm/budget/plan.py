@@ -13,6 +13,7 @@ from vitwarm.budget.metrics import METRICS
 from vitwarm.checks import KEYS, SECTIONS, nearest
 from vitwarm.config import Config
 from vitwarm.errors import UserError
+from vitwarm.files import expanded
 from vitwarm.reading import read_yaml
 from vitwarm.recipe import load_recipe, recipes_folder
 
@@ -142,7 +143,7 @@ def find_plan(name: str) -> Path:
     Raises:
         UserError: there is none.
     """
-    path = Path(name).expanduser()
+    path = expanded(name)
     if name.endswith((".yaml", ".yml")):
         if path.is_file():
             return path

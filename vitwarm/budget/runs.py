@@ -7,6 +7,7 @@ from typing import Any
 
 from vitwarm.config import Config
 from vitwarm.errors import UserError
+from vitwarm.files import expanded
 from vitwarm.reading import read_json, read_json_lines
 from vitwarm.recipe import read_frozen, recipe_hash
 
@@ -80,7 +81,7 @@ def _collect_sources(
 ) -> None:
     """Add the stages behind `init_from` and `transfer.sources`, and behind those of the runs that they name, once."""
     for source in filter(None, (run.config.init_from, *run.config.transfer.sources.values())):
-        path = Path(source).expanduser()
+        path = expanded(source)
         folder = path.parent if path.name in (WARMUP, EXPORT) else path
         if not (folder / "recipe.yaml").is_file() or not (folder / "result.json").is_file():
             unknown[source] = None
@@ -117,7 +118,7 @@ def read_arm(pattern: str) -> list[Run]:
     Raises:
         UserError: no folder, an unfinished run, or a seed that comes twice.
     """
-    folders = [Path(p) for p in sorted(glob.glob(str(Path(pattern).expanduser())))]
+    folders = [Path(p) for p in sorted(glob.glob(str(expanded(pattern))))]
     if not folders:
         raise UserError(f"no run folder matches {pattern}")
     runs = sorted((read_run(f) for f in folders), key=lambda r: r.config.seed)

@@ -7,6 +7,7 @@ from typing import Literal
 
 from vitwarm.cli.words import flag, listing, option, rest, typed
 from vitwarm.errors import UserError
+from vitwarm.files import expanded
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,7 +53,7 @@ def run(options: Options) -> None:
     if options.plan == "list":
         print(listing(list_plans()))
         return
-    if (numbers := Path(options.plan).expanduser()).suffix == ".json":
+    if (numbers := expanded(options.plan)).suffix == ".json":
         _report_again(numbers, options)
         return
     plan = read_plan(find_plan(options.plan), options.overrides)

@@ -22,7 +22,7 @@ from vitwarm.data.patterns import expand_braces
 from vitwarm.data.remote import Found, RemoteFile, find_remote, is_url
 from vitwarm.data.web import fetch, is_web, one_line, shown
 from vitwarm.errors import Interrupted, UserError, without_secrets
-from vitwarm.files import locked, sha256_of, whole_file, write_text
+from vitwarm.files import expanded, locked, sha256_of, whole_file, write_text
 from vitwarm.parallel import progress_bar
 from vitwarm.signals import check_stop
 
@@ -37,7 +37,7 @@ class DownloadCache:
     """
 
     def __init__(self, folder: str):
-        self.folder = Path(folder).expanduser().absolute()
+        self.folder = expanded(folder).absolute()
 
     def local(self, spec: str, split: str | None = None) -> str:
         """A specification of local files that names what `spec` does; what is not here yet is downloaded.

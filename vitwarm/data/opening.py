@@ -1,7 +1,6 @@
 """Opens the images of a recipe, or counts them for an estimate."""
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -18,6 +17,7 @@ from vitwarm.data.streaming import Stream, open_stream
 from vitwarm.data.subset import is_list, read_names, subset_size
 from vitwarm.data.web import shown
 from vitwarm.errors import UserError
+from vitwarm.files import expanded
 
 Split = Literal["train", "val"]
 
@@ -238,7 +238,7 @@ def count_images(config: Config, given: int | None) -> ImageCounts:
     full, facts = counts["train"], {"images": ", ".join(sources)}
     used = full
     if subset := images.subset:
-        used = len(read_names(Path(subset).expanduser())) if is_list(subset) else subset_size(subset, full)
+        used = len(read_names(expanded(subset))) if is_list(subset) else subset_size(subset, full)
     if used < full:
         facts["subset"] = f"{used:,} of them (images.subset={subset})"
     return ImageCounts(full, used, counts["val"], classes, facts)

@@ -1,7 +1,7 @@
 """Sequences of a rule as a dataset of torch, for people with a training loop of their own."""
 
 from collections.abc import Iterator, Mapping
-from numbers import Integral
+from numbers import Integral, Real
 from typing import Any, Literal
 
 import numpy as np
@@ -73,7 +73,7 @@ class RuleDataset(IterableDataset[dict[str, Tensor]]):
         for name, number in (("length", length), ("samples", 1 if samples is None else samples)):
             if not (_is_whole(number) and number > 0):
                 raise UserError(f"{name} is {number!r}; give a whole number from 1 on")
-        if not (isinstance(mask_prob, int | float) and 0 < mask_prob <= 1):
+        if not (isinstance(mask_prob, float | Real) and 0 < mask_prob <= 1):
             raise UserError(f"mask_prob is {mask_prob!r}; give a probability above 0 and at most 1")
         try:
             self.stream = RuleStream(rule, seed, split, length)

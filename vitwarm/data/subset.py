@@ -15,6 +15,7 @@ from vitwarm.data.lists import read_rows
 from vitwarm.data.making.samples import Keys
 from vitwarm.data.source import ImageSource
 from vitwarm.errors import UserError
+from vitwarm.files import expanded
 from vitwarm.keys import keyed_rng
 
 SUBSET = "subset.txt"  # file of a run folder
@@ -56,7 +57,7 @@ def select_subset(shards: ImageSource, spec: str, seed: int) -> Subset:
         UserError: more images than there are, or names that are not in the set.
     """
     if is_list(spec):
-        ids = _named(shards, Path(spec).expanduser())
+        ids = _named(shards, expanded(spec))
     else:
         ids = balanced(shards.labels, subset_size(spec, len(shards)), seed)
     return Subset(ids, [shards.key(int(sample)) for sample in ids])

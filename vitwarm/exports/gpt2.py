@@ -20,7 +20,7 @@ from vitwarm.errors import UserError
 from vitwarm.exports.card import model_card
 from vitwarm.exports.layout import CARD, CONFIG, PROVENANCE, WEIGHTS
 from vitwarm.exports.weights import find_weights, read_weights
-from vitwarm.files import whole_folder
+from vitwarm.files import expanded, whole_folder
 from vitwarm.reading import read_json
 from vitwarm.trunk import Classifier, Decoder, DecoderSize, build_decoder, require_data, trunk_facts
 from vitwarm.trunk.decoder import LAYER_NORM_EPS
@@ -141,7 +141,7 @@ def read_gpt2(folder: str | Path, *, dropout: float = 0.0, grad_checkpointing: b
     Raises:
         UserError: no such folder, another kind of model, or files that do not belong together.
     """
-    folder = Path(folder).expanduser()
+    folder = expanded(folder)
     config = check_gpt2(_read_config(folder / CONFIG), str(folder / CONFIG))
     if (file := find_weights(folder)) is None:
         raise UserError(f"no {WEIGHTS} in {folder}; nothing else is read (save it in transformers with its defaults)")

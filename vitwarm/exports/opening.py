@@ -16,6 +16,7 @@ from vitwarm.exports.card import LICENSE
 from vitwarm.exports.gpt2 import read_gpt2
 from vitwarm.exports.layout import CONFIG, EXPORT, PROVENANCE, WARMUP, WEIGHTS
 from vitwarm.exports.weights import find_weights, read_weights
+from vitwarm.files import expanded
 from vitwarm.reading import read_json
 from vitwarm.trunk import build_decoder, build_model
 
@@ -54,7 +55,7 @@ def open_model(place: str, *, fresh: bool = False, seed: int = 0) -> Opened:
     if place.startswith("timm:"):
         config = Config(name=_COMPOSED, seed=seed, model=ModelConfig(name=place.removeprefix("timm:")))
         return Opened(build_model(config.model, _COMPOSED, seed=seed), config)
-    root = Path(place).expanduser()
+    root = expanded(place)
     folder = next((f for f in (root, root / EXPORT, root / WARMUP) if (f / CONFIG).is_file()), None)
     if folder is None:
         raise UserError(f"no model at {place}: expected {CONFIG} and {WEIGHTS}; give RUN/export, or timm:NAME")

@@ -19,7 +19,7 @@ from vitwarm.exports.layout import CARD, PROVENANCE
 from vitwarm.exports.opening import preprocessing
 from vitwarm.exports.timm_folder import export_model
 from vitwarm.exports.weights import require_finite
-from vitwarm.files import whole_folder
+from vitwarm.files import expanded, whole_folder
 from vitwarm.trunk import Decoder, require_data, require_values, unwrap
 from vitwarm.trunk.history import changes, record_of
 
@@ -82,9 +82,9 @@ def export(
         OSError: full disk, no permission.
     """
     for name, text in (("folder", folder), ("push", push), ("license", license)):
-        if not isinstance(text, str | (Path if name == "folder" else NoneType)):
-            raise UserError(f"{name} is {text!r}; give it as text")
-    folder, model = Path(folder).expanduser(), unwrap(model)
+        if not isinstance(text, str | (Path if name == "folder" else NoneType)) or text == "":
+            raise UserError(f"{name} is {text!r}; give a text that is not empty")
+    folder, model = expanded(folder), unwrap(model)
     _check_replaceable(folder)
     if push:
         check_push(push)

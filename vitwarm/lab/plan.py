@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 from vitwarm.checks import KEYS, nearest
 from vitwarm.errors import UserError
+from vitwarm.files import expanded
 from vitwarm.reading import read_yaml
 from vitwarm.recipe import recipes_folder
 
@@ -162,7 +163,7 @@ def find_lab(name: str) -> Path:
     Raises:
         UserError: there is none.
     """
-    path, shipped = Path(name).expanduser(), _shipped()
+    path, shipped = expanded(name), _shipped()
     if name.endswith((".yaml", ".yml")):
         if path.is_file():
             return path

@@ -19,6 +19,8 @@ from vitwarm.config import RunConfig, WandbConfig
 from vitwarm.errors import UserError, shown
 from vitwarm.files import own_file
 
+TENSORBOARD = "tensorboard"  # folder of its events in a run folder
+
 
 class Tracker:
     """Writes every record to log.jsonl and shows it.
@@ -190,7 +192,7 @@ def check_trackers(run: RunConfig) -> None:
 def _tensorboard(folder: Path, run_step: int) -> Callable[[dict[str, Any]], None]:
     from torch.utils.tensorboard import SummaryWriter
 
-    writer = SummaryWriter(str(folder / "tensorboard"), purge_step=run_step + 1 if run_step else None)
+    writer = SummaryWriter(str(folder / TENSORBOARD), purge_step=run_step + 1 if run_step else None)
 
     def sink(entry: dict[str, Any]) -> None:
         if "run_step" in entry:

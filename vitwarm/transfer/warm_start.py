@@ -16,6 +16,7 @@ from vitwarm.exports.gpt2 import as_trunk, from_gpt2, gpt2_facts, is_gpt2
 from vitwarm.exports.layout import CONFIG, EXPORT, PROVENANCE, WARMUP, WEIGHTS
 from vitwarm.exports.opening import lineage
 from vitwarm.exports.weights import find_weights, read_weights
+from vitwarm.files import expanded
 from vitwarm.keys import require_seed
 from vitwarm.reading import read_json
 from vitwarm.selection import GROUPS, Selection, words_of
@@ -89,7 +90,7 @@ def read_source(source: str | Path) -> tuple[dict[str, Tensor], str]:
     Raises:
         UserError: nothing readable there.
     """
-    path = CORE if source == PACKAGED else Path(source).expanduser()
+    path = CORE if source == PACKAGED else expanded(source)
     folders = (path / WARMUP, path, path / EXPORT)
     found = path if path.is_file() else next((file for f in folders if (file := find_weights(f))), None)
     if found is None:

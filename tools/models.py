@@ -21,7 +21,8 @@ from vitwarm.transfer import read_source, resize
 from vitwarm.transfer.core import CORE
 from vitwarm.transfer.warm_start import PACKAGED
 from vitwarm.trunk import Trunk
-from vitwarm.trunk.families import adapter_of
+from vitwarm.trunk.families import adapter_of, family_of
+from vitwarm.trunk.initialisations import attentions
 
 PAGE = Path(__file__).parents[1] / "docs/models.md"
 PATTERNS = ("*vit*", "*deit*", "*eva*", "*beit*", "*siglip*", "*dinov3*", "aimv2*")
@@ -34,6 +35,7 @@ class Row(NamedTuple):
         name, kind, width: timm's name, class, and channels of its tokens, of the widest.
         label: what people call the family; its class, where none of its models can be warmed up.
         own: why it cannot be warmed up; None where it can.
+        free: why closed forms do not cover its attention; None where they do.
         core: why the core does not fit it; None where it does.
         plain: whether it is a uniform sequence of blocks on one grid of tokens.
     """
@@ -43,6 +45,7 @@ class Row(NamedTuple):
     width: int
     label: str
     own: str | None
+    free: str | None
     core: str | None
     plain: bool
 
@@ -65,11 +68,15 @@ def examine(name: str) -> Row:
             model = timm.create_model(name, depth=3)
         except (TypeError, AssertionError):  # its depth is no argument, or belongs to others
             model = timm.create_model(name)
-    family, core = adapter_of(model), None
+    family, free, core = adapter_of(model), None, None
     own = family.refusal
     if own is None:
         with torch.no_grad():
             Trunk(model)(torch.empty(1, 4, model.embed_dim, device="meta"), is_causal=True)
+        try:
+            attentions(family_of(model))
+        except ValueError as error:
+            free = str(error)
         try:
             resize(_core(), model, "expand", heads=_HEADS, seed=0)
         except UserError as error:
@@ -77,7 +84,16 @@ def examine(name: str) -> Row:
     label = type(model).__name__ if own else ", ".join(family.examples)
     if isinstance(getattr(model, "patch_embed", None), HybridEmbed) and own:
         label = f"hybrid {label}"
-    return Row(name, type(model).__name__, width_of(model), label, own, core or own, own is None or _is_plain(model))
+    return Row(
+        name,
+        type(model).__name__,
+        width_of(model),
+        label,
+        own,
+        free or own,
+        core or own,
+        own is None or _is_plain(model),
+    )
 
 
 _HEADS = json.loads((CORE / PROVENANCE).read_text(encoding="utf-8"))["trunk"]["heads"]
@@ -102,8 +118,8 @@ def _is_plain(model: Any) -> bool:
 
 def line(row: Row) -> str:
     """The model's line of the page."""
-    own, core = ("no" if why else "yes" for why in (row.own, row.core))
-    return f"| `{row.name}` | {row.width} | {own} | {core} | {row.own or row.core or ''} |"
+    own, free, core = ("no" if why else "yes" for why in (row.own, row.free, row.core))
+    return f"| `{row.name}` | {row.width} | {own} | {free} | {core} | {row.own or row.free or row.core or ''} |"
 
 
 _PAGE = """\
@@ -112,15 +128,18 @@ _PAGE = """\
 Which models of timm can be warmed up. `python tools/models.py` writes this page; it was last run with timm {version}.
 
 - **Own warm-up**: `vitwarm train` warms the model up itself. The blocks must be one sequence and take a mask.
-- **Core**: `vitwarm.warm_start(model)` puts the [core inside the package](modular.md#a-compact-core) into it.
+- **Free start**: `vitwarm.warm_start(model)` sets its attention in
+  [closed form](trunk.md#initialisations-to-compare-with).
+- **Core**: `vitwarm.warm_start(model, "vitwarm:core")` puts the [core inside the package](modular.md#a-compact-core)
+  into it.
 - **Plain ViTs** are all models with one sequence of equal blocks on one grid of tokens. Hierarchical models, hybrids
   (a ResNet or the like in front of the blocks) and mixers of other kinds are refused with the reason, in a line that
   names the plain ViT nearest in parameters and image size.
 
 The names are those that match {patterns}.
 
-| models | names | own warm-up | core |
-|---|---:|---:|---:|
+| models | names | own warm-up | free start | core |
+|---|---:|---:|---:|---:|
 {counts}
 
 What a model has no counterpart for stays fresh when it receives the core, and the report names it: the values that a
@@ -130,16 +149,16 @@ attention, the parameters of differential attention. The core's biases are left 
 
 ## Families
 
-| family | names | own warm-up | core | why not |
-|---|---|---:|---:|---|
+| family | names | own warm-up | free start | core | why not |
+|---|---|---:|---:|---:|---|
 {families}
 
 ## All names
 
 Width: channels of the tokens, of the widest in a hierarchical model.
 
-| model of timm | width | own warm-up | core | why not |
-|---|---:|---|---|---|
+| model of timm | width | own warm-up | free start | core | why not |
+|---|---:|---|---|---|---|
 {names}
 """
 
@@ -151,7 +170,8 @@ def page(rows: list[Row]) -> str:
         families[row.label].append(row)
     ordered = sorted(families.items(), key=lambda item: (item[1][0].own is not None, -len(item[1]), item[0]))
     counts = [
-        f"| {title} | {len(some)} | {sum(not r.own for r in some)} | {sum(not r.core for r in some)} |"
+        f"| {title} | {len(some)} | {sum(not r.own for r in some)} | {sum(not r.free for r in some)} | "
+        f"{sum(not r.core for r in some)} |"
         for title, some in (("all", rows), ("plain ViTs", [row for row in rows if row.plain]))
     ]
     return _PAGE.format(
@@ -165,11 +185,11 @@ def page(rows: list[Row]) -> str:
 
 def _family(label: str, rows: list[Row]) -> str:
     starts = dict.fromkeys(row.name.split("_")[0] + "_*" for row in rows)
-    why = dict.fromkeys(reason.split(": ")[0] for row in rows if (reason := row.own or row.core))
-    can = [sum(not reason for reason in column) for column in ([r.own for r in rows], [r.core for r in rows])]
-    return (
-        f"| {label} | {', '.join(f'`{s}`' for s in starts)} | {can[0]} of {len(rows)} | {can[1]} | {'; '.join(why)} |"
-    )
+    why = dict.fromkeys(reason.split(": ")[0] for row in rows if (reason := row.own or row.free or row.core))
+    columns = [r.own for r in rows], [r.free for r in rows], [r.core for r in rows]
+    own, free, core = (sum(not reason for reason in column) for column in columns)
+    names = ", ".join(f"`{s}`" for s in starts)
+    return f"| {label} | {names} | {own} of {len(rows)} | {free} | {core} | {'; '.join(why)} |"
 
 
 def main() -> None:

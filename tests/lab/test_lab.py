@@ -15,7 +15,7 @@ from vitwarm.errors import UserError
 from vitwarm.lab.grid import STAGE, Place, make_lab
 from vitwarm.lab.outcomes import find_outcomes, take_off
 from vitwarm.lab.plan import NONE, find_lab, list_labs, read_lab
-from vitwarm.lab.report import agrees, write_report
+from vitwarm.lab.report import _averages, agrees, write_report
 from vitwarm.procedural import RuleStream, make_rule
 from vitwarm.run import run
 from vitwarm.trunk import build_decoder
@@ -207,3 +207,30 @@ def test_values_that_are_published_are_met_within_three_points_or_the_interval(l
 
     assert of(86.0) and not of(85.8) and not of(10.0, 99.0)
     assert of(70.0, 99.0, 99.0, 75.0, 98.0) and not of(70.0, 71.0, 72.0, 70.0, 71.0)
+
+
+def test_means_over_the_tasks_take_the_seeds_that_all_of_them_have(lab, tmp_path):
+    tasks = {name: {"recipe": "haystack_default", "take_off": 20, "set": {"algorithmic.size": size}}
+             for name, size in (("hay", 3), ("straw", 4))}  # fmt: skip
+    cells = [{"tasks": ["hay", "straw"], "warmups": [NONE, "set"], "parts": "full", "settings": "slow"}]
+    published = [
+        {"task": t, "warmup": NONE, "part": NONE, "value": v, "source": "it"} for t, v in (("hay", 10), ("straw", 30))
+    ]
+    plan = lab(tasks=tasks, cells=cells, published=published)
+    found = find_outcomes(plan, {cell.hash: Status(WAITING) for cell in plan.cells}, tmp_path, "")
+    values = {
+        ("hay", NONE): (10.0, 20.0),
+        ("straw", NONE): (50.0, 70.0),
+        ("hay", "set"): (90.0, None),
+        ("straw", "set"): (None, 80.0),
+    }
+    rows = [
+        replace(
+            row,
+            outcomes=[
+                replace(o, value=v) for o, v in zip(row.outcomes, values[row.place.task, row.place.warmup], strict=True)
+            ],
+        )
+        for row in found.rows
+    ]
+    assert _averages(replace(found, rows=rows)).rows == [["no warm-up", "2", "37.5 ± 10.6", "20.0"]]

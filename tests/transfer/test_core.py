@@ -45,10 +45,10 @@ def test_the_shipped_core_is_whole_small_and_says_where_it_comes_from():
     ("deit3_small_patch16_224", {"depth": 5}),
     ("vit_tiny_patch16_224", {"embed_dim": 320, "num_heads": 4, "depth": 4}),
 ])  # fmt: skip
-def test_one_line_starts_any_plain_vit(name, more):
+def test_the_core_starts_any_plain_vit(name, more):
     vit = timm.create_model(name, num_classes=3, **more)
     before = state(vit)
-    report = vitwarm.warm_start(vit)
+    report = vitwarm.warm_start(vit, "vitwarm:core")
     assert all(torch.equal(t, before[n]) == (n in report.fresh) for n, t in vit.state_dict().items())
     assert {n for n in report.fresh if group_of(n) not in ("embedding", "head")} == {n for n in before if ".ls" in n}
     assert Trunk(vit)(torch.randn(1, 5, vit.embed_dim)).isfinite().all()

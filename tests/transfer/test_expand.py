@@ -151,7 +151,7 @@ def test_the_side_of_the_activation_is_the_cores_and_the_values_are_timms(name, 
     more = {"mlp_layer": GeGluMlp} if gate == "w0" else {}  # ViTamin's
     target = built(name, embed_dim=192, depth=3, num_heads=3, mlp_ratio=4, **more)
     before = state(target)
-    report = vitwarm.warm_start(target)
+    report = vitwarm.warm_start(target, "vitwarm:core")
     core = {n: t.float() for n, t in read_source("vitwarm:core")[0].items()}
     mlp, x = target.blocks[1].mlp, torch.randn(5, 192)
     for key, tensor in before.items():
@@ -196,10 +196,10 @@ def test_every_family_takes_a_core_and_names_what_stays(label):
 
 def test_the_report_says_what_has_no_counterpart():
     target = built("eva02_tiny_patch14_224", embed_dim=192, depth=3, num_heads=3)
-    text = str(vitwarm.warm_start(target))
+    text = str(vitwarm.warm_start(target, "vitwarm:core"))
     assert "partly kept blocks.*.mlp.fc1.weight: the half that the gate multiplies" in text
     assert "unused blocks.*.attn.k.bias: the model has no such tensor" in text
-    report = vitwarm.warm_start(built("deit3_small_patch16_224", embed_dim=192, depth=3, num_heads=3))
+    report = vitwarm.warm_start(built("deit3_small_patch16_224", embed_dim=192, depth=3, num_heads=3), "vitwarm:core")
     assert report.to_dict()["reasons"] == dict.fromkeys(
         [f"blocks.{i}.ls{k}.gamma" for i in range(3) for k in (1, 2)], "the source has no such tensor"
     )

@@ -249,7 +249,24 @@ def test_unknown_fit_is_refused():
     with pytest.raises(UserError, match="fit must be exact, select or expand, not 'tile'"):
         vitwarm.warm_start(model(0), fit="tile")
     with pytest.raises(UserError, match="fit=select takes a part of a larger source"):
-        vitwarm.warm_start(model(0), fit="select")
+        vitwarm.warm_start(model(0), "vitwarm:core", fit="select")
+
+
+def test_without_a_source_it_is_conditioned_attention():
+    given, expected = model(0), initialise(model(0), "conditioned", seed=5)
+    report = vitwarm.warm_start(given, seed=5)
+    assert all(torch.equal(t, expected.state_dict()[n]) for n, t in given.state_dict().items())
+    assert report.source.startswith("conditioned attention") and not report.refused
+    assert {group_of(n) for n in report.copied} == {"attention"} and len(report.copied) >= len(given.blocks)
+    assert sorted([*report.copied, *report.fresh]) == sorted(given.state_dict())
+    gpt2 = GPT2LMHeadModel(GPT2Config(n_layer=1, n_embd=8, n_head=2, vocab_size=5, n_positions=4))
+    vitwarm.warm_start(gpt2, groups="attention")
+    assert torch.equal(gpt2.transformer.h[0].attn.c_attn.weight[:, 16:], torch.eye(8))
+    for wrong in ({"groups": "mlp"}, {"fit": "expand"}, {"fit": "select"}):
+        with pytest.raises(UserError, match="leave groups and fit out, or give a source, say 'vitwarm:core'"):
+            vitwarm.warm_start(given, **wrong)
+    with pytest.raises(UserError, match="has no single attention; give a source"):
+        vitwarm.warm_start(timm.create_model("vit_pwee_patch16_reg1_gap_256", depth=1))
 
 
 def test_unknown_group_is_refused():

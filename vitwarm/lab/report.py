@@ -83,9 +83,12 @@ def page(found: Findings, drawn: dict[str, str]) -> list[Any]:
         blocks += [Heading(found.plan.title("tasks", task)), _table(found, task)]
         blocks.append(Figure(drawn[f"dots-{task}"], f"dots-{task}.svg", _dots_caption(found, task)))
         blocks.append(Figure(drawn[f"curves-{task}"], f"curves-{task}.svg", _CURVES))
+    if len(found.plan.tasks) > 1 and (averages := _averages(found)).rows:
+        blocks += [Heading("Means over the tasks"), averages, Text(_AVERAGES, "small")]
     if any(found.plan.settings[row.place.setting].prediction for row in found.rows if row.values):
         blocks += [Heading("What was tried, what was expected, what came"), _tries(found)]
-    blocks += [Heading("Attention entropy by head"), _entropies(found), Text(_ENTROPY, "small")]
+    if (entropies := _entropies(found)).rows:
+        blocks += [Heading("Attention entropy by head"), entropies, Text(_ENTROPY, "small")]
     blocks += [Heading("Every run"), _seeds(found)]
     return [*blocks, Heading("Reproduce"), *_provenance(found)]
 
@@ -97,6 +100,7 @@ _AGREES = (
     f"{NEAR:g} points of it: its "
     "own spread is not published."
 )
+_AVERAGES = "Mean of an arm over all tasks, ± a standard deviation over the seeds that it has in each of them."
 _ENTROPY = (
     "Mean entropy of a token's attention over the most that it can have, on held-out sequences of the task: 0 sees one "
     "token, 1 sees all alike. Heads are sorted within their block, seed by seed, and averaged over the seeds."
@@ -161,6 +165,25 @@ def _table(found: Findings, task: str) -> Table:
             ]
         )
     return Table(heads, lines)
+
+
+def _averages(found: Findings) -> Table:
+    """Arms that have some seed in every task, and the mean of the published values where each task has one."""
+    arms: dict[tuple[str, ...], list[Row]] = {}
+    for row in found.rows:
+        arms.setdefault((row.place.warmup, row.place.part, row.place.setting), []).append(row)
+    lines = []
+    for rows in arms.values():
+        values = [{o.seed: o.value for o in row.outcomes if o.value is not None} for row in rows]
+        seeds = set(values[0]).intersection(*values)
+        if len(rows) < len(found.plan.tasks) or not seeds:
+            continue
+        means = [float(np.mean([of_task[seed] for of_task in values])) for seed in sorted(seeds)]
+        spread = f" ± {np.std(means, ddof=1):.1f}" if len(means) > 1 else ""
+        given = [row.published[0] for row in rows if row.published]
+        published = f"{np.mean(given):.1f}" if len(given) == len(rows) else ""
+        lines.append([found.name(rows[0].place), str(len(means)), f"{np.mean(means):.1f}{spread}", published])
+    return Table(["warm-up", "seeds", "accuracy, %", "published, %"], lines)
 
 
 def _tries(found: Findings) -> Table:

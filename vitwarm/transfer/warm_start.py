@@ -26,6 +26,7 @@ from vitwarm.transfer.groups import block_of, canonical, group_of, head_mask, se
 from vitwarm.transfer.resize import Fit, resize
 from vitwarm.trunk import require_values, trunk_facts, unwrap
 from vitwarm.trunk.history import Change, note
+from vitwarm.trunk.initialisations import rewrite
 
 TOKENS, POSITIONS, HEAD = (
     "token_embed.weight",
@@ -33,6 +34,7 @@ TOKENS, POSITIONS, HEAD = (
     "head.weight",
 )  # of a decoder; an image model's positions are `pos_embed`
 PACKAGED = "vitwarm:core"  # the compact core inside the package, as a source
+FREE = "conditioned"  # initialisation, where no source is given
 
 
 @dataclass
@@ -207,27 +209,29 @@ def warm_start(
     fit: Literal["exact"] | Fit = "exact",
     seed: int = 0,
 ) -> TransferReport:
-    """Put the warmed trunk of a run, export or safetensors file into a model that you already have.
+    """Give a model that you already have a better start: the warmed trunk of a run, export or safetensors file.
 
     The model changes in place, or not at all. Class token, patch embedding, positions and head stay as they are.
 
         model = timm.create_model("vit_tiny_patch16_224", num_classes=10)
+        print(vitwarm.warm_start(model))  # no file, no training: conditioned attention
         print(vitwarm.warm_start(model, "runs/vit_t_proc1pct-seed42"))
-        print(vitwarm.warm_start(model))  # the core of the package, expanded: any ViT from Tiny on
+        print(vitwarm.warm_start(model, "vitwarm:core"))  # the core of the package, expanded: any ViT from Tiny on
 
     Args:
         model: any supported timm model, a decoder of ours or a `GPT2LMHeadModel` of transformers, also within DDP,
             `torch.compile` or a moving average; under `fit="exact"` of the source's width and depth.
         source: folder of a run, an export or a checkpoint, or a .safetensors file (one of several: the folder, or its
-            index); None is the package's compact core.
+            index); `vitwarm:core` is the package's compact core. None is what we know to be best for free: `initialise`
+            with `conditioned`, which no warm-up of ours has beaten (docs/evidence.md).
         groups: what to copy: `trunk`, or a part of it (`attention`, `mlp`, `norm`, `layers=last:4`), `embedding`,
             `head`; see `vitwarm.selection`.
         fit: `exact`; `select` a part of a larger source; `expand` a core (see `vitwarm.transfer.resize`). The
             package's core is always expanded.
-        seed: root seed of what an expansion adds.
+        seed: root seed of what an expansion adds, or of the conditioned attention.
 
     Returns:
-        What was copied and what stays fresh.
+        What was copied, or set, and what stays as it was.
 
     Raises:
         UserError: an unknown fit, nothing to read or to copy, or tensors that do not fit; the model is then unchanged.
@@ -235,13 +239,15 @@ def warm_start(
     require_seed(seed)
     if fit not in ("exact", *get_args(Fit)):
         raise UserError(f"fit must be exact, {' or '.join(get_args(Fit))}, not {fit!r}")
+    words, model = words_of(groups), unwrap(model)
     if source is None:
-        if fit == "select":
-            raise UserError("fit=select takes a part of a larger source; give one (the package's core is expanded)")
-        source, fit = PACKAGED, "expand"
+        return _start_for_free(model, words, fit, seed)
     if not isinstance(source, str | Path):
         raise UserError(f"source is {source!r}; give a run, an export, a checkpoint or a .safetensors file by its path")
-    words, model = words_of(groups), unwrap(model)
+    if source == PACKAGED:
+        if fit == "select":
+            raise UserError(f"fit=select takes a part of a larger source; {PACKAGED} is expanded")
+        fit = "expand"
     tensors, found = read_source(source)
     with as_trunk(model) as trunk:
         report = transfer(trunk, fitted(trunk, tensors, found, fit, words, seed=seed), source=found, groups=words)
@@ -252,6 +258,32 @@ def warm_start(
     change = Change(f"{what} of {source}{how}", drawn, tuple(report.copied), lineage=lineage([found]))
     note(model, change, replaced=() if Selection.parse(words).heads else report.copied)
     return report
+
+
+def _start_for_free(model: nn.Module, groups: list[str], fit: str, seed: int) -> TransferReport:
+    """Set the attention in closed form, in place of a source.
+
+    Raises:
+        UserError: arguments that are about a source, or a model that the formulas do not cover.
+    """
+    if fit != "exact" or groups not in (["trunk"], ["attention"]):
+        raise UserError(
+            f"without a source all attention is set anew; leave groups and fit out, or give a source, say {PACKAGED!r}"
+        )
+    with as_trunk(model) as trunk:
+        try:
+            changed = rewrite(trunk, FREE, seed=seed)
+        except UserError as error:
+            raise UserError(f"{error}; give a source, say {PACKAGED!r}") from error
+        names = list(trunk.state_dict())
+    assert changed is not None
+    note(model, *changed)
+    tensors = set(changed[0].tensors)
+    return TransferReport(
+        f"{FREE} attention in closed form (no file, no training)",
+        [n for n in names if n in tensors],
+        [n for n in names if n not in tensors],
+    )
 
 
 def require_same_blocks(model: nn.Module, found: str | Path) -> None:

@@ -28,7 +28,7 @@ class Change:
     lineage: Mapping[str, Any] = field(default_factory=dict)
 
 
-def note(model: nn.Module, change: Change, *, replaced: Iterable[str] = ()) -> None:
+def note(model: nn.Module, change: Change, replaced: Iterable[str] = ()) -> None:
     """Add a change to a model's history; changes of which it leaves nothing are forgotten.
 
     Args:

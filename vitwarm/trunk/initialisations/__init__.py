@@ -31,7 +31,7 @@ from vitwarm.trunk.families import Attention, Family, family_of, require_values
 from vitwarm.trunk.history import Change, note
 from vitwarm.trunk.initialisations.registry import Initialisation, registered
 
-__all__ = ["find_initialisation", "initialise", "list_initialisations"]
+__all__ = ["attentions", "find_initialisation", "initialise", "list_initialisations", "rewrite"]
 
 for _module in iter_modules(__path__):
     import_module(f"{__name__}.{_module.name}")
@@ -57,7 +57,6 @@ def find_initialisation(name: str) -> Initialisation | None:
     return registered()[name]
 
 
-@torch.no_grad()
 def initialise(model: nn.Module, name: str, *, seed: int = 0) -> nn.Module:
     """Give the attention of a timm model another start: in place, or not at all when it is refused.
 
@@ -75,13 +74,28 @@ def initialise(model: nn.Module, name: str, *, seed: int = 0) -> nn.Module:
     Raises:
         UserError: unknown name, or a model that the formulas do not cover.
     """
+    if changed := rewrite(model, name, seed=seed):
+        note(family_of(model).model, *changed)
+    return model
+
+
+@torch.no_grad()
+def rewrite(model: nn.Module, name: str, *, seed: int) -> tuple[Change, tuple[str, ...]] | None:
+    """What `initialise` does, but for the model's history: what to note there, None for `default`.
+
+    Returns:
+        What changed, and the tensors of which no earlier value is left.
+
+    Raises:
+        UserError: as `initialise`.
+    """
     require_seed(seed)
     if (found := find_initialisation(name)) is None:
-        return model
+        return None
     family = family_of(require_values(model))
     before = {name: tensor.clone() for name, tensor in family.model.state_dict().items()}
     try:
-        layers = [_attention(family, block) for block in family.model.blocks]
+        layers = attentions(family)
         streams = [keyed_rng(seed, "init", found.stream, number) for number in range(len(layers))]
         found.rewrite(layers, streams, family)
     except ValueError as error:
@@ -93,16 +107,19 @@ def initialise(model: nn.Module, name: str, *, seed: int = 0) -> nn.Module:
     changed, replaced = (
         tuple(n for n, differ in rows.items() if bool(test(differ))) for test in (torch.any, torch.all)
     )
-    note(family.model, Change(f"initialised as {name}", seed, changed, warms=False), replaced=replaced)
-    return model
+    return Change(f"initialised as {name}", seed, changed, warms=False), replaced
+
+
+def attentions(family: Family) -> list[Attention]:
+    """The weights to set, of each block.
+
+    Raises:
+        ValueError: a block computes more than x -> query, key, value -> projection, which the formulas assume.
+    """
+    return [_attention(family, block) for block in family.model.blocks]
 
 
 def _attention(family: Family, block: nn.Module) -> Attention:
-    """The weights to set.
-
-    Raises:
-        ValueError: the block computes more than x -> query, key, value -> projection, which the formulas assume.
-    """
     layer = family.attention(block)
     if layer.others:
         raise ValueError(f"its attention has more than query, key, value and projection ({layer.others[0]})")

@@ -88,7 +88,7 @@ def test_a_gpt2_of_transformers_takes_what_our_decoder_takes(tmp_path):
         )
     assert all(torch.equal(t, before[n]) for n, t in theirs.state_dict().items())
     same = trunk_file(tmp_path / "same.safetensors", build_decoder("3_3_192", 50, 40, "test", seed=1))
-    for source in (same, None):
+    for source in (same, "vitwarm:core"):
         reports = [vitwarm.warm_start(model, source) for model in (torch.nn.DataParallel(theirs), ours)]
         assert reports[0] == reports[1] and reports[0].copied
         wanted = ours.state_dict()
@@ -260,8 +260,9 @@ def test_without_a_source_it_is_conditioned_attention():
     assert {group_of(n) for n in report.copied} == {"attention"} and len(report.copied) >= len(given.blocks)
     assert sorted([*report.copied, *report.fresh]) == sorted(given.state_dict())
     gpt2 = GPT2LMHeadModel(GPT2Config(n_layer=1, n_embd=8, n_head=2, vocab_size=5, n_positions=4))
-    vitwarm.warm_start(gpt2, groups="attention")
-    assert torch.equal(gpt2.transformer.h[0].attn.c_attn.weight[:, 16:], torch.eye(8))
+    for decoder in (gpt2, build_decoder("1_2_8", 5, 4, "x", seed=0)):
+        with pytest.raises(UserError, match="known to help a decoder; give a source"):
+            vitwarm.warm_start(decoder)
     for wrong in ({"groups": "mlp"}, {"fit": "expand"}, {"fit": "select"}):
         with pytest.raises(UserError, match="leave groups and fit out, or give a source, say 'vitwarm:core'"):
             vitwarm.warm_start(given, **wrong)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from vitwarm.errors import UserError
-from vitwarm.exports.gpt2 import as_trunk, from_gpt2, gpt2_facts, is_gpt2
+from vitwarm.exports.gpt2 import as_trunk, from_gpt2, gpt2_facts, is_gpt2, is_gpt2_model
 from vitwarm.exports.layout import CONFIG, EXPORT, PROVENANCE, WARMUP, WEIGHTS
 from vitwarm.exports.opening import lineage
 from vitwarm.exports.weights import find_weights, read_weights
@@ -24,7 +24,7 @@ from vitwarm.transfer.core import CORE
 from vitwarm.transfer.expand import Resized
 from vitwarm.transfer.groups import block_of, canonical, group_of, head_mask, select
 from vitwarm.transfer.resize import Fit, resize
-from vitwarm.trunk import require_values, trunk_facts, unwrap
+from vitwarm.trunk import Decoder, require_values, trunk_facts, unwrap
 from vitwarm.trunk.history import Change, note
 from vitwarm.trunk.initialisations import rewrite
 
@@ -222,8 +222,8 @@ def warm_start(
         model: any supported timm model, a decoder of ours or a `GPT2LMHeadModel` of transformers, also within DDP,
             `torch.compile` or a moving average; under `fit="exact"` of the source's width and depth.
         source: folder of a run, an export or a checkpoint, or a .safetensors file (one of several: the folder, or its
-            index); `vitwarm:core` is the package's compact core. None is what we know to be best for free: `initialise`
-            with `conditioned`, which no warm-up of ours has beaten (docs/evidence.md).
+            index); `vitwarm:core` is the package's compact core. None is `initialise` with `conditioned`, the best
+            that we know to cost nothing (docs/evidence.md); not for decoders.
         groups: what to copy: `trunk`, or a part of it (`attention`, `mlp`, `norm`, `layers=last:4`), `embedding`,
             `head`; see `vitwarm.selection`.
         fit: `exact`; `select` a part of a larger source; `expand` a core (see `vitwarm.transfer.resize`). The
@@ -264,25 +264,25 @@ def _start_for_free(model: nn.Module, groups: list[str], fit: str, seed: int) ->
     """Set the attention in closed form, in place of a source.
 
     Raises:
-        UserError: arguments that are about a source, or a model that the formulas do not cover.
+        UserError: arguments that are about a source, a decoder, or a model that the formulas do not cover.
     """
     if fit != "exact" or groups not in (["trunk"], ["attention"]):
         raise UserError(
             f"without a source all attention is set anew; leave groups and fit out, or give a source, say {PACKAGED!r}"
         )
-    with as_trunk(model) as trunk:
-        try:
-            changed = rewrite(trunk, FREE, seed=seed)
-        except UserError as error:
-            raise UserError(f"{error}; give a source, say {PACKAGED!r}") from error
-        names = list(trunk.state_dict())
+    if isinstance(model, Decoder) or is_gpt2_model(model):  # worse by 0.1 nats a byte on books
+        raise UserError("no start without training is known to help a decoder; give a source: a run, an export, a file")
+    try:
+        changed = rewrite(model, FREE, seed=seed)
+    except UserError as error:
+        raise UserError(f"{error}; give a source, say {PACKAGED!r}") from error
     assert changed is not None
     note(model, *changed)
-    tensors = set(changed[0].tensors)
+    names, tensors = list(model.state_dict()), changed[0].tensors
     return TransferReport(
         f"{FREE} attention in closed form (no file, no training)",
-        [n for n in names if n in tensors],
-        [n for n in names if n not in tensors],
+        copied=[n for n in names if n in tensors],
+        fresh=[n for n in names if n not in tensors],
     )
 
 

@@ -209,7 +209,7 @@ def warm_start(
     fit: Literal["exact"] | Fit = "exact",
     seed: int = 0,
 ) -> TransferReport:
-    """Give a model that you already have a better start: the warmed trunk of a run, export or safetensors file.
+    """Start a model that you already have from a warmed trunk or, without a source, from attention in closed form.
 
     The model changes in place, or not at all. Class token, patch embedding, positions and head stay as they are.
 

@@ -17,6 +17,7 @@ from vitwarm.lab.outcomes import find_outcomes, take_off
 from vitwarm.lab.plan import NONE, find_lab, list_labs, read_lab
 from vitwarm.lab.report import _averages, agrees, write_report
 from vitwarm.procedural import RuleStream, make_rule
+from vitwarm.recipe import freeze, load_recipe, recipe_hash
 from vitwarm.run import run
 from vitwarm.trunk import build_decoder
 
@@ -93,7 +94,6 @@ def test_a_warmup_is_trained_once_a_seed_and_before_what_needs_it(lab, tmp_path)
 
 
 def test_the_words_of_a_cell_are_its_recipe(lab):
-    from vitwarm.recipe import load_recipe, recipe_hash
 
     found = lab()
     for cell in found.cells[-4:]:
@@ -114,6 +114,23 @@ def test_the_words_of_a_cell_are_its_recipe(lab):
         ({"seeds": [1, "0-2"]}, "seeds: one of them comes twice"),
         ({"arms": {}}, "unknown key arms"),
         ({"published": [{"task": "hay"}]}, "published: a list of"),
+        ({"published": 5}, "published is a list, not 5"),
+        ({"published": [PLAN["published"][0] | {"value": float("nan")}]}, "published: a list of"),
+        ({"set": {"run.smoke": True}}, "run.smoke belongs to the laboratory"),
+        (
+            {"settings": {"slow": {"warmups": {"sett": {"warmup.lr": 1}}}}},
+            "settings.slow.warmups: no 'sett'; did you mean set",
+        ),
+        (
+            {"warmups": {"set": {"recipe": "haystack_set", "set": {"train.lr": 1}}}},
+            "warmups.set.set: train.lr has no effect there",
+        ),
+        ({"parts": {"full": {"set": {"warmup.lr": 1}}}}, "parts.full.set: warmup.lr has no effect there"),
+        ({"warmups": PLAN["warmups"] | {"mix": {"sources": ["set"]}}}, "sources is a mapping"),
+        (
+            {"warmups": PLAN["warmups"] | {"mix": {"sources": {"mlp": "set"}, "set": {"warmup.lr": 1}}}},
+            "warmups.mix: a composition has no keys; set those of its sources",
+        ),
         (
             {"warmups": PLAN["warmups"] | {"set": {"recipe": "haystack_default"}}},
             "plan tiny: warmup-set-slow: nothing to train",
@@ -124,6 +141,23 @@ def test_the_words_of_a_cell_are_its_recipe(lab):
 def test_what_a_plan_cannot_mean_is_refused_in_one_line(lab, changes, says):
     with pytest.raises(UserError, match=says):
         lab(**changes)
+
+
+def test_names_and_titles_may_be_numbers(lab):
+    made = lab(settings={8: {"title": 0.001, "prediction": 90}}, cells=[{"tasks": "hay", "warmups": "set"}])
+    assert made.plan.title("settings", "8") == "0.001" and made.plan.settings["8"].prediction == "90"
+    assert [cell.folder.name.split("-")[0] for cell in made.cells][:1] == ["warmup"]
+
+
+def test_a_warmup_is_found_under_the_name_that_another_plan_gave_it(lab):
+    first = next(cell for cell in lab().cells if not cell.needs)
+    elsewhere = first.folder.with_name(f"another-seed{first.seed}-{first.hash[:6]}")
+    elsewhere.mkdir(parents=True)
+    (elsewhere / "result.json").write_text("{}")
+    (elsewhere / "recipe.yaml").write_text(freeze(first.config))
+    cells = lab().cells
+    assert next(cell for cell in cells if cell.hash == first.hash).folder == elsewhere
+    assert any(elsewhere in cell.needs and cell.ready() for cell in cells)
 
 
 def test_shipped_plans_are_good(tmp_path):

@@ -84,12 +84,15 @@ def carry_out(grid: Cells, folders: Folders, launch: Launch, out: Path, stop: li
         for hash_, job in list(jobs.items()):
             if job.done():
                 del jobs[hash_], slots[hash_]
-                if folders.statuses(grid)[hash_].state != DONE:
+                state = folders.statuses(grid)[hash_].state
+                if state == DONE:
+                    in_a_row = 0
+                elif state == RUNNING:  # of another start, which was first
+                    tried.discard(hash_)
+                else:
                     failures[hash_] = _last_words(job)
                     _write(folders.failures_file, failures)
                     in_a_row += 1
-                else:
-                    in_a_row = 0
         statuses = folders.statuses(grid)
         table = grid.progress(statuses)
         if table != shown:
@@ -192,7 +195,9 @@ def _trainings(controller: int, launch: Launch) -> list[Any]:
     """
     import psutil
 
-    level = [psutil.Process(controller)] if psutil.pid_exists(controller) else []
+    level = []
+    with contextlib.suppress(psutil.NoSuchProcess):
+        level.append(psutil.Process(controller))
     for _ in range(2 if launch.accelerate is None else 3):
         below = []
         for process in level:

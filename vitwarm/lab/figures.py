@@ -12,7 +12,6 @@ from vitwarm.plotting import load_matplotlib, new_figure
 
 _DARK = "#1c2126"
 _CONTROL, _COLOURS = "#7b8794", ("#2f7fc1", "#d97a1f", "#2c9c6d", "#9466cf", "#d1495b", "#a08a15", "#1798a8")
-_MOST_CURVES = 1 + len(_COLOURS)
 
 
 def heat_map(found: Findings, setting: str) -> Any:
@@ -77,7 +76,7 @@ def shown_in_curves(found: Findings, task: str) -> list[Row]:
     control = [row for row in rows if row.place.warmup == NONE][:1]
     others = [row for row in rows if row not in control]
     ranked = sorted(others, key=lambda row: (row.published is None, -(row.mean or 0.0)))
-    chosen = control + ranked[: _MOST_CURVES - len(control)]
+    chosen = control + ranked[: len(_COLOURS)]
     return [row for row in rows if row in chosen]
 
 

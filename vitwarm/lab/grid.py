@@ -1,5 +1,6 @@
 """The cells of a plan of the laboratory: runs of tasks, and before them the warm-ups that they start from."""
 
+import json
 import math
 import re
 from collections.abc import Iterator
@@ -12,7 +13,7 @@ from vitwarm.checks import main_stage
 from vitwarm.config import Config
 from vitwarm.errors import UserError
 from vitwarm.lab.plan import NONE, LabPlan
-from vitwarm.recipe import load_recipe, recipe_hash
+from vitwarm.recipe import frozen_hash, load_recipe, recipe_hash
 
 STAGE, METRIC = "algorithmic", "accuracy"
 
@@ -134,7 +135,9 @@ class _Maker:
     def _cell(self, name: str, words: list[str], seed: int, start: dict[str, str], stage: str) -> LabCell:
         given = [f"init_from={start['']}"] if "" in start else []
         if start and not given:
-            given = ["transfer.sources={" + ", ".join(f"{g}: '{source}'" for g, source in start.items()) + "}"]
+            given = [
+                "transfer.sources={" + ", ".join(f"{g}: {json.dumps(source)}" for g, source in start.items()) + "}"
+            ]
         key = (*words, *(word.partition("=")[0] for word in given))
         if key not in self.recipes:
             self.recipes[key] = self._read(name, [*words, *given], stage)
@@ -145,6 +148,9 @@ class _Maker:
         if digest not in self.known:
             title = f"{name.replace('-', ' · ')}, seed {seed}"
             folder = self.runs / f"{re.sub(r'[^A-Za-z0-9_.-]+', '_', name)}-seed{seed}-{digest[:6]}"
+            if stage == WARMUP:  # tasks start from it: where it is, under whatever name another plan has made it
+                others = (path.parent for path in sorted(self.runs.glob(f"*-seed{seed}-{digest[:6]}/result.json")))
+                folder = next((path for path in others if frozen_hash(path / "recipe.yaml") == digest), folder)
             needs = tuple(map(Path, start.values()))
             arguments = (*words, *given, f"seed={seed}")
             self.known[digest] = LabCell(title, seed, config, digest, arguments, folder, needs, stage)

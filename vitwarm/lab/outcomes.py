@@ -14,7 +14,7 @@ from vitwarm.budget.runs import Run
 from vitwarm.budget.statistics import paired_interval
 from vitwarm.exports.opening import open_model
 from vitwarm.files import write_text
-from vitwarm.lab.grid import METRIC, STAGE, Lab, Place
+from vitwarm.lab.grid import METRIC, STAGE, Lab, LabCell, Place
 from vitwarm.lab.plan import NONE, LabPlan
 from vitwarm.procedural.algorithmic import TaskStream, make_task
 from vitwarm.reading import read_json
@@ -32,8 +32,7 @@ class Outcome:
         value: final accuracy under the published mask, per cent; None unless it is done.
         exact: whole answers, per cent.
         curve: (sequences seen, accuracy in per cent) of each evaluation.
-        take_off: sequences at the first evaluation from which on the accuracy is the task's `take_off` or more; None
-            where it never is.
+        take_off: sequences at the first evaluation that reaches the task's `take_off`; None where none does.
         entropy: of attention by block and head, 0 to 1, on held-out sequences of the task.
         warmup: final accuracy of each warm-up on its own rule, per cent, by the groups that it gives.
         seconds: of the task's training.
@@ -116,12 +115,12 @@ class Findings:
         """Tasks with a value, in the order of the plan."""
         return [task for task in self.plan.tasks if self.of(task)]
 
-    def name(self, place: Place, setting: bool = True) -> str:
+    def name(self, place: Place) -> str:
         """What a place is called within its task."""
         title = self.plan.title
         parts = ["no warm-up"] if place.warmup == NONE else [title("warmups", place.warmup), title("parts", place.part)]
         settings = {row.place.setting for row in self.rows}
-        return ", ".join(parts + [title("settings", place.setting)] * (setting and len(settings) > 1))
+        return ", ".join(parts + [title("settings", place.setting)] * (len(settings) > 1))
 
     def headline(self) -> list[str]:
         """How far the plan is, and the best of each task against its control, in sentences."""
@@ -153,8 +152,9 @@ def find_outcomes(lab: Lab, statuses: dict[str, Status], out: Path, command: str
     """
     entropies = _Entropies(out / ENTROPY)
     by_place: dict[Place, list[Outcome]] = {}
+    cells = {cell.hash: cell for cell in lab.cells}
     for (place, seed), digest in lab.places.items():
-        by_place.setdefault(place, []).append(_outcome(lab, place, seed, digest, statuses, entropies))
+        by_place.setdefault(place, []).append(_outcome(lab, place, seed, cells[digest], statuses, entropies))
     entropies.write()
     controls = {
         place: {o.seed: o.value for o in found if o.value is not None}
@@ -162,7 +162,6 @@ def find_outcomes(lab: Lab, statuses: dict[str, Status], out: Path, command: str
         if place.warmup == NONE
     }
     rows = [_row(lab.plan, place, found, controls) for place, found in by_place.items()]
-    cells = {cell.hash: cell for cell in lab.cells}
     failed = [f"{cells[h].title}: {s.state}: {s.note}" for h, s in statuses.items() if s.note]
     runs = [s.run for s in statuses.values() if s.run]
     return Findings(
@@ -194,26 +193,31 @@ def _row(plan: LabPlan, place: Place, outcomes: list[Outcome], controls: dict[Pl
 
 
 def _outcome(
-    lab: Lab, place: Place, seed: int, digest: str, statuses: dict[str, Status], entropies: "_Entropies"
+    lab: Lab, place: Place, seed: int, cell: LabCell, statuses: dict[str, Status], entropies: "_Entropies"
 ) -> Outcome:
-    cell = next(cell for cell in lab.cells if cell.hash == digest)
-    status = statuses[digest]
-    base = (place, seed, digest, str(cell.folder), cell.arguments, status.state, status.note)
+    status = statuses[cell.hash]
+    base = (place, seed, cell.hash, str(cell.folder), cell.arguments, status.state, status.note)
     run = status.run
     if run is None:
         return Outcome(*base)
     curve = [(samples, 100 * value) for samples, value in run.curve(STAGE, METRIC)]
-    warmups = {groups: statuses[warmup.hash].run for groups, warmup in lab.warmups[digest].items()}
+    warmups = {groups: statuses[warmup.hash].run for groups, warmup in lab.warmups[cell.hash].items()}
     return Outcome(
         *base,
         value=100 * run.result["metrics"][METRIC],
-        exact=100 * run.result["metrics"].get("exact", float("nan")),
+        exact=_per_cent(run, "exact"),
         curve=curve,
         take_off=take_off(curve, lab.plan.tasks[place.task].take_off),
         entropy=entropies.of(run),
-        warmup={g: 100 * float(w.result["metrics"].get("accuracy", float("nan"))) for g, w in warmups.items() if w},
+        warmup={g: learnt for g, w in warmups.items() if w and (learnt := _per_cent(w, METRIC)) is not None},
         seconds=run.result["stages"][STAGE]["seconds"],
     )
+
+
+def _per_cent(run: Run, metric: str) -> float | None:
+    """A metric of a finished run; None where its version did not measure it."""
+    value = run.result["metrics"].get(metric)
+    return None if value is None else 100 * float(value)
 
 
 def take_off(curve: list[tuple[int, float]], threshold: float) -> int | None:

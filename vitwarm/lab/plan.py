@@ -1,6 +1,7 @@
 """A plan of the laboratory: tasks x warm-ups x parts x settings x seeds. One YAML file; data only, like a recipe."""
 
 import json
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
@@ -15,7 +16,18 @@ from vitwarm.recipe import recipes_folder
 
 NONE = "none"  # the warm-up of a control
 _RUNS = ("run", "model")  # sections that both a warm-up and a task have
-_OURS = ("seed", "run.dir", "init_from", "resume_from", "transfer.sources", "algorithmic.task")  # set for each cell
+_OURS = (  # set for each cell
+    *(
+        "seed",
+        "run.dir",
+        "run.smoke",
+        "run.keep_at",
+        "init_from",
+        "resume_from",
+        "transfer.sources",
+        "algorithmic.task",
+    ),
+)
 _NAME = re.compile(r"\w[\w .,+-]*")
 
 Settings = Mapping[str, Any]
@@ -139,7 +151,7 @@ class LabPlan:
         """The words that give the recipe of a warm-up's run, but for its seed."""
         own = self.warmups[warmup]
         keys = [self.set, own.set, *self._of_setting(setting, warmup)]
-        taken = _words(keys, lambda key: _warms(key) or key.partition(".")[0] in _RUNS)
+        taken = _words(keys, _of_warmup)
         return [f"recipe={own.recipe}", "algorithmic.task=null", *taken]
 
     def _of_setting(self, setting: str, warmup: str) -> list[Settings]:
@@ -149,6 +161,10 @@ class LabPlan:
 
 def _warms(key: str) -> bool:
     return key.startswith("warmup.")
+
+
+def _of_warmup(key: str) -> bool:
+    return _warms(key) or key.partition(".")[0] in _RUNS
 
 
 def _words(keys: list[Settings], wanted: Any) -> list[str]:
@@ -207,17 +223,18 @@ class _Reader:
         fixed = None if seeds is None else self.seeds(seeds, "seeds")
         self.known(tree, {f.name for f in fields(LabPlan)} - {"name", "overrides"}, "")
         found: dict[str, Any] = {
-            kind: {name: self.one(cls, spec, f"{kind}.{name}") for name, spec in self.mapping(tree, kind).items()}
+            kind: {str(name): self.one(cls, spec, f"{kind}.{name}") for name, spec in self.mapping(tree, kind).items()}
             for kind, cls in (("tasks", Task), ("warmups", WarmUp), ("parts", Part), ("settings", Setting))
         }
         self.compositions(found["warmups"])
+        self.meant(found)
         blocks = tree.get("cells")
         if not isinstance(blocks, list) or not blocks:
             raise UserError(f"{self.path}: cells: a list of {{tasks, warmups, parts, settings, seeds}}")
         return found | {
             "description": str(tree.get("description") or ""),
             "cells": tuple(self.block(b, f"cells[{i}]", found, fixed) for i, b in enumerate(blocks)),
-            "published": tuple(self.published(row, found) for row in tree.get("published") or []),
+            "published": tuple(self.published(row, found) for row in self.rows(tree, "published")),
             "set": self.settings(self.mapping(tree, "set"), "set"),
             "overrides": self.settings(overrides, "the command line"),
         }
@@ -235,6 +252,12 @@ class _Reader:
             raise UserError(f"{self.path}: {key} is a mapping, not {value!r}")
         return value
 
+    def rows(self, tree: dict[str, Any], key: str) -> list[Any]:
+        value = tree.get(key) or []
+        if not isinstance(value, list):
+            raise UserError(f"{self.path}: {key} is a list, not {value!r}")
+        return value
+
     def one(self, cls: type[T], spec: Any, where: str) -> T:
         """A task, warm-up, part or setting."""
         name = where.partition(".")[2]
@@ -242,10 +265,13 @@ class _Reader:
             raise UserError(f"{self.path}: {where}: {name!r} becomes part of a folder's name; choose another")
         self.known({} if spec is None else spec, {f.name for f in fields(cls)}, where)  # type: ignore[arg-type]
         given = dict(spec or {})
+        given |= {key: str(given[key]) for key in ("recipe", "title", "prediction") if key in given}
+        if "sources" in given:
+            given["sources"] = {str(g): str(w) for g, w in self.mapping(given, "sources").items()}
         given |= {"set": self.settings(self.mapping(given, "set"), f"{where}.set")}
         if "warmups" in given:
             single = self.mapping(given, "warmups")
-            given["warmups"] = {w: self.settings(keys, f"{where}.warmups.{w}") for w, keys in single.items()}
+            given["warmups"] = {str(w): self.settings(keys, f"{where}.warmups.{w}") for w, keys in single.items()}
         if "take_off" in given and not isinstance(given["take_off"], (int, float)):
             raise UserError(f"{self.path}: {where}: take_off is an accuracy in per cent, not {given['take_off']!r}")
         try:
@@ -272,6 +298,20 @@ class _Reader:
             for source in warmup.sources.values():
                 if not getattr(warmups.get(source), "recipe", ""):
                     raise UserError(f"{self.path}: warmups.{name}: no warm-up {source} with a recipe")
+
+    def meant(self, found: dict[str, Any]) -> None:
+        """Refuse keys that would have no effect: a plan takes hours."""
+        for kind, wrong in (("tasks", _warms), ("parts", _warms), ("warmups", lambda key: not _of_warmup(key))):
+            for name, one in found[kind].items():
+                if key := next(filter(wrong, one.set), None):
+                    raise UserError(f"{self.path}: {kind}.{name}.set: {key} has no effect there")
+                if kind == "warmups" and one.sources and one.set:
+                    raise UserError(f"{self.path}: {kind}.{name}: a composition has no keys; set those of its sources")
+        for name, setting in found["settings"].items():
+            if unknown := next((w for w in setting.warmups if w not in (*found["warmups"], NONE)), None):
+                raise UserError(
+                    f"{self.path}: settings.{name}.warmups: no {unknown!r}{nearest(unknown, found['warmups'])}"
+                )
 
     def block(self, spec: Any, where: str, known: dict[str, Any], seeds: tuple[int, ...] | None) -> Block:
         self.known(spec, {f.name for f in fields(Block)}, where)
@@ -305,6 +345,8 @@ class _Reader:
         self.known(row, {f.name for f in fields(Published)}, "published")
         try:
             point = Published(**(row | {"value": float(row["value"])}))
+            if not math.isfinite(point.value):
+                raise ValueError
         except (KeyError, TypeError, ValueError):
             wanted = ", ".join(f.name for f in fields(Published))
             raise UserError(f"{self.path}: published: a list of {{{wanted}}}, not {row!r}") from None

@@ -209,6 +209,7 @@ def _entropies(found: Findings) -> Table:
                 shown = [" ".join(f"{e:.2f}" for e in heads) for heads in mean]
                 lines.append([f"{found.plan.title('tasks', task)}, {found.name(row.place)}", *shown])
     depth = max((len(line) - 1 for line in lines), default=0)
+    lines = [line + [""] * (depth + 1 - len(line)) for line in lines]
     return Table(["cell", *(f"block {b}" for b in range(depth))], lines)
 
 

@@ -31,9 +31,9 @@ def quiet():
     return {**SHORT, "progress": False}
 
 
-def small(seed: int = 0):
+def small(seed: int = 0, **more):
     torch.manual_seed(seed)
-    return timm.create_model("vit_tiny_patch16_224", num_classes=3, **ARGS)
+    return timm.create_model("vit_tiny_patch16_224", num_classes=3, **ARGS | more)
 
 
 def weights(model):
@@ -146,6 +146,8 @@ def test_a_folder_resumes_and_no_folder_leaves_nothing(tmp_path, monkeypatch, qu
     assert steps == sorted(steps)
     with pytest.raises(UserError, match="another run"):
         vitwarm.warm_up(small(), dir="folder", **{**quiet, "rule": {"name": "dyck", "k": 5}})
+    with pytest.raises(UserError, match="folder holds the warm-up of a model of another size; choose another dir"):
+        vitwarm.warm_up(small(depth=3), dir="folder", **quiet)
 
 
 def test_what_cannot_be_is_refused_and_the_model_stays(quiet):
@@ -179,6 +181,10 @@ def test_what_cannot_be_is_refused_and_the_model_stays(quiet):
             vitwarm.warm_up(model, **arguments)
         assert "\n" not in str(caught.value)
         assert not differing(before, model.state_dict())
+    seen: list = []
+    with pytest.raises(UserError, match="layers=2"):
+        vitwarm.warm_up(model, groups="layers=2", **{**quiet, "on_log": seen.append, "on_eval": seen.append})
+    assert not seen  # before anything is trained
     with pytest.raises(UserError, match="not both"):
         vitwarm.warm_up(model, budget="10 steps", **quiet)
     with pytest.raises(UserError, match="cannot be warmed up"):

@@ -9,6 +9,7 @@ import os
 import re
 import secrets
 import shutil
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
@@ -213,7 +214,7 @@ def locked(path: Path, refusal: str | None = None) -> Iterator[None]:
         if refusal is None:
             with contextlib.suppress(OSError):
                 fcntl.lockf(handle, fcntl.LOCK_EX)
-        elif not _try_lock(handle):
+        elif not _lock_soon(handle):
             raise UserError(refusal)
         yield
 
@@ -230,6 +231,15 @@ def is_locked(path: Path) -> bool:
         return False
     except OSError:
         return True
+
+
+def _lock_soon(handle: IO[str]) -> bool:
+    """Try for a fifth of a second: who asks `is_locked` holds a lock for a moment."""
+    for _ in range(10):
+        if _try_lock(handle):
+            return True
+        time.sleep(0.02)
+    return False
 
 
 def _try_lock(handle: IO[str]) -> bool:

@@ -1,6 +1,7 @@
 """`vitwarm.warm_up`: the warm-up stage of a recipe on a model that somebody already has."""
 
 import contextlib
+import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from inspect import signature
@@ -22,7 +23,7 @@ from vitwarm.files import expanded
 from vitwarm.keys import require_seed
 from vitwarm.procedural import Rule
 from vitwarm.recipe import build_recipe, recipe_hash
-from vitwarm.run_folder import CHECKPOINTS, LOG, check_folder, newest_checkpoint, open_folder, warn
+from vitwarm.run_folder import CHECKPOINTS, LOG, check_folder, newest_checkpoint, open_folder, record_data, warn
 from vitwarm.selection import Selection, words_of
 from vitwarm.signals import stop_signals
 from vitwarm.stages import RuleStage, make_warmup
@@ -109,7 +110,8 @@ def warm_up(
         budget: the length in other units: "3.84M" sequences, "20M tokens".
         seed: root seed of the sequences and of what the stage adds (symbol tables, head).
         groups: what is copied into the model: `trunk`, or a part such as `attention` (docs/modular.md).
-        dir: folder of checkpoints and log, from which the same call resumes. None keeps nothing.
+        dir: folder of checkpoints and log, from which the same call resumes, whatever weights the model has by then.
+            None keeps nothing.
         progress: show a progress bar.
         on_log: called with each log entry.
         on_eval: called with each evaluation.
@@ -158,6 +160,7 @@ def warm_up(
         held.enter_context(torch.enable_grad())
         held.enter_context(torch.random.fork_rng(devices=[device] if device.type == "cuda" else []))
         stage = make_warmup(config, None, trunk)
+        merge(copy.deepcopy(trunk), [Part(words, stage.trained_tensors(stage.model), "the warm-up")])  # before hours
         outcome, curve, trained = _train(stage, config, device, progress, on_log, on_eval, held)
         report = merge(trunk, [Part(words, stage.trained_tensors(trained), "the warm-up")])
     of = "" if words == ["trunk"] else f" ({' '.join(words)})"
@@ -233,9 +236,14 @@ class _Here:
         return model.no_sync() if isinstance(model, DistributedDataParallel) else contextlib.nullcontext()
 
 
-def _open(folder: Path, config: Config, held: contextlib.ExitStack) -> None:
+def _open(folder: Path, config: Config, held: contextlib.ExitStack, model: nn.Module) -> None:
     check_folder(folder, config)
     open_folder(folder, config, held, 0)
+    shapes = {name: str(tuple(tensor.shape)) for name, tensor in model.state_dict().items()}
+    try:
+        record_data(folder, shapes, {})
+    except UserError as error:
+        raise UserError(f"{folder} holds the warm-up of a model of another size; choose another dir") from error
 
 
 def _train(
@@ -257,7 +265,7 @@ def _train(
     resume, stop, curve = None, [], []
     if folder is not None:
         stop = held.enter_context(stop_signals())
-        processes.main_does(lambda: _open(folder, config, held))
+        processes.main_does(lambda: _open(folder, config, held, stage.model))
         resume = processes.main_does(lambda: newest_checkpoint(folder, config, warn))
 
     def listen(entry: dict[str, Any]) -> None:

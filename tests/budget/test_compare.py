@@ -89,6 +89,10 @@ def test_keys_that_were_chosen_for_each_arm_are_shown(arms, tmp_path):
         write_run(tmp_path / "mixed-0", 0.7, "seed=0")
         write_run(tmp_path / "mixed-1", 0.7, "seed=1", "train.lr=3e-3")
         compare({"a": read_arm(str(tmp_path / "mixed-*")), "b": arms["default"][:2]}, ["train.lr"])
+    with pytest.raises(UserError, match=r"warmup\.\S+, in one arm"):
+        write_run(tmp_path / "rules-0", 0.7, "seed=0")
+        write_run(tmp_path / "rules-1", 0.7, "seed=1", "warmup.budget=7 steps")
+        compare({"a": read_arm(str(tmp_path / "rules-*")), "b": arms["default"][:2]})
 
 
 def test_what_an_arm_starts_from_is_part_of_its_cost(tmp_path):

@@ -17,6 +17,7 @@ from transformers import AutoModelForCausalLM, AutoModelForImageClassification, 
 import vitwarm
 from vitwarm.errors import UserError
 from vitwarm.exports.opening import lineage
+from vitwarm.transfer import compose
 from vitwarm.trunk import build_decoder
 
 SMALL = {"img_size": 32, "patch_size": 8, "embed_dim": 48, "depth": 2, "num_heads": 3}
@@ -253,6 +254,8 @@ def test_the_card_tells_what_was_done_in_order_as_far_as_it_is_left(tmp_path):
     vitwarm.export(model, source, license="mit")
     dyck, other, copied = "warm-up of 1 steps on dyck", "warm-up of 1 steps on set", f"weights of {source}"
 
+    parts, composed = {"attention": source, "mlp": source}, f"composed: attention of {source}, mlp of {source}"
+
     def mimetic():
         vitwarm.initialise(model, "mimetic", seed=0)
 
@@ -270,6 +273,8 @@ def test_the_card_tells_what_was_done_in_order_as_far_as_it_is_left(tmp_path):
         (lambda: warm_up("set", 3), f"{copied}; then {dyck} (seed 0); then {other} (seed 3)", None, trunk),
         (lambda: warm_start("attention mlp norm"), f"attention mlp norm of {source}", None, trunk),
         (mimetic, f"attention mlp norm of {source}; then initialised as mimetic", 0, trunk - matrices),
+        (lambda: compose(model, parts), f"attention mlp norm of {source}; then {composed}", None, trunk),
+        (mimetic, f"attention mlp norm of {source}; then {composed}; then initialised as mimetic", 0, trunk - matrices),
     ):
         act()
         record, text = told(tmp_path / "out", copy.deepcopy(model))

@@ -150,7 +150,7 @@ def test_names_and_titles_may_be_numbers(lab):
 
 
 def test_a_warmup_is_found_under_the_name_that_another_plan_gave_it(lab):
-    first = next(cell for cell in lab().cells if not cell.needs)
+    first = next(cell for cell in lab().cells if cell.stage == WARMUP)
     elsewhere = first.folder.with_name(f"another-seed{first.seed}-{first.hash[:6]}")
     elsewhere.mkdir(parents=True)
     (elsewhere / "result.json").write_text("{}")

@@ -22,6 +22,7 @@ from vitwarm.recipe import NOT_IDENTITY
 
 # The keys in which arms of one comparison may differ: how the trunk starts. All other keys must be equal.
 ARM_KEYS = (*NOT_IDENTITY, "seed", "init_from", "model.init", "warmup", "transfer")
+_SEED_KEYS = (*NOT_IDENTITY, "seed", "init_from", "transfer.sources")  # in which the seeds of an arm may
 
 
 @dataclass(frozen=True)
@@ -81,7 +82,7 @@ def check_comparable(arms: dict[str, list[Run]], tuned: Sequence[str] = ()) -> N
                 "a paired comparison needs equal seeds"
             )
         for run in runs:
-            if changed := differences(runs[0].config, run.config, tuple(k for k in KEYS if k not in tuned)):
+            if changed := differences(runs[0].config, run.config, _SEED_KEYS):
                 raise UserError(f"{run.folder} differs from {runs[0].folder} in {next(iter(changed))}, in one arm")
             if main_stage(run.config) is None:
                 raise UserError(f"{run.folder} is a warm-up alone; compare runs with a main stage")

@@ -141,6 +141,10 @@ class _Maker:
         key = (*words, *(word.partition("=")[0] for word in given))
         if key not in self.recipes:
             self.recipes[key] = self._read(name, [*words, *given], stage)
+            if not given and (self.recipes[key].init_from or self.recipes[key].transfer.sources):
+                raise UserError(
+                    f"plan {self.plan.name}: {name}: {words[0]} starts from given weights; name a recipe without"
+                )
         config = self.recipes[key]
         sources = dict(start) if start and "" not in start else {}
         config = replace(config, seed=seed, init_from=start.get(""), transfer=replace(config.transfer, sources=sources))

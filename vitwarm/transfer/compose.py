@@ -16,6 +16,7 @@ from vitwarm.transfer.groups import block_of, canonical, select
 from vitwarm.transfer.perturb import describe, perturb
 from vitwarm.transfer.warm_start import TransferReport, read_source, require_fit, require_same_blocks, transfer
 from vitwarm.trunk import require_values, trunk_facts
+from vitwarm.trunk.history import Change, note
 
 
 @dataclass(frozen=True)
@@ -117,7 +118,20 @@ def compose(
         tensors, found = read_source(source)
         require_same_blocks(model, found)
         parts.append(Part(groups.split(), tensors, found))
-    return merge(model, parts, controls, seed=seed)
+    report = merge(model, parts, controls, seed=seed)
+    change = Change(
+        _story(sources, controls or {}),
+        seed if controls else None,
+        tuple(report.copied),
+        lineage=lineage([part.source for part in parts]),
+    )
+    note(model, change, replaced=() if any(Selection.parse(p.groups).heads for p in parts) else report.copied)
+    return report
+
+
+def _story(sources: Mapping[str, str | Path], controls: Mapping[str, str]) -> str:
+    given = ", ".join(f"{groups} of {source}" for groups, source in sources.items())
+    return f"composed: {given}" + (f", after the controls {describe(controls)}" if controls else "")
 
 
 def record_of(
@@ -150,10 +164,8 @@ def record_of(
             "sha256": sha256_of_weights(Path(file)),
             "tensors": [own for own, name in canonical(report.copied).items() if name in taken],
         }
-    given = ", ".join(f"{groups} of {source}" for groups, source in sources.items())
-    changed = f", after the controls {describe(controls)}" if controls else ""
     return {
-        "start": f"composed: {given}{changed}; the rest {f'of {target}' if weights else 'fresh'}",
+        "start": f"{_story(sources, controls)}; the rest {f'of {target}' if weights else 'fresh'}",
         "trained": None,
         **lineage([str(file) for file in (*(o["file"] for o in origins.values()), weights) if file]),
         "sources": origins,

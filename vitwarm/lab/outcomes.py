@@ -129,7 +129,10 @@ class Findings:
             best = max(self.of(task), key=lambda row: row.mean or 0.0)
             control = control_of(self.rows, best.place)
             text = f"{self.plan.title('tasks', task)}: best is {self.name(best.place)}, {best.mean:.1f} %"
-            if control and control.mean is not None and control is not best:
+            if best.place.warmup == NONE:
+                beyond = ", and no warm-up is above it" if len(self.of(task)) > 1 else ""
+                text = f"{self.plan.title('tasks', task)}: {best.mean:.1f} % without a warm-up{beyond}"
+            elif control and control.mean is not None:
                 text += f" against {control.mean:.1f} % without a warm-up"
             lines.append(f"{text} ({len(best.values)} seed{'s'[: len(best.values) != 1]}).")
         return lines

@@ -10,7 +10,7 @@ from vitwarm.budget.runs import Run, read_run
 from vitwarm.errors import UserError
 from vitwarm.files import is_locked
 from vitwarm.reading import read_json
-from vitwarm.recipe import read_frozen, recipe_hash
+from vitwarm.recipe import frozen_hash, read_frozen, recipe_hash
 
 DONE, RUNNING, BEGUN, WAITING, CRASHED, FOREIGN = "done", "running", "begun", "waiting", "crashed", "not usable"
 MARKS = {DONE: "#", RUNNING: ">", BEGUN: "~", WAITING: ".", CRASHED: "x", FOREIGN: "!"}
@@ -144,6 +144,20 @@ def _of_another(run: Run) -> str:
     """The reason why a result does not belong to its folder, or an empty string."""
     own = run.result["seed"] == run.config.seed and run.result["recipe_hash"] == run.hash
     return "" if own else "result.json belongs to another recipe than recipe.yaml"
+
+
+def folder_of(runs: Path, name: str, seed: int, digest: str) -> Path:
+    """Where a cell's run lies: under whatever name another plan has finished it, else where it would be made.
+
+    Args:
+        runs: folder of the run folders.
+        name: of the cell.
+        seed: of the run.
+        digest: hash of its recipe.
+    """
+    end = f"-seed{seed}-{digest[:6]}"
+    others = (f.parent for f in sorted(runs.glob(f"*{end}/result.json")) if f.with_name("recipe.yaml").is_file())
+    return next((f for f in others if frozen_hash(f / "recipe.yaml") == digest), runs / f"{name}{end}")
 
 
 def is_held(folder: Path) -> bool:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from vitwarm.amounts import Amount
-from vitwarm.budget.cells import DONE, MARKS, WAITING, Status, counts
+from vitwarm.budget.cells import DONE, MARKS, WAITING, Status, counts, folder_of
 from vitwarm.budget.compare import ARM_KEYS
 from vitwarm.budget.plan import UNITS, Plan
 from vitwarm.budget.runs import Run
@@ -251,7 +251,7 @@ def _cell(
     arguments = plan.arguments(name, seed, *more)
     config = load_recipe(list(arguments))
     digest = recipe_hash(config)
-    folder = runs / f"{name}-{100 * budget:g}-seed{seed}-{digest[:6]}"
+    folder = folder_of(runs, f"{name}-{100 * budget:g}", seed, digest)
     trunk = whole.hash if branched and whole else None
     return Cell(name, budget, seed, main, config, digest, arguments, folder, taken, needs, trunk)
 

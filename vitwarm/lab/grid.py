@@ -7,13 +7,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from vitwarm.budget.cells import Status, counts
+from vitwarm.budget.cells import Status, counts, folder_of
 from vitwarm.budget.runs import WARMUP, Run
 from vitwarm.checks import main_stage
 from vitwarm.config import Config
 from vitwarm.errors import UserError
 from vitwarm.lab.plan import NONE, LabPlan
-from vitwarm.recipe import frozen_hash, load_recipe, recipe_hash
+from vitwarm.recipe import load_recipe, recipe_hash
 
 STAGE, METRIC = "algorithmic", "accuracy"
 
@@ -151,10 +151,7 @@ class _Maker:
         digest = recipe_hash(config)
         if digest not in self.known:
             title = f"{name.replace('-', ' · ')}, seed {seed}"
-            folder = self.runs / f"{re.sub(r'[^A-Za-z0-9_.-]+', '_', name)}-seed{seed}-{digest[:6]}"
-            if stage == WARMUP:  # tasks start from it: where it is, under whatever name another plan has made it
-                others = (path.parent for path in sorted(self.runs.glob(f"*-seed{seed}-{digest[:6]}/result.json")))
-                folder = next((path for path in others if frozen_hash(path / "recipe.yaml") == digest), folder)
+            folder = folder_of(self.runs, re.sub(r"[^A-Za-z0-9_.-]+", "_", name), seed, digest)
             needs = tuple(map(Path, start.values()))
             arguments = (*words, *given, f"seed={seed}")
             self.known[digest] = LabCell(title, seed, config, digest, arguments, folder, needs, stage)

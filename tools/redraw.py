@@ -20,10 +20,10 @@ def redraw() -> None:
     """Draw the figures and write the reports of the studies; what no page links to goes."""
     for study in sorted(RESULTS.rglob("study.json")):
         write_report(read_study(study), study.parent)
-    for name in ("digits", "cifar10_narrow"):
+    for name in ("digits", "cifar10_narrow", "starts_cifar10", "starts_imagenette"):
         content = _read(name)
         rows = _rows(compare.ComparedArm, content["rows"])
-        labels = {row["arm"]: row["label"] for row in content["rows"]}
+        labels = {row["arm"]: row.get("label", row["arm"]) for row in content["rows"]}
         curves = {labels[arm]: seeds for arm, seeds in content["curves"].items()}
         compare.plot(rows, curves, "images", RESULTS / f"{name}.png")
     compare.plot_differences(_rows(compare.ComparedArm, _read("arms")["arms"]), RESULTS / "arms.png")
@@ -43,7 +43,7 @@ def _read(name: str) -> Any:
 def _rows(kind: Any, rows: list[dict[str, Any]]) -> list[Any]:
     """Rows of a table under the names that figures show; what an older version did not write, no figure needs."""
     names = [field.name for field in fields(kind)]
-    known = ({name: row.get(name) for name in names} | {"arm": row["label"]} for row in rows)
+    known = ({name: row.get(name) for name in names} | {"arm": row.get("label", row["arm"])} for row in rows)
     return [kind(**row | {"metric": row["metric"] or "top1"}) for row in known]
 
 

@@ -222,8 +222,8 @@ def warm_start(
         model: any supported timm model, a decoder of ours or a `GPT2LMHeadModel` of transformers, also within DDP,
             `torch.compile` or a moving average; under `fit="exact"` of the source's width and depth.
         source: folder of a run, an export or a checkpoint, or a .safetensors file (one of several: the folder, or its
-            index); `vitwarm:core` is the package's compact core. None is `initialise` with `conditioned`, the best
-            that we know to cost nothing (docs/evidence.md); not for decoders.
+            index); `vitwarm:core` is the package's compact core. None is `initialise` with `conditioned`, which costs
+            nothing and is ahead where training is short (docs/results/starts.md); not for decoders.
         groups: what to copy: `trunk`, or a part of it (`attention`, `mlp`, `norm`, `layers=last:4`), `embedding`,
             `head`; see `vitwarm.selection`.
         fit: `exact`; `select` a part of a larger source; `expand` a core (see `vitwarm.transfer.resize`). The

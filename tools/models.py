@@ -19,10 +19,11 @@ from vitwarm.errors import UserError
 from vitwarm.exports.layout import PROVENANCE
 from vitwarm.transfer import read_source, resize
 from vitwarm.transfer.core import CORE
-from vitwarm.transfer.warm_start import PACKAGED
+from vitwarm.transfer.warm_start import FREE, PACKAGED
 from vitwarm.trunk import Trunk
 from vitwarm.trunk.families import adapter_of, family_of
 from vitwarm.trunk.initialisations import attentions
+from vitwarm.trunk.initialisations.registry import registered
 
 PAGE = Path(__file__).parents[1] / "docs/models.md"
 PATTERNS = ("*vit*", "*deit*", "*eva*", "*beit*", "*siglip*", "*dinov3*", "aimv2*")
@@ -74,7 +75,7 @@ def examine(name: str) -> Row:
         with torch.no_grad():
             Trunk(model)(torch.empty(1, 4, model.embed_dim, device="meta"), is_causal=True)
         try:
-            attentions(family_of(model))
+            attentions(family_of(model), _FREE)
         except ValueError as error:
             free = str(error)
         try:
@@ -96,6 +97,7 @@ def examine(name: str) -> Row:
     )
 
 
+_FREE = registered()[FREE]
 _HEADS = json.loads((CORE / PROVENANCE).read_text(encoding="utf-8"))["trunk"]["heads"]
 _CORE: dict[str, torch.Tensor] = {}
 

@@ -267,7 +267,7 @@ def test_without_a_source_it_is_conditioned_attention():
         with pytest.raises(UserError, match="leave groups and fit out, or give a source, say 'vitwarm:core'"):
             vitwarm.warm_start(given, **wrong)
     with pytest.raises(UserError, match="has no single attention; give a source"):
-        vitwarm.warm_start(timm.create_model("vit_pwee_patch16_reg1_gap_256", depth=1))
+        vitwarm.warm_start(timm.create_model("vit_dpwee_patch16_reg1_gap_256", depth=1))
 
 
 def test_unknown_group_is_refused():

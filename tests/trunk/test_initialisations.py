@@ -215,6 +215,34 @@ def test_a_run_starts_both_stages_alike_and_builds_the_same_again():
     )
 
 
+@torch.no_grad()
+@pytest.mark.parametrize(
+    ("name", "more"),
+    [
+        ("vit_base_patch16_xp_224", {}),
+        ("vit_pwee_patch16_reg1_gap_256", {}),
+        ("vit_tiny_patch16_224", {"qk_norm": True, "scale_attn_norm": True}),
+    ],
+)
+def test_conditioned_attention_beside_an_mlp_and_between_norms(name, more):
+    """Of a projection that the MLP shares only the rows of the attention change; norms stay as they are."""
+    torch.manual_seed(0)
+    vit = timm.create_model(name, num_classes=5, **SMALL | more)
+    block = vit.blocks[1]
+    before = {n: t.clone() for n, t in block.state_dict().items()}
+    initialise(vit, "conditioned", seed=0)
+    parallel = not hasattr(block, "attn")
+    weight = block.in_proj.weight if parallel else block.attn.qkv.weight
+    width = weight.shape[1]
+    for matrix in weight[-3 * width : -width].chunk(2):
+        torch.testing.assert_close(matrix @ matrix.T, torch.eye(width), atol=1e-5, rtol=0)
+    assert torch.equal(weight[-width:], torch.eye(width))
+    name_of = "in_proj." if parallel else "attn.qkv."
+    assert torch.equal(weight[: -3 * width], before[f"{name_of}weight"][: -3 * width])
+    assert all(torch.equal(t, before[n]) for n, t in block.state_dict().items() if "bias" not in n and name_of not in n)
+    assert vit(torch.randn(2, 3, 32, 32)).isfinite().all()
+
+
 # Refusals
 
 
@@ -224,7 +252,7 @@ def test_a_run_starts_both_stages_alike_and_builds_the_same_again():
         ("mimetic", "vit_tiny_patch16_224", {"qk_norm": True}, r"more than query, key.*q_norm\.weight"),
         ("mimetic", "vit_dpwee_patch16_reg1_gap_256", {}, "no single attention"),
         ("conditioned", "vit_small_patch16_18x2_224", {}, "no single attention"),
-        ("conditioned", "vit_base_patch16_xp_224", {}, "no single attention"),
+        ("conditioned", "vit_dpwee_patch16_reg1_gap_256", {}, "no single attention"),
         ("impulse", "vit_small_patch16_dinov3", {}, "no learned position"),
         ("impulse", "beit_base_patch16_224", {}, "no learned position"),
         ("impulse", "vit_relpos_base_patch16_224", {}, "no learned position"),

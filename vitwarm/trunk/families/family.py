@@ -12,6 +12,7 @@ from typing import Any, ClassVar, TypeVar
 
 import torch
 from timm.layers import HybridEmbed
+from timm.models.vision_transformer import ParallelScalingBlock
 from timm.models.vitamin import MbConvStages
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
@@ -249,6 +250,8 @@ class Family:
             ValueError: the block has not one attention of query, key, value and projection.
         """
         attn: Any = getattr(block, "attn", None)
+        if type(block) is ParallelScalingBlock and block.attn_out_proj is not None:
+            return _beside_mlp(block)
         if attn is None:
             raise ValueError(f"a {type(block).__name__} has no single attention")
         own = {f"attn.{n}": p for n, p in attn.named_parameters()}
@@ -447,6 +450,17 @@ def stacked(name: str) -> str:
     while name not in _STACKS and name:
         name = name.partition(".")[2]  # parallel attention stands one level deeper
     return _STACKS.get(name, "")
+
+
+def _beside_mlp(block: ParallelScalingBlock) -> Attention:
+    """The attention of a block whose `in_proj` gives the hidden units of its MLP, then query, key and value."""
+    hidden, *_ = block.in_split
+    _, query, key, value = block.in_proj.weight.split(block.in_split)
+    out: Any = block.attn_out_proj
+    biases = (None if block.in_proj.bias is None else block.in_proj.bias[hidden:], out.bias)
+    others = tuple(n for n, _ in block.named_parameters() if n.startswith(("q_norm.", "k_norm.")))
+    found = tuple(bias for bias in biases if bias is not None)
+    return Attention(query, key, value, out.weight, found, others, block.num_heads)
 
 
 def _longest(table: Mapping[str, str], name: str) -> str:

@@ -95,7 +95,7 @@ def rewrite(model: nn.Module, name: str, *, seed: int) -> tuple[Change, tuple[st
     family = family_of(require_values(model))
     before = {name: tensor.clone() for name, tensor in family.model.state_dict().items()}
     try:
-        layers = attentions(family)
+        layers = attentions(family, found)
         streams = [keyed_rng(seed, "init", found.stream, number) for number in range(len(layers))]
         found.rewrite(layers, streams, family)
     except ValueError as error:
@@ -110,19 +110,20 @@ def rewrite(model: nn.Module, name: str, *, seed: int) -> tuple[Change, tuple[st
     return Change(f"initialised as {name}", seed, changed, warms=False), replaced
 
 
-def attentions(family: Family) -> list[Attention]:
-    """The weights to set, of each block.
+def attentions(family: Family, found: Initialisation) -> list[Attention]:
+    """The weights that an initialisation is to set, of each block.
 
     Raises:
-        ValueError: a block computes more than x -> query, key, value -> projection, which the formulas assume.
+        ValueError: a block computes more than x -> query, key, value -> projection, which its formulas assume.
     """
-    return [_attention(family, block) for block in family.model.blocks]
+    return [_attention(family, block, found.despite_norms) for block in family.model.blocks]
 
 
-def _attention(family: Family, block: nn.Module) -> Attention:
+def _attention(family: Family, block: nn.Module, despite_norms: bool) -> Attention:
     layer = family.attention(block)
-    if layer.others:
-        raise ValueError(f"its attention has more than query, key, value and projection ({layer.others[0]})")
+    others = [n for n in layer.others if not (despite_norms and n.rpartition(".")[0].endswith("norm"))]
+    if others:
+        raise ValueError(f"its attention has more than query, key, value and projection ({others[0]})")
     width = len(layer.projection)
     if any(w.shape != (width, width) for w in (layer.query, layer.key, layer.value, layer.projection)):
         raise ValueError("its heads together are not as wide as the model")

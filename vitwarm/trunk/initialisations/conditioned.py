@@ -7,7 +7,7 @@ from vitwarm.trunk.families import Attention, Family
 from vitwarm.trunk.initialisations.registry import initialisation
 
 
-@initialisation("conditioned")
+@initialisation("conditioned", despite_norms=True)
 def conditioned(layers: list[Attention], rngs: list[np.random.Generator], family: Family) -> None:
     """Conditioned initialisation (OpenReview cKNOCYPo2W): matrices of condition number 1.
 

@@ -34,6 +34,7 @@ from vitwarm.recipe import load_recipe
 from vitwarm.run import run
 for arguments in json.loads(sys.argv[1]):
     run(load_recipe(arguments))
+dist.barrier()
 dist.destroy_process_group()  # as the commands do: gloo's threads may abort a process that leaves without
 """
 
@@ -86,6 +87,7 @@ for name in sorted(ELEMENTWISE & set(list_optimizers())):  # an older timm knows
         found[name] = repr(error)
 if dist.get_rank() == 0:
     print("FOUND " + json.dumps(found), flush=True)
+dist.barrier()  # a process that others still talk to may abort while it leaves
 dist.destroy_process_group()
 """
 

@@ -34,7 +34,6 @@ from vitwarm.recipe import load_recipe
 from vitwarm.run import run
 for arguments in json.loads(sys.argv[1]):
     run(load_recipe(arguments))
-dist.barrier()
 dist.destroy_process_group()  # as the commands do: gloo's threads may abort a process that leaves without
 """
 
@@ -87,8 +86,8 @@ for name in sorted(ELEMENTWISE & set(list_optimizers())):  # an older timm knows
         found[name] = repr(error)
 if dist.get_rank() == 0:
     print("FOUND " + json.dumps(found), flush=True)
-dist.barrier()  # a process that others still talk to may abort while it leaves
 dist.destroy_process_group()
+os._exit(0)  # the many groups of its meshes leave threads, at which an interpreter that ends by itself may abort
 """
 
 
@@ -107,7 +106,7 @@ def two_processes(program: str, *arguments: str) -> str:
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "--no-python"]
     command = [*launcher, sys.executable, "-c", program, *arguments]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=200)
-    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.returncode == 0, done.stderr
     return done.stdout
 
 
@@ -144,7 +143,6 @@ def test_two_sharded_processes_do_what_one_does_and_either_goes_on_from_the_othe
         assert ours[stage]["flops"] == theirs[stage]["flops"]
 
 
-@pytest.mark.long  # beside a busy suite gloo aborts one of its processes now and then
 def test_elementwise_optimisers_do_to_shards_what_they_do_to_the_whole():
     printed = two_processes(OPTIMISERS)
     found = json.loads(printed.split("FOUND ")[1].splitlines()[0])

@@ -93,6 +93,20 @@ def test_groups_dtype_and_mode_of_the_model_are_kept(quiet):
     assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
 
 
+@pytest.mark.parametrize("objective", [{}, {"objective": "next_state", "length": 64}])
+def test_the_default_type_of_torch_may_be_another(quiet, objective):
+    rule = {"name": "eca", "width": 16} if objective else RULE
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    try:
+        model = build_decoder("2_2_16", 32, 64, seed=0) if objective else small()
+        report = vitwarm.warm_up(model, **{**quiet, "rule": rule, **objective})
+    finally:
+        torch.set_default_dtype(before)
+    assert {p.dtype for p in model.parameters()} == {torch.float64}
+    assert report.transfer.copied and report.loss > 0
+
+
 def test_chance_is_the_best_constant_answer():
     """Of `set` with two symbols, counted here over the sequences that the dataset gives."""
     rule = {"name": "set", "symbols": 2}

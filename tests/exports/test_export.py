@@ -182,7 +182,7 @@ def test_only_an_older_export_is_replaced(tmp_path, monkeypatch):
         vitwarm.export(model, mine)
     (mine / ".git").mkdir()
     monkeypatch.chdir(tmp_path)
-    for place in (thesis, thesis / "chapter.txt", mine, ".", ".."):
+    for place in (thesis, thesis / "chapter.txt", thesis / "chapter.txt/new", mine, ".", ".."):
         thesis.mkdir(exist_ok=True)
         (thesis / "chapter.txt").write_text("mine")
         with pytest.raises(UserError, match="give a folder to make"):

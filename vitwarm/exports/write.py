@@ -129,9 +129,9 @@ def _check_replaceable(folder: Path) -> None:
     """Refuse a place where something else than an export stands: whatever is there would be removed.
 
     Raises:
-        UserError: a file, the current folder, a folder with other things in it.
+        UserError: a file, a place inside a file, the current folder, a folder with other things in it.
     """
-    if not folder.name:
+    if not folder.name or any(above.is_file() for above in folder.parents):
         raise UserError(f"cannot export to {str(folder)!r}; give a folder to make")
     held = list(folder.iterdir()) if folder.is_dir() else []
     older = (folder / PROVENANCE).is_file() and all(path.is_file() for path in held)

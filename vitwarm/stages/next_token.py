@@ -97,6 +97,7 @@ class StateModel(nn.Module):
             nn.init.normal_(layer.weight, std=INIT_STD, generator=generator)
         for layer in (self.stem, self.head):
             nn.init.zeros_(layer.bias)
+        self.float()  # as the trunk is, whatever torch's default type
 
     def forward(self, states: Tensor) -> Tensor:
         """(B, N, C) of 0 and 1, each state after the one before it, to (B, N, C) logits of the states that follow."""

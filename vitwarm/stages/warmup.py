@@ -53,6 +53,7 @@ class WarmupModel(nn.Module):
         generator = torch.Generator().manual_seed(int(keyed_rng(seed, "init", "warmup", "head").integers(2**63)))
         nn.init.trunc_normal_(self.head.weight, std=0.02, generator=generator)
         nn.init.zeros_(self.head.bias)
+        self.float()  # as the trunk is, whatever torch's default type
 
     def forward(self, tokens: Tensor, positions: Tensor) -> Tensor:
         """Logits at some positions.

@@ -11,6 +11,10 @@ from vitwarm.budget import compare, seeds
 from vitwarm.budget.efficiency import read_study
 from vitwarm.budget.report import write_report
 from vitwarm.budget.style import BASELINE, colour_of, style
+from vitwarm.lab.grid import Place
+from vitwarm.lab.outcomes import Findings, Outcome, Row
+from vitwarm.lab.plan import find_lab, read_lab
+from vitwarm.lab.report import write_report as write_findings
 from vitwarm.plotting import load_matplotlib, new_figure, save_figure
 
 RESULTS = Path(__file__).resolve().parents[1] / "docs/results"
@@ -20,6 +24,7 @@ def redraw() -> None:
     """Draw the figures and write the reports of the studies; what no page links to goes."""
     for study in sorted(RESULTS.rglob("study.json")):
         write_report(read_study(study), study.parent)
+    write_findings(_findings(_read("lab/lab")), RESULTS / "lab")
     for name in ("digits", "cifar10_narrow", "starts_cifar10", "starts_imagenette"):
         content = _read(name)
         rows = _rows(compare.ComparedArm, content["rows"])
@@ -45,6 +50,15 @@ def _rows(kind: Any, rows: list[dict[str, Any]]) -> list[Any]:
     names = [field.name for field in fields(kind)]
     known = ({name: row.get(name) for name in names} | {"arm": row.get("label", row["arm"])} for row in rows)
     return [kind(**row | {"metric": row["metric"] or "top1"}) for row in known]
+
+
+def _findings(content: dict[str, Any]) -> Findings:
+    """What a report of the laboratory shows, from its numbers."""
+    rows = []
+    for row in content.pop("rows"):
+        place = Place(**row.pop("place"))
+        rows.append(Row(place, [Outcome(place, **outcome) for outcome in row.pop("outcomes")], **row))
+    return Findings(read_lab(find_lab(content.pop("plan"))), rows, **content)
 
 
 def _linked() -> set[Path]:

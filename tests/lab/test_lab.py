@@ -226,6 +226,7 @@ def test_a_plan_is_carried_out_in_folders_and_reported(lab, tmp_path):
     )
     assert "the disk is full" in page and "it takes off" in page and "3 of 6 cells are finished." in page
     numbers = json.loads((tmp_path / "lab.json").read_text())
+    assert [len(row["outcomes"]) for row in numbers["rows"]] == [1, 1]  # what is finished
     assert numbers["rows"][1]["outcomes"][0]["value"] == warmed.mean
     assert {"report.html", "dots-hay.svg", "curves-hay.png"} <= {p.name for p in tmp_path.iterdir()}
 

@@ -119,7 +119,7 @@ class Findings:
         """What a place is called within its task."""
         title = self.plan.title
         parts = ["no warm-up"] if place.warmup == NONE else [title("warmups", place.warmup), title("parts", place.part)]
-        settings = {row.place.setting for row in self.rows}
+        settings = {row.place.setting for row in self.rows if row.values}
         return ", ".join(parts + [title("settings", place.setting)] * (len(settings) > 1))
 
     def headline(self) -> list[str]:

@@ -2,7 +2,7 @@
 
 import json
 import shlex
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -34,14 +34,23 @@ def write_report(found: Findings, folder: Path) -> list[Path]:
     Raises:
         UserError: matplotlib or scipy is missing.
     """
-    numbers = asdict(found) | {"plan": found.plan.name}
     return write_page(
         folder,
         f"{found.plan.name}: tiny decoders after a warm-up",
         partial(page, found),
         _figures(found),
-        {"lab.json": json.dumps(numbers, indent=1, allow_nan=False) + "\n"},
+        {"lab.json": _numbers(found)},
     )
+
+
+def _numbers(found: Findings) -> str:
+    """The finished runs as JSON. Of the plan the name is enough, and a run's place is its row's."""
+    rows = [replace(row, outcomes=[o for o in row.outcomes if o.value is not None]) for row in found.rows if row.values]
+    content = asdict(replace(found, rows=rows)) | {"plan": found.plan.name}
+    for row in content["rows"]:
+        for outcome in row["outcomes"]:
+            del outcome["place"]
+    return json.dumps(content, separators=(",", ":"), allow_nan=False) + "\n"
 
 
 def _figures(found: Findings) -> dict[str, Any]:
@@ -221,9 +230,7 @@ def _seeds(found: Findings) -> Folded:
         task = found.plan.title("tasks", row.place.task)
         lines.append([f"{task}, {found.name(row.place)}", " · ".join(cells), " · ".join(learnt)])
     heads = ["cell", "accuracy by seed, %", "its warm-up on its own rule, %"]
-    finished = sum(len(row.values) for row in found.rows)
-    runs = f"{finished} of {sum(len(row.outcomes) for row in found.rows)} runs"
-    return Folded(runs, [Table(heads, lines, names=3)])
+    return Folded(f"{sum(len(row.values) for row in found.rows)} runs", [Table(heads, lines, names=3)])
 
 
 def _begun(found: Findings) -> list[Row]:

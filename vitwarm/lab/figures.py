@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from vitwarm.budget.style import INK, style
+from vitwarm.lab.grid import Place
 from vitwarm.lab.outcomes import Findings, Row
 from vitwarm.lab.plan import NONE
 from vitwarm.plotting import load_matplotlib, new_figure
@@ -15,40 +16,31 @@ _CONTROL, _COLOURS = "#7b8794", ("#2f7fc1", "#d97a1f", "#2c9c6d", "#9466cf", "#d
 
 
 def heat_map(found: Findings, setting: str) -> Any:
-    """Warm-ups by parts under one setting, a panel a task: the mean, and below it the published value in brackets."""
-    rows = {row.place: row for row in found.rows if row.place.setting == setting and row.values}
-    tasks = [task for task in found.plan.tasks if any(place.task == task for place in rows)]
-    sides = {}
-    for task in tasks:
-        own = [place for place in rows if place.task == task]
-        sides[task] = (
-            [w for w in [NONE, *found.plan.warmups] if w in {place.warmup for place in own}],
-            [p for p in [NONE, *found.plan.parts] if p in {place.part for place in own}],
-        )
-    heights = [0.36 * len(warmups) + 1.5 for warmups, _ in sides.values()]
+    """Arms by tasks under one setting: the mean, and the published value in brackets."""
+    rows = [row for row in found.rows if row.place.setting == setting and row.values]
+    tasks = [task for task in found.plan.tasks if any(row.place.task == task for row in rows)]
+    warmups, parts = [NONE, *found.plan.warmups], [NONE, *found.plan.parts]
+    arms = sorted(
+        {(row.place.warmup, row.place.part) for row in rows},
+        key=lambda arm: (warmups.index(arm[0]), parts.index(arm[1])),
+    )
+    values = np.full((len(arms), len(tasks)), np.nan)
     with load_matplotlib().rc_context(style()):
-        widest = max(len(parts) for _, parts in sides.values())
-        figure = new_figure(figsize=(2.6 + 0.72 * widest, sum(heights)), layout="constrained")
-        axes = figure.subplots(len(tasks), squeeze=False, height_ratios=heights)[:, 0]
-        for ax, (task, (warmups, parts)) in zip(axes, sides.items(), strict=True):
-            values = np.full((len(warmups), len(parts)), np.nan)
-            for place, row in rows.items():
-                if place.task == task:
-                    i, j = warmups.index(place.warmup), parts.index(place.part)
-                    values[i, j] = mean = np.mean(row.values)
-                    text = f"{mean:.0f}" + (f" ({row.published[0]:.0f})" if row.published else "")
-                    ax.text(j, i, text, ha="center", va="center", fontsize=9, color="white" if mean > 55 else _DARK)
-            ax.imshow(values, cmap="Blues", vmin=0, vmax=100, aspect="auto")
-            ax.set_title(found.plan.title("tasks", task), loc="left", fontsize=10.5)
-            ax.set_yticks(range(len(warmups)), [_of(found, "warmups", w) for w in warmups], fontsize=9)
-            names = [_of(found, "parts", p) for p in parts]
-            ax.set_xticks(range(len(parts)), names, rotation=30, ha="right", fontsize=8.5)
-            ax.grid(visible=False)
+        figure = new_figure(figsize=(3.4 + 0.95 * len(tasks), 0.8 + 0.29 * len(arms)), layout="constrained")
+        ax = figure.subplots()
+        for row in rows:
+            i, j = arms.index((row.place.warmup, row.place.part)), tasks.index(row.place.task)
+            values[i, j] = mean = np.mean(row.values)
+            text = f"{mean:.0f}" + (f" ({row.published[0]:.0f})" if row.published else "")
+            ax.text(j, i, text, ha="center", va="center", fontsize=9, color="white" if mean > 55 else _DARK)
+        ax.imshow(values, cmap="Blues", vmin=0, vmax=100, aspect="auto")
+        names = [found.name(Place(tasks[0], *arm, setting), of_setting=False) for arm in arms]
+        ax.set_yticks(range(len(arms)), names, fontsize=9)
+        ax.set_xticks(range(len(tasks)), [found.plan.title("tasks", task) for task in tasks], fontsize=9)
+        ax.xaxis.tick_top()
+        ax.tick_params(length=0)
+        ax.grid(visible=False)
     return figure
-
-
-def _of(found: Findings, kind: str, name: str) -> str:
-    return "no warm-up" if name == NONE else found.plan.title(kind, name)
 
 
 def dots(found: Findings, task: str) -> Any:

@@ -115,12 +115,12 @@ class Findings:
         """Tasks with a value, in the order of the plan."""
         return [task for task in self.plan.tasks if self.of(task)]
 
-    def name(self, place: Place) -> str:
-        """What a place is called within its task."""
+    def name(self, place: Place, *, of_setting: bool = True) -> str:
+        """What a place is called within its task, or within its task and setting."""
         title = self.plan.title
         parts = ["no warm-up"] if place.warmup == NONE else [title("warmups", place.warmup), title("parts", place.part)]
         settings = {row.place.setting for row in self.rows if row.values}
-        return ", ".join(parts + [title("settings", place.setting)] * (len(settings) > 1))
+        return ", ".join(parts + [title("settings", place.setting)] * (of_setting and len(settings) > 1))
 
     def headline(self) -> list[str]:
         """How far the plan is, and the best of each task against its control, in sentences."""

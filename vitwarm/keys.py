@@ -10,14 +10,15 @@ import numpy as np
 from vitwarm.errors import UserError
 
 
-def require_seed(seed: object) -> None:
-    """Refuse what is no root seed.
+def require_seed(seed: object) -> int:
+    """A root seed as Python's own integer, whatever kind of integer it is.
 
     Raises:
         UserError: not a whole number from 0 on.
     """
     if isinstance(seed, bool) or not isinstance(seed, Integral) or seed < 0:
         raise UserError(f"seed is {seed!r}; give a whole number from 0 on")
+    return int(seed)
 
 
 def keyed_rng(seed: int, *key: str | int) -> np.random.Generator:

@@ -84,6 +84,9 @@ class Selection:
         Raises:
             UserError: a block that a model of this depth does not have.
         """
+        named = {block for block, _ in self.heads if block is not None}
+        if beyond := {block for block in named if block >= depth}:
+            raise UserError(f"heads={max(beyond)}:...: the model has {depth} blocks, 0 to {depth - 1}")
         if self.layers is None:
             return None
         found: set[int] = set()
@@ -99,6 +102,8 @@ class Selection:
             if not chosen or chosen[0] < 0 or chosen[-1] >= depth:
                 raise UserError(f"layers={part}: the model has {depth} blocks, 0 to {depth - 1}")
             found |= set(chosen)
+        if outside := named - found:
+            raise UserError(f"heads={min(outside)}:... is not among layers={self.layers}; leave layers= out")
         return found
 
     def heads_of(self, block: int | None) -> set[int] | None:

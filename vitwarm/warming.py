@@ -133,14 +133,14 @@ def warm_up(
         raise UserError(f"dir is {dir!r}; give the path of a folder, or leave it out")
     if (unknown := next((name for name in settings if name not in _SETTINGS), None)) is not None:
         raise UserError(f"no setting {unknown}{nearest(unknown, [*_SETTINGS, *signature(warm_up).parameters])}")
-    require_seed(seed)
+    seed = require_seed(seed)
     length, words, target = _length(steps, budget), words_of(groups), unwrap(model)
     Selection.parse(words)
     with contextlib.ExitStack() as held:
         trunk = require_values(held.enter_context(as_trunk(target)))
         tree: dict[str, Any] = {
             "name": "warm_up",
-            "seed": int(seed),
+            "seed": seed,
             "model": _described(target, trunk),
             "warmup": {
                 "rule": rule_spec(rule),
@@ -165,7 +165,7 @@ def warm_up(
         report = merge(trunk, [Part(words, stage.trained_tensors(trained), "the warm-up")])
     of = "" if words == ["trunk"] else f" ({' '.join(words)})"
     text = f"warm-up of {outcome['steps']} steps on {stage.rule.spec()['name']}{of}"
-    note(target, Change(text, int(seed), tuple(report.copied)))
+    note(target, Change(text, seed, tuple(report.copied)))
     metrics = outcome["metrics"]
     return WarmUpReport(
         rule=stage.rule.spec(),

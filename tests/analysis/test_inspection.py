@@ -77,7 +77,16 @@ def test_spectra_and_sizes_are_numpys():
 )
 def test_other_families(name):
     more = {"img_size": 28, "patch_size": 7} if "eva" in name else {}
-    assert inspect_trunk(model(0, name, **more), DYCK, rows=2).entropy.shape == (3, 3)
+    vit = model(0, name, **more).to(torch.bfloat16).train()
+    assert inspect_trunk(vit, DYCK, rows=2).entropy.shape == (3, 3)
+    assert vit.training and {p.dtype for p in vit.parameters()} == {torch.bfloat16}
+
+
+def test_attention_of_another_kind_is_refused():
+    """Each head of differential attention is the difference of two."""
+    vit = timm.create_model("vit_dwee_patch16_reg1_gap_256", img_size=32, patch_size=8, depth=2)
+    with pytest.raises(UserError, match="no attention of the usual kind"):
+        inspect_trunk(vit, DYCK, rows=2)
 
 
 def test_the_heads_it_names_can_be_kept_alone(tmp_path):

@@ -180,6 +180,10 @@ def test_only_an_older_export_is_replaced(tmp_path, monkeypatch):
     mine.mkdir()
     for _ in range(2):
         vitwarm.export(model, mine)
+    (mine / "optimizer.pt").write_text("of the same model")
+    with pytest.raises(UserError, match="mine holds optimizer.pt, which is no part of an export; give a folder"):
+        vitwarm.export(model, mine)
+    (mine / "optimizer.pt").unlink()
     (mine / ".git").mkdir()
     monkeypatch.chdir(tmp_path)
     for place in (thesis, thesis / "chapter.txt", thesis / "chapter.txt/new", mine, ".", ".."):

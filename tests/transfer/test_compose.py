@@ -1,14 +1,18 @@
 """Models from several sources: where each tensor comes from, and what is refused without changing anything."""
 
+import numpy as np
 import pytest
+import timm
 import torch
 from safetensors.torch import save_file
 from test_warm_start import model, state, trunk_file
+from torch.optim.swa_utils import AveragedModel
 
 from vitwarm.errors import UserError
 from vitwarm.transfer import Part, compose, merge, select
 from vitwarm.transfer.groups import head_mask
 from vitwarm.trunk import build_decoder
+from vitwarm.trunk.history import changes
 
 
 @pytest.fixture
@@ -113,10 +117,15 @@ def test_decoders_compose_as_well(tmp_path):
     ({"attention": "a", "mlp": "deep"}, "does not fit"),
     ({"attention": "a", "layers=3": "b"}, "the model has 3 blocks"),
     ({"heads=3": "a"}, "the model has 3 heads"),
+    ({"heads=1:0+99:0": "a"}, "heads=99:...: the model has 3 blocks"),
+    ({"layers=0 heads=0:0+2:1": "a"}, "heads=2:... is not among layers=0"),
     ({"attention": "a", "mlp": "absent"}, "no weights at"),
+    ({"attention": "five"}, "source is 5"),
+    ({}, "give selections with a path each"),
+    ({("attention",): "a"}, "give selections with a path each"),
 ])  # fmt: skip
 def test_impossible_mixes_change_nothing(sources, tmp_path, wanted, says):
-    files = dict(sources[0], absent=tmp_path / "absent")
+    files = dict(sources[0], absent=tmp_path / "absent", five=5)
     files["wide"] = trunk_file(tmp_path / "wide.safetensors", model(1, embed_dim=96))
     files["deep"] = trunk_file(tmp_path / "deep.safetensors", model(1, depth=4))
     target = model(2)
@@ -125,6 +134,37 @@ def test_impossible_mixes_change_nothing(sources, tmp_path, wanted, says):
         compose(target, {groups: files[name] for groups, name in wanted.items()})
     assert "\n" not in str(caught.value)
     assert all(torch.equal(t, before[n]) for n, t in target.state_dict().items())
+
+
+def test_it_looks_through_what_is_around_a_model_and_takes_any_whole_seed(sources, tmp_path):
+    """Its history is the model's own, and JSON can hold it."""
+    target = model(2)
+    compose(AveragedModel(target, use_buffers=True), {"attention": sources[0]["a"]})
+    assert not changes(target)  # averages are of a copy
+    compose(torch.nn.DataParallel(target), {"attention": sources[0]["a"]}, {"attention": "shuffle"}, seed=np.int64(3))
+    (change,) = changes(target)
+    assert change.text.startswith("composed: attention of") and type(change.seed) is int
+    for seed in (-1, 1.5):
+        with pytest.raises(UserError, match="whole number from 0 on"):
+            compose(target, {"attention": sources[0]["a"]}, seed=seed)
+
+
+@pytest.mark.parametrize(
+    ("name", "more", "says"),
+    [
+        ("vit_small_patch16_18x2_224", {"embed_dim": 48, "num_heads": 3}, "several attentions side by side"),
+        ("vit_base_patch16_sapiens2", {"embed_dim": 64, "num_heads": 4, "num_kv_heads": 2}, "share keys and values"),
+        ("vit_tiny_patch16_224", {}, None),
+    ],
+)
+def test_a_part_of_the_heads_is_taken_where_each_has_its_own(tmp_path, name, more, says):
+    vit = timm.create_model(name, img_size=32, patch_size=8, depth=3, **more)
+    source = trunk_file(tmp_path / "source.safetensors", vit)
+    if says is None:
+        assert compose(vit, {"heads=0": source}).copied
+        return
+    with pytest.raises(UserError, match=says):
+        compose(vit, {"heads=0": source})
 
 
 def test_an_idle_control_is_refused():

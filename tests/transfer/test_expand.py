@@ -15,6 +15,7 @@ import vitwarm
 from vitwarm.errors import UserError
 from vitwarm.transfer import canonical, group_of, read_source, resize, transfer
 from vitwarm.transfer.expand import every
+from vitwarm.transfer.perturb import perturb
 from vitwarm.trunk import Trunk
 
 CORE = {"embed_dim": 48, "depth": 3, "num_heads": 3}
@@ -199,6 +200,10 @@ def test_the_report_says_what_has_no_counterpart():
     text = str(vitwarm.warm_start(target, "vitwarm:core"))
     assert "partly kept blocks.*.mlp.fc1.weight: the half that the gate multiplies" in text
     assert "unused blocks.*.attn.k.bias: the model has no such tensor" in text
+    tensors, _ = read_source("vitwarm:core")
+    tensors = resize(tensors, target, "expand", heads=3, seed=0)
+    halved = perturb(tensors, {"mlp": "scale:0.5"}, depth=3, heads=3, seed=0)
+    assert (halved.partly, halved.unused) == (tensors.partly, tensors.unused) != ({}, {})
     report = vitwarm.warm_start(built("deit3_small_patch16_224", embed_dim=192, depth=3, num_heads=3), "vitwarm:core")
     assert report.to_dict()["reasons"] == dict.fromkeys(
         [f"blocks.{i}.ls{k}.gamma" for i in range(3) for k in (1, 2)], "the source has no such tensor"

@@ -396,6 +396,11 @@ def test_values_that_would_be_others_in_the_model_are_refused():
         with pytest.raises(UserError, match=reason):
             transfer(own, given, source="it")
         assert all(torch.equal(t, before[n]) for n, t in own.state_dict().items())
+    half = GPT2LMHeadModel(GPT2Config(n_layer=1, n_head=1, n_embd=4, vocab_size=8, n_positions=8)).half()
+    tensors = from_gpt2({n: t.float() for n, t in half.state_dict().items()})
+    tensors["blocks.0.mlp.fc1.weight"][0, 0] = 1e6
+    with pytest.raises(UserError, match="torch.float16 cannot hold"), as_trunk(half) as trunk:
+        transfer(trunk, tensors, source="it")
     part = {n: t for n, t in state(source).items() if n != "blocks.1.attn.qkv.weight"}
     assert "in other blocks alone" in transfer(target, part, source="it").refused["blocks.1.attn.qkv.weight"]
     with pytest.raises(UserError, match="blocks.0.attn.qkv.weight has values that are not finite"):
@@ -417,6 +422,7 @@ def test_values_that_would_be_others_in_the_model_are_refused():
 )
 def test_rows_that_pad_a_vocabulary_are_left_out(tokens, rows, padded):
     source, target = (build_decoder("1_1_4", n, 8, str(n), seed=0, tied=False) for n in (rows, tokens))
+    assert not transfer(target, source.state_dict(), source="it").notes  # the trunk has none of these rows
     report = transfer(target, source.state_dict(), source="it", groups=["embedding", "head"])
     if not padded:
         assert {"token_embed.weight", "head.weight"} <= report.refused.keys() and not report.notes

@@ -365,6 +365,19 @@ def test_the_cache_changes_nothing_and_runs_each_token_once(options):
     assert len(cached[:, 7:].unique()) > 5
 
 
+def test_a_middle_that_runs_several_times_has_a_cache_for_each_time():
+    model = build_decoder("3_2_8", 11, 16, seed=0, middle_runs=3).eval()
+    tokens = torch.tensor([[1, 2, 3]])
+    assert torch.equal(generate(model, tokens, 6), generate(model, tokens, 6, cache=False))
+
+
+@pytest.mark.parametrize("options", [{"temperature": -1.0}, {"temperature": float("nan")}, {"top_k": 0}])
+def test_sampling_that_cannot_be_is_refused(options):
+    model = build_decoder("1_2_8", 11, 16, seed=0)
+    with pytest.raises(UserError, match=f"{next(iter(options))} is"):
+        generate(model, torch.tensor([[1]]), 2, **options)
+
+
 def test_greedy_takes_the_most_probable_token_each_time():
     model = decoder(tied=False).eval()
     tokens = generate(model, batch()[0][:, :4], 12)

@@ -1,7 +1,9 @@
 """What a warm-up left in a trunk: attention entropy of each head, size and spectrum of each block's matrices."""
 
+import copy
 import math
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 import torch
@@ -10,7 +12,7 @@ from torch import Tensor, nn
 from vitwarm.errors import UserError
 from vitwarm.exports.weights import require_finite
 from vitwarm.procedural import Rule, RuleStream
-from vitwarm.trunk import Decoder, Family, SymbolStem, Trunk, family_of, require_values
+from vitwarm.trunk import Decoder, Family, SymbolStem, Trunk, family_of, require_values, trunk_facts
 
 MATRICES = ("query", "key", "value", "projection", "MLP in", "MLP out")
 
@@ -48,7 +50,7 @@ class Inspection:
 def inspect_trunk(
     model: nn.Module, rule: Rule, *, length: int | None = None, rows: int = 64, seed: int = 0
 ) -> Inspection:
-    """Look into a trunk, with held-out sequences of a rule for the attention.
+    """Look into a trunk, with held-out sequences of a rule for the attention; the model stays as it is.
 
     A ViT reads them through the warm-up's frozen stem of that seed, a decoder through its own tokens and positions. The
     attention of a token to n others has at most ln n nats; a decoder's first token, which sees itself alone, is left
@@ -64,7 +66,8 @@ def inspect_trunk(
     Raises:
         UserError: a rule that does not fit the model, or blocks without the usual attention and MLP.
     """
-    family = family_of(model := require_values(model))
+    model = copy.deepcopy(require_values(model)).float().cpu().eval()
+    family = family_of(model)
     require_finite(family.model.state_dict(), "the model")
     parts = [_matrices(family, block) for block in family.model.blocks]
     decoder = model if isinstance(model, Decoder) else None
@@ -78,13 +81,15 @@ def inspect_trunk(
             f"the rule has {rule.vocab.size} symbols in sequences of {length}, the decoder {decoder.vocab_size} tokens "
             f"and {decoder.n_positions} positions; name the rule that it learnt"
         )
-    trunk = Trunk(model.eval())
-    with family.watch(trunk.blocks) as seen:
+    trunk = Trunk(model)
+    with family.watch(trunk.blocks, partial(_entropy, causal=decoder is not None)) as seen:
         if decoder:
-            decoder(symbols)
+            decoder.features(decoder.embed(symbols))
         else:
             trunk(SymbolStem(model, rule.vocab.size, length, seed)(symbols))
-    found = Inspection(np.stack([_entropy(a, causal=decoder is not None) for a in seen]))
+    if any(len(entropy) != trunk_facts(model)["heads"] for entropy in seen):
+        raise UserError(f"a {type(family.model.blocks[0]).__name__} has no attention of the usual kind to look into")
+    found = Inspection(np.stack(seen))
     for name in MATRICES:
         weights = [part[name].float() for part in parts]
         found.rms[name] = np.array([w.square().mean().sqrt().item() for w in weights])
@@ -107,9 +112,9 @@ def attention_entropy(decoder: Decoder, tokens: Tensor, asked: Tensor) -> np.nda
         asked: (B, N) bool, the tokens whose attention counts; the first one sees itself alone and never does.
     """
     family = family_of(require_values(decoder).eval())
-    with family.watch(decoder.blocks) as seen:
-        decoder(tokens)
-    return np.stack([_entropy(a, causal=True, asked=asked) for a in seen])
+    with family.watch(decoder.blocks, partial(_entropy, causal=True, asked=asked)) as seen:
+        decoder.features(decoder.embed(tokens))
+    return np.stack(seen)
 
 
 def _matrices(family: Family, block: nn.Module) -> dict[str, Tensor]:

@@ -69,7 +69,7 @@ class RuleDataset(IterableDataset[dict[str, Tensor]]):
             raise UserError("give rank and world together, or neither")
         if rank is not None and not (_is_whole(rank) and _is_whole(world) and 0 <= rank < (world or 0)):
             raise UserError(f"rank is {rank!r} and world {world!r}; ranks count from 0 to world - 1")
-        require_seed(seed)
+        seed = require_seed(seed)
         for name, number in (("length", length), ("samples", 1 if samples is None else samples)):
             if not (_is_whole(number) and number > 0):
                 raise UserError(f"{name} is {number!r}; give a whole number from 1 on")

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from vitwarm.data.tokenizers import Tokenizer
 from vitwarm.errors import UserError
 from vitwarm.exports.card import model_card
-from vitwarm.exports.layout import CARD, CONFIG, PROVENANCE, WEIGHTS
+from vitwarm.exports.layout import CARD, CONFIG, GENERATION, PROVENANCE, WEIGHTS
 from vitwarm.exports.weights import find_weights, read_weights
 from vitwarm.files import expanded, whole_folder
 from vitwarm.reading import read_json
@@ -118,7 +118,7 @@ def as_trunk(model: nn.Module) -> Iterator[nn.Module]:
     decoder = build_decoder(size, *sizes, "gpt2", seed=0, dropout=config["resid_pdrop"], tied=tied)
     tensors = from_gpt2(own.state_dict())
     decoder.load_state_dict({name: tensors[name] for name in decoder.state_dict()})
-    yield decoder.to(next(own.parameters()).device)
+    yield decoder.to(next(own.parameters()))  # its device, and its type: what that cannot hold is refused
     values = own.state_dict()
     with torch.no_grad():
         for name, tensor in to_gpt2(decoder.state_dict()).items():
@@ -204,7 +204,11 @@ def _whole(value: object) -> bool:
 
 
 def export_gpt2(
-    decoder: Decoder, folder: Path, *, tokenizer: Tokenizer | None = None, provenance: dict[str, Any] | None = None
+    decoder: Decoder,
+    folder: str | Path,
+    *,
+    tokenizer: Tokenizer | None = None,
+    provenance: dict[str, Any] | None = None,
 ) -> None:
     """Write a folder for `transformers`; it appears whole or not at all.
 
@@ -251,8 +255,8 @@ def export_gpt2(
             "pad_token_id": decoder.pad,
         }
     else:
-        files["generation_config.json"] = {"bos_token_id": end, "eos_token_id": end}
-    with whole_folder(folder) as aside:
+        files[GENERATION] = {"bos_token_id": end, "eos_token_id": end}
+    with whole_folder(expanded(folder)) as aside:
         save_file(to_gpt2(decoder.state_dict()), aside / WEIGHTS, metadata={"format": "pt"})
         for name, content in files.items():
             (aside / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
+from fnmatch import fnmatchcase
 from pathlib import Path
 from types import NoneType
 from typing import Any
@@ -15,7 +16,7 @@ from vitwarm.exports.arguments import require_own_code, twin_of
 from vitwarm.exports.card import LICENSE, model_card
 from vitwarm.exports.gpt2 import export_gpt2, from_gpt2, gpt2_facts, is_gpt2_model
 from vitwarm.exports.hub import check_push, push_to_hub
-from vitwarm.exports.layout import CARD, PROVENANCE
+from vitwarm.exports.layout import CARD, PROVENANCE, WRITTEN
 from vitwarm.exports.opening import preprocessing
 from vitwarm.exports.timm_folder import export_model
 from vitwarm.exports.weights import require_finite
@@ -71,7 +72,8 @@ def export(
         push: repository of the Hugging Face Hub (USER/NAME) to upload the folder to.
         model_args: what the model was made with, as far as it cannot be told: timm of 1.0.31 and later records the
             arguments of `create_model`; of older ones sizes, pooling, tokens and the like are read off the model.
-        license: of the weights; None is that of timm's weights for the name, since the model may have begun with them.
+        license: of the weights; None is that of timm's weights for the name, since the model may have begun with them,
+            and `unknown` for a language model.
 
     Returns:
         The folder.
@@ -98,10 +100,11 @@ def export(
     tied = theirs and getattr(model.config, "tie_word_embeddings", False)  # then the head is the token table
     record |= record_of(model, [name for name in names if not (tied and name == "head.weight")])
     lineages = [change.lineage for change in history if change.lineage]
+    unknown = {"license": "unknown"}  # what a language model began with
     if theirs:
-        _export_transformers(model, folder, record | _lineage(lineages, license))
+        _export_transformers(model, folder, record | _lineage([unknown, *lineages], license))
     elif isinstance(model, Decoder):
-        export_gpt2(model, folder, provenance=record | _lineage(lineages, license))
+        export_gpt2(model, folder, provenance=record | _lineage([unknown, *lineages], license))
     else:
         name, arguments, twin = twin_of(model, model_args)
         known = dict(twin.pretrained_cfg)
@@ -134,9 +137,10 @@ def _check_replaceable(folder: Path) -> None:
     if not folder.name or any(above.is_file() for above in folder.parents):
         raise UserError(f"cannot export to {str(folder)!r}; give a folder to make")
     held = list(folder.iterdir()) if folder.is_dir() else []
-    older = (folder / PROVENANCE).is_file() and all(path.is_file() for path in held)
-    if folder.exists() and (held or not folder.is_dir()) and not older:
-        raise UserError(f"{folder} exists and is no export; give a folder to make, or one with an older export alone")
+    strange = [path for path in held if path.is_dir() or not any(fnmatchcase(path.name, name) for name in WRITTEN)]
+    if strange or (folder.exists() and not folder.is_dir()) or (held and not (folder / PROVENANCE).is_file()):
+        what = f"holds {strange[0].name}, which is no part of an export" if strange else "exists and is no export"
+        raise UserError(f"{folder} {what}; give a folder to make, or one with an older export alone")
 
 
 def _export_transformers(model: Any, folder: Path, record: dict[str, Any]) -> None:

@@ -11,11 +11,12 @@ from torch import Tensor, nn
 from vitwarm.errors import UserError
 from vitwarm.exports.opening import lineage
 from vitwarm.exports.weights import sha256_of_weights
+from vitwarm.keys import require_seed
 from vitwarm.selection import Selection
 from vitwarm.transfer.groups import block_of, canonical, select
 from vitwarm.transfer.perturb import describe, perturb
 from vitwarm.transfer.warm_start import TransferReport, read_source, require_fit, require_same_blocks, transfer
-from vitwarm.trunk import require_values, trunk_facts
+from vitwarm.trunk import require_values, trunk_facts, unwrap
 from vitwarm.trunk.history import Change, note
 
 
@@ -103,16 +104,20 @@ def compose(
         compose(model, {"attention": "runs/set", "mlp layers=0-3": "runs/eca"}, {"mlp": "shuffle"})
 
     Args:
-        model: timm model or decoder of the sources' width, depth and heads; changed in place, or not at all.
+        model: timm model or decoder of the sources' width, depth and heads, wrapped or not; changed in place, or not at
+            all.
         sources: selection (`vitwarm.selection`) -> folder of a run, an export or a checkpoint, or a .safetensors file.
         controls: selection -> control (`vitwarm.transfer.perturb`).
         seed: root seed of the controls.
 
     Raises:
-        UserError: nothing to read, another width, depth, head count or block type, or sources that overlap.
+        UserError: no source, nothing to read, another width, depth, head count or block type, or sources that overlap.
 
     Source: arXiv 2601.21725 (attention of one rule's model, MLPs of another's).
     """
+    model, seed = unwrap(model), require_seed(seed)
+    if not sources or not all(isinstance(groups, str) for groups in sources):
+        raise UserError(f"sources is {sources!r}; give selections with a path each: {{'attention': 'runs/set'}}")
     parts = []
     for groups, source in sources.items():
         tensors, found = read_source(source)

@@ -78,7 +78,9 @@ def expand(core: Mapping[str, Tensor], model: nn.Module, heads: int | None, seed
         raise UserError("transfer.fit=expand takes a core: three blocks, and vitwarm.json beside them with the heads")
     family = family_of(model)
     blocks, width = family.model.blocks, int(family.model.embed_dim)
-    narrow = next(len(t) for n, t in core.items() if n.endswith(("norm1.weight", "in_norm.weight")))
+    narrow = next((len(t) for n, t in core.items() if n.endswith(("norm1.weight", "in_norm.weight"))), None)
+    if narrow is None:
+        raise UserError("transfer.fit=expand takes a core whose blocks are one attention and one MLP each")
     if len(blocks) < 3:
         raise UserError(f"a core is expanded to three blocks or more; the model has {len(blocks)} blocks")
     if width < narrow:

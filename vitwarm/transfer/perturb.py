@@ -11,7 +11,9 @@ Query, key and value are dealt with head by head, each as a tensor of its own: t
 is one piece. Source of the per-head shuffle: arXiv 2511.13945; there the projection is spared, here a group is a group.
 """
 
+import copy
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import torch
@@ -59,7 +61,9 @@ def perturb(
             if (own := chosen.heads_of(block_of(name))) is not None:
                 made = torch.where(head_mask(name, tensor.shape, own, heads or 1), made, tensor)
             changed[name] = made.to(tensors[name].dtype)
-    return {**tensors, **changed}
+    perturbed: Any = copy.copy(tensors)  # what a `Resized` knows of its tensors stays with them
+    perturbed.update(changed)
+    return perturbed
 
 
 def _controlled(piece: Tensor, name: str, number: float | None, rng: np.random.Generator) -> Tensor:

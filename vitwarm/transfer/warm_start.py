@@ -24,7 +24,7 @@ from vitwarm.transfer.core import CORE
 from vitwarm.transfer.expand import Resized
 from vitwarm.transfer.groups import block_of, canonical, group_of, head_mask, select
 from vitwarm.transfer.resize import Fit, resize
-from vitwarm.trunk import Decoder, require_values, trunk_facts, unwrap
+from vitwarm.trunk import Decoder, family_of, require_values, trunk_facts, unwrap
 from vitwarm.trunk.history import Change, note
 from vitwarm.trunk.initialisations import rewrite
 
@@ -92,6 +92,8 @@ def read_source(source: str | Path) -> tuple[dict[str, Tensor], str]:
     Raises:
         UserError: nothing readable there.
     """
+    if not isinstance(source, str | Path):
+        raise UserError(f"source is {source!r}; give a run, an export, a checkpoint or a .safetensors file by its path")
     path = CORE if source == PACKAGED else expanded(source)
     folders = (path / WARMUP, path, path / EXPORT)
     found = path if path.is_file() else next((file for f in folders if (file := find_weights(f))), None)
@@ -137,6 +139,16 @@ def _require_usable(name: str, tensor: Tensor, own: Tensor, source: str) -> None
         raise UserError(f"{source}: {name} has values that {own.dtype} cannot hold; give the model as float32")
 
 
+def _require_plain_heads(model: nn.Module) -> None:
+    """Refuse a part of the heads where a head has no query, key and value of its own."""
+    family = family_of(model)
+    for block in family.model.blocks:
+        size = family.size(block)
+        if size.copies > 1 or size.heads != size.kv_heads:
+            why = "several attentions side by side" if size.copies > 1 else "heads that share keys and values"
+            raise UserError(f"heads= cannot take a part of a {type(block).__name__}: it has {why}; leave heads= out")
+
+
 @torch.no_grad()
 def transfer(
     model: nn.Module, tensors: Mapping[str, Tensor], *, source: str, groups: Sequence[str] = ("trunk",)
@@ -159,11 +171,14 @@ def transfer(
     """
     own, chosen = require_values(model).state_dict(), Selection.parse(groups)
     facts: dict[str, Any] = trunk_facts(model)
+    if chosen.heads:
+        _require_plain_heads(model)
     names = {c: n for n, c in canonical(own).items()}  # canonical -> the model's own name
     if len(tensors.get(POSITIONS, ())) > len(own.get(POSITIONS, ())) > 0:
         tensors = {**tensors, POSITIONS: tensors[POSITIONS][: len(own[POSITIONS])]}
     report = TransferReport(source)
-    tensors = _without_padding(tensors, own, report)
+    if {"embedding", "head"} & set(chosen.kinds):
+        tensors = _without_padding(tensors, own, report)
     wanted = set(select([*tensors, *names], chosen, facts["depth"]))
     blocks = {block_of(n) for n in tensors if n in wanted} - {None}
     inside = {_in_block(n) for n in tensors if block_of(n) is not None}
@@ -193,7 +208,9 @@ def transfer(
     masks = {n: head_mask(n, tensors[n].shape, heads, facts["heads"]) for n, heads in parts.items()}
     for own_name, name in fits.items():
         tensor = tensors[name].to(own[own_name])
-        own[own_name].copy_(torch.where(masks[name], tensor, own[own_name]) if name in masks else tensor)
+        if name in masks:
+            tensor = torch.where(masks[name].to(tensor.device), tensor, own[own_name])
+        own[own_name].copy_(tensor)
     report.copied = list(fits)
     if isinstance(tensors, Resized):
         report.reasons |= {n: tensors.partly[c] for n, c in fits.items() if c in tensors.partly}
@@ -236,14 +253,12 @@ def warm_start(
     Raises:
         UserError: an unknown fit, nothing to read or to copy, or tensors that do not fit; the model is then unchanged.
     """
-    require_seed(seed)
+    seed = require_seed(seed)
     if fit not in ("exact", *get_args(Fit)):
         raise UserError(f"fit must be exact, {' or '.join(get_args(Fit))}, not {fit!r}")
     words, model = words_of(groups), unwrap(model)
     if source is None:
         return _start_for_free(model, words, fit, seed)
-    if not isinstance(source, str | Path):
-        raise UserError(f"source is {source!r}; give a run, an export, a checkpoint or a .safetensors file by its path")
     if source == PACKAGED:
         if fit == "select":
             raise UserError(f"fit=select takes a part of a larger source; {PACKAGED} is expanded")
@@ -272,6 +287,7 @@ def _start_for_free(model: nn.Module, groups: list[str], fit: str, seed: int) ->
         )
     if isinstance(model, Decoder) or is_gpt2_model(model):  # worse by 0.1 nats a byte on books
         raise UserError("no start without training is known to help a decoder; give a source: a run, an export, a file")
+    require_values(model)
     try:
         changed = rewrite(model, FREE, seed=seed)
     except UserError as error:

@@ -97,7 +97,8 @@ class Decoder(nn.Module):
     ):
         super().__init__()
         self.size = size = size if isinstance(size, DecoderSize) else DecoderSize.parse(size)
-        self.vocab_size, self.n_positions, self.dropout = vocab_size, n_positions, dropout
+        self.vocab_size, self.n_positions = int(vocab_size), int(n_positions)  # perhaps of NumPy, which JSON refuses
+        self.dropout = dropout
         self.embed_dim = size.width
         self.tied = tied
         self.grad_checkpointing, self.middle_runs = grad_checkpointing, middle_runs

@@ -10,6 +10,7 @@ from torch.overrides import TorchFunctionMode
 
 from vitwarm.errors import UserError
 from vitwarm.keys import keyed_rng
+from vitwarm.trunk.blocks import in_order
 from vitwarm.trunk.decoder import Decoder
 
 
@@ -93,7 +94,7 @@ def generate(
         (B, P + new) ids, new <= count.
 
     Raises:
-        UserError: no prompt, or more tokens than the decoder has positions.
+        UserError: no prompt, more tokens than the decoder has positions, a temperature or `top_k` that cannot be.
     """
     prompt = tokens.shape[1]
     if prompt == 0:
@@ -102,8 +103,12 @@ def generate(
         raise UserError(
             f"{prompt} tokens of prompt and {count} new ones do not fit the decoder's {decoder.n_positions} positions"
         )
+    if not 0 <= temperature < float("inf"):
+        raise UserError(f"temperature is {temperature!r}; give 0 for the most probable tokens, or a number above it")
+    if top_k is not None and top_k < 1:
+        raise UserError(f"top_k is {top_k!r}; give 1 or more, or leave it out")
     generator = torch.Generator().manual_seed(int(keyed_rng(seed, "generate").integers(2**63)))
-    store = KVCache(len(decoder.blocks), prompt + count) if cache else None
+    store = KVCache(len(in_order(decoder.blocks, decoder.middle_runs)), prompt + count) if cache else None
     was_training = decoder.training
     decoder.eval()
     done = torch.zeros(len(tokens), dtype=torch.bool, device=tokens.device)

@@ -21,6 +21,8 @@ from vitwarm.errors import UserError
 from vitwarm.trunk.blocks import mask_arguments
 from vitwarm.trunk.supported import nearest
 
+T = TypeVar("T")
+
 BlockArguments = Mapping[str, Any] | Sequence[Mapping[str, Any]]  # of all blocks, or of each; see `run_blocks`
 
 OWN_BIASES = {f"attn.{letter}_bias": letter for letter in "qkv"}
@@ -312,15 +314,15 @@ class Family:
         return BlockSize(width, heads, getattr(attn, "num_kv_heads", heads), inner // heads, hidden, len(attns))
 
     @contextmanager
-    def watch(self, blocks: Iterable[nn.Module]) -> Iterator[list[Tensor]]:
-        """Collects each block's (B, H, N, N) attention as it runs: fused kernels keep it to themselves."""
-        seen: list[Tensor] = []
+    def watch(self, blocks: Iterable[nn.Module], measure: Callable[[Tensor], T]) -> Iterator[list[T]]:
+        """Collects a measure of each block's (B, H, N, N) attention as it runs: fused kernels keep it to themselves."""
+        seen: list[T] = []
         with ExitStack() as held:
             for block in blocks:
                 attn: Any = block.attn
                 held.callback(setattr, attn, "fused_attn", attn.fused_attn)
                 attn.fused_attn = False
-                hook = attn.attn_drop.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].detach()))
+                hook = attn.attn_drop.register_forward_pre_hook(lambda _, inputs: seen.append(measure(inputs[0])))
                 held.callback(hook.remove)
             yield seen
 

@@ -89,7 +89,7 @@ def rewrite(model: nn.Module, name: str, *, seed: int) -> tuple[Change, tuple[st
     Raises:
         UserError: as `initialise`.
     """
-    require_seed(seed)
+    seed = require_seed(seed)
     if (found := find_initialisation(name)) is None:
         return None
     family = family_of(require_values(model))

@@ -80,6 +80,14 @@ def test_a_seed_that_fails_ends_the_others_and_says_why(tmp_path, monkeypatch):
     assert all(process.poll() is not None for process in fake.running) and not list(tmp_path.glob("*seed3*"))
 
 
+def test_a_seed_that_was_killed_is_called_killed(tmp_path, monkeypatch):
+    Fake(
+        monkeypatch, tmp_path, "import os, signal\nprint('step 500', flush=True)\nos.kill(os.getpid(), signal.SIGKILL)"
+    )
+    with pytest.raises(UserError, match=r"^seed 0: killed by SIGKILL$"):
+        run_seeds(recipe(tmp_path), RECIPE, {}, [0], [])
+
+
 def test_a_signal_reaches_every_seed(tmp_path, monkeypatch):
     class Later(list):
         asked = 0

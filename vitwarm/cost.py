@@ -1,4 +1,6 @@
-"""What a recipe will cost, before it runs: samples, tokens, FLOPs, time, storage, memory. Needs neither GPU nor data.
+"""What a recipe will cost, before it runs: samples, tokens, FLOPs, time, storage, memory.
+
+It needs no GPU, and of the data only text.
 
 FLOPs and activations come from the real model on fake tensors, which have shapes and no numbers. The time rests on an
 assumption, the model FLOP utilisation (MFU), that stands beside them.
@@ -258,7 +260,7 @@ def _kept(stage: Stage[Any], times: int) -> tuple[int, int]:
 
 def _storage(config: Config, weights: int) -> dict[str, str]:
     one = weights * (4 + state_bytes(config.train) + (4 if config.train.ema else 0))
-    kept = config.run.keep_last + 1  # the best one; one more while it is being written
+    kept = config.run.keep_last + len(config.run.keep_at) + 1  # the best one; one more while it is being written
     return {
         "checkpoints": f"{one / 1e9:.2f} GB each, at most {kept + 1} at a time: {(kept + 1) * one / 1e9:.2f} GB; "
         f"the export {4 * weights / 1e9:.2f} GB"

@@ -10,6 +10,7 @@ ancestors. So a recipe overrides all its ancestors, the later of two parents win
 neither. A list of parents whose later one comes first in this order is refused.
 """
 
+import copy
 import hashlib
 import json
 import re
@@ -355,6 +356,26 @@ def _split(argument: str) -> tuple[str, str]:
     if key == "base":
         raise UserError("base= belongs in a recipe file; on the command line name the recipe with recipe=")
     return key, value
+
+
+def override_words(*layers: Mapping[str, Any]) -> list[str]:
+    """Settings in layers as the words of a command line: of a key, also one within a mapping, the last value counts.
+
+    Args:
+        layers: full keys of recipes with their values, plain or as text.
+    """
+    merged: dict[str, Any] = {}
+    for key, value in (pair for layer in layers for pair in layer.items()):
+        above = next((known for known in merged if key.startswith(f"{known}.")), None)
+        if above is not None and isinstance(merged[above], Mapping):
+            section = merged[above] = copy.deepcopy(dict(merged[above]))
+            *sections, leaf = key.removeprefix(f"{above}.").split(".")
+            for name in sections:
+                section = section.setdefault(name, {})
+            section[leaf] = _value(key, value) if isinstance(value, str) else value
+        else:
+            merged = {known: old for known, old in merged.items() if not known.startswith(f"{key}.")} | {key: value}
+    return [f"{key}={value if isinstance(value, str) else json.dumps(value)}" for key, value in merged.items()]
 
 
 def _insert(tree: dict, key: str, text: str) -> None:

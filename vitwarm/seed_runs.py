@@ -6,6 +6,7 @@ busy as well, and run the losses of tiny decoders in compiled code.
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -48,6 +49,7 @@ def run_seeds(
     jobs = min(cores(), len(members))
     threads = cores() // jobs
     failed: Config | None = None
+    code = 0
     while running or (waiting and not stop and failed is None):
         while waiting and len(running) < jobs and not stop and failed is None:
             member = waiting.pop(0)
@@ -59,11 +61,13 @@ def run_seeds(
             member = running.pop(process)
             print(f"seed {member.seed}: {'finished' if process.returncode == 0 else 'ended'}", flush=True)
             if process.returncode and not stop and failed is None:  # of those that were told to end no code counts
-                failed = member
+                failed, code = member, process.returncode
         time.sleep(0.1)
     if failed is not None:
         said = _log(failed).read_text(encoding="utf-8", errors="replace").strip().splitlines()
-        raise UserError(f"seed {failed.seed}: {said[-1].removeprefix('vitwarm: error: ') if said else 'was killed'}")
+        ended = f"killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
+        told = said[-1].removeprefix("vitwarm: error: ") if code > 0 and said else ended
+        raise UserError(f"seed {failed.seed}: {told}")
     if stop:
         raise Interrupted("stopped by a signal")
     return [read_result(run_folder(member)) for member in members]

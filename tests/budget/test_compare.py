@@ -95,6 +95,19 @@ def test_keys_that_were_chosen_for_each_arm_are_shown(arms, tmp_path):
         compare({"a": read_arm(str(tmp_path / "rules-*")), "b": arms["default"][:2]})
 
 
+def test_what_is_no_result_is_not_taken_for_one(arms, tmp_path):
+    """Logs and smoke runs that match a pattern; runs without validation data."""
+    (tmp_path / "default-0.log").write_text("a log")
+    write_run(tmp_path / "default-0-smoke", 0.1, "seed=0", "run.smoke=true", recipe="digits_default")
+    assert [run.folder for run in read_arm(str(tmp_path / "default-*"))] == [run.folder for run in arms["default"]]
+    with pytest.raises(UserError, match="but smoke runs, which are no results"):
+        read_arm(str(tmp_path / "default-*-smoke"))
+    result = json.loads((tmp_path / "warmed-1/result.json").read_text()) | {"metrics": {"count": 0.0}}
+    (tmp_path / "warmed-1/result.json").write_text(json.dumps(result))
+    with pytest.raises(UserError, match="warmed-1 has measured no top1"):
+        compare(arms | {"warmed": read_arm(str(tmp_path / "warmed-*"))})
+
+
 def test_what_an_arm_starts_from_is_part_of_its_cost(tmp_path):
     """A warm-up by itself; two runs of both stages that start from it or from each other; a composition of all."""
     write_run(tmp_path / "warm", 0.5, "images.train=", "warmup.budget=500 steps")

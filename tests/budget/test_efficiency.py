@@ -12,6 +12,7 @@ from vitwarm.budget.cells import CRASHED, DONE, Status
 from vitwarm.budget.efficiency import analyse, plan_warnings
 from vitwarm.budget.equivalence import Interval
 from vitwarm.budget.plan import Arm
+from vitwarm.budget.report import write_report
 from vitwarm.budget.wording import arm_sentences, difference_sentence, headline
 
 NOISE = np.random.default_rng(0).normal(0, 0.001, (4, 3, 9))
@@ -174,7 +175,26 @@ def test_reading_one_long_run_stands_apart(tmp_path):
     only = analyse(*make(tmp_path / "b", exact(0.4), budgets=(1.0,), points="crossing", curve=curve))
     assert headline(only) == "Three seeds show a better final top-1 accuracy than that of default for warmed."
     said = arm_sentences(only, arm_of(only))
-    assert "after 70.0 % [70.0, 70.0] of the images (default itself after 90.0 %): no run was scheduled" in said
+    assert "after 70.0 % of the images (default itself after 90.0 %): no run was scheduled" in said
+
+
+def test_a_report_of_runs_that_reach_nothing_is_still_a_report(tmp_path):
+    """No arm gets to the baseline, some have not run, and a log was lost."""
+    arms = ARMS | {"third": replace(ARMS["warmed"], name="third")}
+    lost = [("third", 1.0, seed) for seed in range(3)]
+
+    def final(arm, main, seed):
+        return 0.5 + 0.01 * seed - (0.0 if arm == "default" else 0.1 + 0.01 * seed)
+
+    def curve(arm, share, seed):
+        return 0.1 + 0.01 * seed
+
+    grid, statuses = make(tmp_path, final, (1.0,), arms=arms, curve=curve, lost=lost, points="crossing")
+    (next(c for c in grid.cells if c.arm == "warmed").folder / "log.jsonl").unlink()
+    study = analyse(grid, statuses)
+    write_report(study, tmp_path / "report")
+    warmed, third = study.others
+    assert third.p_holm is None and warmed.p_holm == pytest.approx(min(1, 2 * warmed.p))  # of two arms, in the end
 
 
 def test_a_long_run_of_a_total_budget_begins_after_its_warmup(tmp_path):

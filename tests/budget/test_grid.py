@@ -114,7 +114,7 @@ def test_branches_leave_the_trunk_before_they_cool_down(tmp_path):
     found = grid(tmp_path, points="branched", set=wsd)
     whole = cell(found, "warmed", 1.0)
     steps = {b: 250 + round(1000 * b * 0.8) - 1 for b in (0.25, 0.5)}
-    assert whole.config.run.keep_at == sorted(steps.values())
+    assert whole.config.run.keep_at == [250, *sorted(steps.values())]
     assert whole.config.train.lr_warmup == "100 steps"  # 10 % of the full run; as many in its branches
     for budget, step in steps.items():
         branch = cell(found, "warmed", budget)
@@ -187,8 +187,31 @@ def test_bad_plans_are_refused_in_one_line(tmp_path, changes, why):
 def test_the_command_line_overrides_plan_and_recipe(tmp_path):
     path = tmp_path / "plan.yaml"
     path.write_text(yaml.safe_dump(PLAN))
-    plan = read_plan(path, {"seeds": "[3,4]", "setting": "substitutive", "images.epochs": "20"})
-    assert (plan.seeds, plan.setting, plan.set) == ((3, 4), "substitutive", {"images.epochs": "20"})
+    given = {"seeds": "[3,4]", "setting": "substitutive", "images.epochs": "20", "warmup.rule.k": "3"}
+    plan = read_plan(path, given)
+    assert (plan.seeds, plan.setting) == ((3, 4), "substitutive")
+    path.write_text(
+        yaml.safe_dump(
+            PLAN
+            | {
+                "arms": {
+                    "default": PLAN["arms"]["default"],
+                    "warmed": {
+                        "recipe": "digits_proc",
+                        "set": {"images": {"epochs": 7}, "warmup.rule": {"name": "dyck", "k": 5}},
+                    },
+                }
+            }
+        )
+    )
+    recipe = read_plan(path, given).recipe_of("warmed")
+    assert (recipe.images.epochs, recipe.warmup.rule["k"]) == (20, 3)  # also what an arm sets for itself
+
+
+def test_a_study_of_one_budget_is_the_start_of_one_of_several(tmp_path):
+    """Its runs have kept what the shorter ones go on from."""
+    first, more = (cell(grid(tmp_path, budgets=b), "warmed", 1.0) for b in (["100%"], ["50%", "100%"]))
+    assert first.hash == more.hash and first.config.run.keep_at == more.config.run.keep_at == [250]
 
 
 def test_an_arm_is_a_recipe_beside_the_plan_or_a_variant_of_one(tmp_path, monkeypatch):

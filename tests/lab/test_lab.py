@@ -17,7 +17,7 @@ from vitwarm.lab.outcomes import find_outcomes, take_off
 from vitwarm.lab.plan import NONE, find_lab, list_labs, read_lab
 from vitwarm.lab.report import _averages, agrees, write_report
 from vitwarm.procedural import RuleStream, make_rule
-from vitwarm.recipe import freeze, load_recipe, recipe_hash
+from vitwarm.recipe import freeze, load_recipe, override_words, recipe_hash
 from vitwarm.run import run
 from vitwarm.trunk import build_decoder
 
@@ -147,6 +147,18 @@ def test_names_and_titles_may_be_numbers(lab):
     made = lab(settings={8: {"title": 0.001, "prediction": 90}}, cells=[{"tasks": "hay", "warmups": "set"}])
     assert made.plan.title("settings", "8") == "0.001" and made.plan.settings["8"].prediction == "90"
     assert [cell.folder.name.split("-")[0] for cell in made.cells][:1] == ["warmup"]
+
+
+def test_a_key_within_a_mapping_of_an_earlier_layer_counts_alone(lab):
+    warmups = {"set": {"recipe": "haystack_set", "set": {"warmup.rule": {"name": "set", "symbols": 20, "end": False}}}}
+    settings = {"more": {"set": {"warmup.rule.symbols": 40}}}
+    cells = [{"tasks": "hay", "warmups": "set", "parts": "attention", "settings": "more"}]
+    (warmup,) = {c.config.warmup.rule["symbols"] for c in lab(warmups=warmups, settings=settings, cells=cells).cells
+                 if c.stage == "warmup"}  # fmt: skip
+    assert warmup == 40
+    layers = {"warmup.rule.k": 3, "warmup.lr": 1}, {"warmup.rule": {"name": "set"}}, {"warmup.rule.end": "false"}
+    words = override_words(*layers)
+    assert words == ["warmup.lr=1", 'warmup.rule={"name": "set", "end": false}']
 
 
 def test_a_warmup_is_found_under_the_name_that_another_plan_gave_it(lab):

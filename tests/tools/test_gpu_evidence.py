@@ -21,6 +21,12 @@ TOOLS = Path(gpu_evidence.__file__).parent
 SCRIPT = ["bash", str(TOOLS / "gpu_evidence.sh")]
 
 
+def test_a_damaged_record_is_named(tmp_path):
+    (tmp_path / "cifar10.json").write_text("{}")
+    with pytest.raises(UserError, match="cifar10.json is no record of tools/gpu_evidence.sh: KeyError"):
+        evidence.run(evidence.Options(out=tmp_path))
+
+
 def test_the_page_says_what_is_missing_and_where_a_figure_is_from(tmp_path, capsys):
     evidence.run(evidence.Options(out=tmp_path))
     shown = (tmp_path / "report.md").read_text()

@@ -84,8 +84,10 @@ def check_comparable(arms: dict[str, list[Run]], tuned: Sequence[str] = ()) -> N
         for run in runs:
             if changed := differences(runs[0].config, run.config, _SEED_KEYS):
                 raise UserError(f"{run.folder} differs from {runs[0].folder} in {next(iter(changed))}, in one arm")
-            if main_stage(run.config) is None:
+            if (stage := main_stage(run.config)) is None:
                 raise UserError(f"{run.folder} is a warm-up alone; compare runs with a main stage")
+            if (metric := MAIN_STAGES[stage].headline) not in run.result["metrics"]:
+                raise UserError(f"{run.folder} has measured no {metric}; compare runs with validation data")
             for key, (theirs, value) in differences(first_runs[0].config, run.config, (*ARM_KEYS, *tuned)).items():
                 raise UserError(
                     f"{run.folder} differs from {first_runs[0].folder} in {key} ({value!r} against {theirs!r}); "

@@ -349,10 +349,7 @@ def _curves(grid: Grid, arm: str, runs: dict[tuple, Run], warmup: float) -> dict
     metric, found = METRICS[grid.plan.metric], {}
     offset = warmup if grid.plan.setting == "substitutive" else 0.0
     for seed, run in _runs_of(grid, arm, runs).items():
-        try:
-            curve = run.curve(grid.stage, grid.plan.metric)
-        except OSError:  # a folder without its log keeps its result
-            continue
+        curve = run.curve(grid.stage, grid.plan.metric)
         whole = run.result["stages"][grid.stage]["samples"]
         found[seed] = [(offset + (1 - offset) * seen / whole, metric.scale * value) for seen, value in curve]
     return found
@@ -423,10 +420,10 @@ def _device_seconds(run: Run) -> float:
 
 
 def _adjusted(arms: list[ArmRow], baseline: str) -> list[ArmRow]:
-    """With Holm's p values over all arms that have one."""
-    tested = [arm for arm in arms if arm.p is not None]
-    adjusted = dict(zip([arm.name for arm in tested], holm([arm.p for arm in tested]), strict=True))
-    return [replace(arm, p_holm=adjusted.get(arm.name)) for arm in arms]
+    """With Holm's p values over all arms but the baseline; one without a p value counts as one that shows nothing."""
+    others = [arm for arm in arms if arm.name != baseline]
+    adjusted = dict(zip([a.name for a in others], holm([1.0 if a.p is None else a.p for a in others]), strict=True))
+    return [replace(arm, p_holm=None if arm.p is None else adjusted[arm.name]) for arm in arms]
 
 
 def _point(plan: Plan, arm: str, k: int, table: dict[str, Array]) -> Point:

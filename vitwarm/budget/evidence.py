@@ -11,6 +11,7 @@ from vitwarm.budget.page import Block, Code, Heading, Points, Table, Text
 from vitwarm.budget.page_folder import write_page
 from vitwarm.budget.speed import decoder_speed, vit_speed
 from vitwarm.budget.wording import mean_text
+from vitwarm.errors import UserError
 from vitwarm.reading import read_json
 
 MODELS = ("tiny", "small", "base")
@@ -50,8 +51,11 @@ def page(folder: Path) -> list[Block]:
         for name in names:
             if (folder / f"{name}.json").is_file():
                 record = read_json(folder / f"{name}.json")
-                measured += [*_SHOW[part](record), *_origin(record, part)]
-                lack = _lack(record)
+                try:
+                    measured += [*_SHOW[part](record), *_origin(record, part)]
+                    lack = _lack(record)
+                except (AttributeError, KeyError, TypeError, ValueError) as error:
+                    raise UserError(f"{folder / name}.json is no record of tools/gpu_evidence.sh: {error!r}") from error
             else:
                 lack = f"{name}.json is missing"
             if lack:

@@ -49,7 +49,7 @@ def efficiency(study: Study) -> Any:
             _needed_row(bottom, arm, i, place)
         bottom.set_yticks(places, names)
         read = [arm.crossing.mean for arm in rows if arm.crossing.mean is not None]
-        first = min(study.budgets[0], *read)
+        first = min([study.budgets[0], *read])
         bottom.set(ylim=(sum(rooms), 0), xlim=(first / 1.09, 1.09))
         bottom.set_xticks(study.budgets, [f"{100 * b:.3g}" for b in study.budgets])
         bottom.minorticks_off()

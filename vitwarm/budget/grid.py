@@ -242,6 +242,7 @@ def _cell(
     needs = None
     if whole is None:
         steps = {warmup + leaves(_main_share(plan, name, b, work, stage)) for b in plan.budgets[:-1]}
+        steps.add(warmup)  # for a plan with more budgets, which takes over this run
         if kept := sorted(steps - {0}):
             more.append(f"run.keep_at={kept}")
     elif step := leaves(main) + warmup:

@@ -160,13 +160,13 @@ def _devices(launch: Launch, slot: int) -> str | None:
 
 
 def _last_words(job: Any) -> str:
-    """The reason why a cell failed: the line of vitwarm if there is one, else the last line."""
+    """The reason why a cell failed: the last line of vitwarm, else the first that names an error, else the first."""
     text = (job.stderr() or "") + "\n" + (job.stdout() or "")
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     ours = [line for line in lines if line.startswith("vitwarm:") and "warning" not in line]
     faults = [line for line in lines if "Error" in line and not line.startswith("submitit")]
     last = (ours or faults or lines or [f"no output; see job {job.job_id}"])[-1 if ours else 0]
-    return last.removeprefix("vitwarm: ").removeprefix("error: ")[:500]
+    return last.removeprefix("vitwarm: ").removeprefix("error: ")[-500:]  # how a command died stands behind it
 
 
 def _end(jobs: dict[str, Any], launch: Launch) -> None:

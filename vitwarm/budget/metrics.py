@@ -36,10 +36,12 @@ METRICS = {
 
 
 def metric_of(name: str) -> Metric:
-    """How a metric of result.json is shown; one that is no headline is a share, but for losses and perplexities."""
+    """How a metric of result.json is shown; one that is no headline is a share, or a loss, perplexity or count."""
     words = name.replace("_", " ")
     if name.endswith(("loss", "perplexity")):
         other = Metric(words, "", 1.0, False, most=math.inf)
+    elif name in ("count", "level"):
+        other = Metric(words, "", 1.0, True, most=math.inf)
     else:
         other = Metric(f"{words}, %", "points", 100.0, True)
     return METRICS.get(name, other)

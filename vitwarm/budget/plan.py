@@ -1,9 +1,8 @@
 """A plan of a study: arms x budgets x seeds, and the effect to detect. One YAML file; data only, like a recipe."""
 
-import json
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ from vitwarm.config import Config
 from vitwarm.errors import UserError
 from vitwarm.files import expanded
 from vitwarm.reading import read_yaml
-from vitwarm.recipe import load_recipe, recipes_folder
+from vitwarm.recipe import load_recipe, override_words, recipes_folder
 
 SETTINGS = ("additive", "substitutive")
 UNITS = {"samples": "samples", "tokens": "tokens", "flops": "FLOPs", "device_seconds": "device-seconds"}
@@ -85,6 +84,7 @@ class Plan:
         unit: what a budget and a warm-up are counted in.
         points: how runs of budgets below the full one are made: own schedules, branches of one trunk, or not at all.
         set: keys of every cell's recipe.
+        overrides: keys of the command line, which count more than those of the plan and of its arms.
         tuned: keys beyond the start of the trunk in which arms may differ, such as a learning rate tuned for each.
         effect: smallest difference that matters, in units of the metric; the plan is judged by it.
         sd: standard deviation of paired differences, if known from earlier runs; for planning before the first run.
@@ -103,6 +103,7 @@ class Plan:
     points: str = "scheduled"
     metric: str = "top1"
     set: dict[str, Any] = field(default_factory=dict)
+    overrides: Mapping[str, str] = field(default_factory=dict)
     tuned: tuple[str, ...] = ()
     effect: float | None = None
     sd: float | None = None
@@ -115,10 +116,9 @@ class Plan:
         return [name for name in self.arms if name != self.baseline]
 
     def arguments(self, arm: str, seed: int, *more: str) -> tuple[str, ...]:
-        """The words that give an arm's recipe, each key once: of the plan, the arm and `more` the last one counts."""
+        """The words that give an arm's recipe, each key once: of plan, arm, command line and `more` the last counts."""
         chosen = self.arms[arm]
-        settings = dict(_keys_of(self.set)) | dict(_keys_of(chosen.set))
-        written = (f"{k}={v if isinstance(v, str) else json.dumps(v)}" for k, v in settings.items())
+        written = override_words(dict(_keys_of(self.set)), dict(_keys_of(chosen.set)), self.overrides)
         words: dict[str, str] = {}
         for word in (f"recipe={chosen.recipe}", *written, f"seed={seed}", *more):
             key = word.partition("=")[0]
@@ -131,7 +131,7 @@ class Plan:
         return load_recipe(list(self.arguments(arm, self.seeds[0])))
 
 
-_KEYS = {f.name for f in fields(Plan)} - {"name"}
+_KEYS = {f.name for f in fields(Plan)} - {"name", "overrides"}
 _OURS = ("seed", "run.dir", "run.keep_at", "run.smoke", "resume_from")  # set for each cell
 _PUBLISHED_NUMBERS = {"warmup", "needed", "value"}
 _REQUIRED = ("arms", "budgets", "seeds")
@@ -167,17 +167,14 @@ def read_plan(path: Path, overrides: dict[str, str] | None = None) -> Plan:
 
     Args:
         path: the YAML file.
-        overrides: overrides of keys of the plan, and of keys of the recipe (`images.train`), which go to `set`.
+        overrides: overrides of keys of the plan, and of keys of all its recipes (`images.train`).
 
     Raises:
         UserError: the plan is malformed or impossible.
     """
-    tree = read_yaml(path)
-    for key, text in (overrides or {}).items():
-        if key in _KEYS:
-            tree[key] = _value(path, key, text)
-        else:
-            tree["set"] = {**_mapping(path, tree, "set"), key: text}
+    tree, given = read_yaml(path), dict(overrides or {})
+    for key in _KEYS & given.keys():
+        tree[key] = _value(path, key, given.pop(key))
     if unknown := sorted(tree.keys() - _KEYS):
         raise UserError(f"{path}: unknown key {unknown[0]}{nearest(unknown[0], _KEYS)}")
     if missing := [key for key in _REQUIRED if not tree.get(key)]:
@@ -201,6 +198,7 @@ def read_plan(path: Path, overrides: dict[str, str] | None = None) -> Plan:
         budgets=_budgets(path, tree["budgets"]),
         seeds=_seeds(path, tree["seeds"]),
         set=_mapping(path, tree, "set"),
+        overrides=given,
         tuned=_tuned(path, tree.get("tuned") or []),
         effect=_positive(path, tree, "effect"),
         sd=_positive(path, tree, "sd"),
@@ -208,7 +206,7 @@ def read_plan(path: Path, overrides: dict[str, str] | None = None) -> Plan:
         published=_published(path, tree.get("published") or [], arms),
         **plain,
     )
-    for key in (key for settings in (plan.set, *(arm.set for arm in arms.values())) for key in _flat(settings)):
+    for key in (key for settings in (given, plan.set, *(arm.set for arm in arms.values())) for key in _flat(settings)):
         if key in _OURS:
             raise UserError(f"{path}: {key} belongs to the study; leave it out of set")
     return replace(plan, budgets=(1.0,)) if plan.points == "crossing" else plan

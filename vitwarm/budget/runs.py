@@ -49,9 +49,10 @@ class Run:
         )
 
     def curve(self, stage: str, metric: str, event: str = "eval") -> list[tuple[int, float]]:
-        """(samples of the stage, value) at each log line of that event which has the metric."""
+        """(samples of the stage, value) at each log line of that event which has the metric; none without a log."""
         batch = (self.config.warmup if stage == "warmup" else self.config.train).global_batch
-        entries = read_json_lines(self.folder / "log.jsonl")
+        log = self.folder / "log.jsonl"
+        entries = read_json_lines(log) if log.is_file() else []
         return [
             (e["step"] * batch, e[metric])
             for e in entries
@@ -109,18 +110,23 @@ def read_run(folder: Path) -> Run:
     return Run(folder, config, recipe_hash(config), result)
 
 
+def _is_smoke(folder: Path) -> bool:
+    return (folder / "recipe.yaml").is_file() and read_frozen(folder / "recipe.yaml").run.smoke
+
+
 def read_arm(pattern: str) -> list[Run]:
     """The finished runs of one arm, by seed.
 
     Args:
-        pattern: glob of run folders.
+        pattern: glob of run folders; files that match, such as logs, and smoke runs are passed over.
 
     Raises:
         UserError: no folder, an unfinished run, or a seed that comes twice.
     """
-    folders = [Path(p) for p in sorted(glob.glob(str(expanded(pattern))))]
+    found = [path for p in sorted(glob.glob(str(expanded(pattern)))) if (path := Path(p)).is_dir()]
+    folders = [path for path in found if not _is_smoke(path)]
     if not folders:
-        raise UserError(f"no run folder matches {pattern}")
+        raise UserError(f"no run folder matches {pattern}" + " but smoke runs, which are no results" * bool(found))
     runs = sorted((read_run(f) for f in folders), key=lambda r: r.config.seed)
     seeds = [r.config.seed for r in runs]
     if len(set(seeds)) < len(seeds):

@@ -39,21 +39,17 @@ def t_quantile(n: int, confidence: float = 0.95) -> float:
 
 
 def paired_interval(differences: Array, confidence: float = 0.95) -> tuple[float, float] | tuple[None, None]:
-    """Student t interval of the mean of paired differences; a single pair has none."""
-    if len(differences) < 2:
+    """Student t interval of the mean of paired differences; a single pair has none, nor have pairs that all agree."""
+    if len(differences) < 2 or np.ptp(differences) == 0:  # accuracies come in steps: agreement is no precision
         return None, None
-    if np.ptp(differences) == 0:
-        return float(differences[0]), float(differences[0])
     low, high = _t_test(differences).confidence_interval(confidence)
     return float(low), float(high)
 
 
 def paired_p_value(differences: Array) -> float | None:
-    """Two-sided p value of the paired t test of no difference; None for a single pair, or when all are zero."""
-    if len(differences) < 2 or not np.any(differences):
+    """Two-sided p value of the paired t test of no difference; None for a single pair, or when all pairs agree."""
+    if len(differences) < 2 or np.ptp(differences) == 0:
         return None
-    if np.ptp(differences) == 0:
-        return 0.0
     return float(_t_test(differences).pvalue)
 
 

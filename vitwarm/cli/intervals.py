@@ -12,7 +12,7 @@ class Options:
     """How often the intervals of a budget study hold the truth, by simulated studies."""
 
     repeats: int = option("simulated studies of each case", 2000, within="[1, inf)")
-    out: Path | None = option("write the numbers here", None, form="FILE.json")
+    out: Path | None = option("write the numbers here", None, form="FILE.json", suffix=".json")
 
 
 def run(options: Options) -> None:

@@ -10,7 +10,7 @@ from vitwarm.cli.words import option
 class Options(RecipeOptions):
     """What a run will cost: samples, tokens, FLOPs, time, storage and memory.
 
-    Needs neither a GPU nor the data.
+    Needs no GPU, and of the data only text, which it counts.
     """
 
     gpus: int = option("devices, one process each")

@@ -15,7 +15,7 @@ class Options:
     """
 
     metrics: tuple[str, ...] = option("metrics of result.json", ("accuracy",), form="METRIC,...")
-    out: Path | None = option("write the numbers here", None, form="FILE.json")
+    out: Path | None = option("write the numbers here", None, form="FILE.json", suffix=".json")
     png: Path | None = option("draw the figure here", None, form="FILE.png", suffix=".png")
     arms: dict[str, str] = rest("[PANEL/]ARM=RUNS_GLOB", "run folders of an arm, one for each seed", required=True)
 

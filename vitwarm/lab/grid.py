@@ -84,7 +84,7 @@ class Lab:
         )
 
     def check_needs(self, statuses: dict[str, Status]) -> None:
-        """Nothing: a warm-up that failed is reported, and so are the cells that wait for it."""
+        """Nothing: cells that wait for a warm-up that failed wait on, and the report says that it failed."""
 
 
 def make_lab(plan: LabPlan, runs: Path) -> Lab:

@@ -130,7 +130,8 @@ class Findings:
             control = control_of(self.rows, best.place)
             text = f"{self.plan.title('tasks', task)}: best is {self.name(best.place)}, {best.mean:.1f} %"
             if best.place.warmup == NONE:
-                beyond = ", and no warm-up is above it" if len(self.of(task)) > 1 else ""
+                tried = any(row.place.warmup != NONE for row in self.of(task))
+                beyond = ", and no warm-up is above it" if tried else ""
                 text = f"{self.plan.title('tasks', task)}: {best.mean:.1f} % without a warm-up{beyond}"
             elif control and control.mean is not None:
                 text += f" against {control.mean:.1f} % without a warm-up"

@@ -1,6 +1,5 @@
 """A plan of the laboratory: tasks x warm-ups x parts x settings x seeds. One YAML file; data only, like a recipe."""
 
-import json
 import math
 import re
 from collections.abc import Mapping
@@ -12,7 +11,7 @@ from vitwarm.checks import KEYS, nearest
 from vitwarm.errors import UserError
 from vitwarm.files import expanded
 from vitwarm.reading import read_yaml
-from vitwarm.recipe import recipes_folder
+from vitwarm.recipe import override_words, recipes_folder
 
 NONE = "none"  # the warm-up of a control
 _RUNS = ("run", "model")  # sections that both a warm-up and a task have
@@ -145,14 +144,15 @@ class LabPlan:
         """The words that give the recipe of a task's run, but for its start and seed."""
         keys = [self.set, self.tasks[task].set, *self._of_setting(setting, warmup)]
         keys.insert(2, self.parts[part].set if warmup != NONE else {})
-        return [f"recipe={self.tasks[task].recipe}", "warmup.budget=0", *_words(keys, lambda key: not _warms(key))]
+        keys = [{key: value for key, value in layer.items() if not _warms(key)} for layer in keys]
+        return [f"recipe={self.tasks[task].recipe}", "warmup.budget=0", *override_words(*keys)]
 
     def warmup_words(self, warmup: str, setting: str) -> list[str]:
         """The words that give the recipe of a warm-up's run, but for its seed."""
         own = self.warmups[warmup]
         keys = [self.set, own.set, *self._of_setting(setting, warmup)]
-        taken = _words(keys, _of_warmup)
-        return [f"recipe={own.recipe}", "algorithmic.task=null", *taken]
+        keys = [{key: value for key, value in layer.items() if _of_warmup(key)} for layer in keys]
+        return [f"recipe={own.recipe}", "algorithmic.task=null", *override_words(*keys)]
 
     def _of_setting(self, setting: str, warmup: str) -> list[Settings]:
         own = self.settings[setting]
@@ -165,12 +165,6 @@ def _warms(key: str) -> bool:
 
 def _of_warmup(key: str) -> bool:
     return _warms(key) or key.partition(".")[0] in _RUNS
-
-
-def _words(keys: list[Settings], wanted: Any) -> list[str]:
-    """Settings as words, each key once: the last one counts."""
-    merged = {key: value for settings in keys for key, value in settings.items() if wanted(key)}
-    return [f"{key}={value if isinstance(value, str) else json.dumps(value)}" for key, value in merged.items()]
 
 
 def find_lab(name: str) -> Path:

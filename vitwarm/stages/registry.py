@@ -20,8 +20,7 @@ class Setup:
 
     Attributes:
         workers: processes that read data.
-        estimate: nothing is trained: data that are not here may be assumed, as many as `train_images` and `val_images`
-            say where they say it.
+        estimate: nothing is trained: images that are not here may be assumed, as many as `train_images` says.
     """
 
     workers: int = 0

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import shutil
 from dataclasses import replace
 
 import pytest
@@ -104,6 +105,16 @@ def test_a_lock_that_is_a_link_is_not_followed(tmp_path):
     with contextlib.ExitStack() as held, pytest.raises(OSError, match="symbolic links"):
         open_folder(tmp_path / "run", CONFIG, held, 0)
     assert (tmp_path / "mine").read_text() == "mine"
+
+
+def test_a_checkpoint_is_resumed_with_its_run_or_not_at_all(tmp_path, monkeypatch):
+    """The run's warm-up and log tell where its weights are from."""
+    step = begun(tmp_path / "theirs") / "checkpoints/step-00000004"
+    monkeypatch.chdir(step.parent)
+    check_folder(tmp_path / "ours", replace(CONFIG, resume_from=step.name))
+    shutil.copytree(step, tmp_path / "copied" / step.name)
+    said = refusal(check_folder, tmp_path / "ours", replace(CONFIG, resume_from=str(tmp_path / "copied" / step.name)))
+    assert "lies outside of its run" in said
 
 
 @pytest.mark.parametrize("name", ["checkpoints/step-00000004/model.safetensors", "log.jsonl", "warmup/weights"])

@@ -7,7 +7,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from vitwarm.budget import compare, seeds
+from vitwarm.budget import compare
 from vitwarm.budget.efficiency import read_study
 from vitwarm.budget.report import write_report
 from vitwarm.budget.style import BASELINE, colour_of, style
@@ -32,8 +32,6 @@ def redraw() -> None:
         curves = {labels[arm]: seeds for arm, seeds in content["curves"].items()}
         compare.plot(rows, curves, "images", RESULTS / f"{name}.png")
     compare.plot_differences(_rows(compare.ComparedArm, _read("arms")["arms"]), RESULTS / "arms.png")
-    rows = [row for row in _rows(seeds.SeedRow, _read("algorithmic")) if row.metric == "accuracy"]
-    seeds.plot(rows, RESULTS / "algorithmic.png")
     _warmup_curve(_read("warmup_curve"), RESULTS / "warmup_curve.png")
     for kind in ("png", "svg", "html"):
         for file in sorted(RESULTS.rglob(f"*.{kind}")):

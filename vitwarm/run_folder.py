@@ -32,7 +32,10 @@ _LAUNCHERS = (".out", ".err", ".log")  # endings of what a launcher writes befor
 def run_folder(config: Config) -> Path:
     """Where the run of a recipe lives: `run.dir`, or runs/RECIPE-seedSEED; under `run.smoke` beside it."""
     folder = expanded(config.run.dir or f"runs/{config.name}-seed{config.seed}")
-    return folder.with_name(f"{folder.name}{SMOKE}") if config.run.smoke else folder
+    if not config.run.smoke:
+        return folder
+    folder = folder if folder.name else folder.resolve()  # `.` has a name as well
+    return folder.with_name(f"{folder.name}{SMOKE}")
 
 
 def has_checkpoint(folder: Path, config: Config) -> bool:
@@ -187,13 +190,15 @@ def _is_of(state: State, folder: Path, config: Config) -> bool:
 def _adoptable(config: Config) -> tuple[State, Path, Path]:
     """The checkpoint that `resume_from` names, its folder, and the run folder that it belongs to."""
     assert config.resume_from is not None
-    source = expanded(config.resume_from)
+    source = expanded(config.resume_from).absolute()
     is_checkpoint = (source / "state.json").is_file()
     owner = source.parent.parent if is_checkpoint else source
     found = (read_state(source), source) if is_checkpoint else Checkpoints(owner / CHECKPOINTS, 1).newest(warn)
     if found is None:
         raise UserError(f"resume_from: no whole checkpoint in {source}; give a run folder or one of its checkpoints")
     state, path = found
+    if not (owner / RECIPE).is_file():
+        raise UserError(f"resume_from: {path} lies outside of its run, whose recipe and log it needs; give the run")
     if not _is_of(state, owner, config) and (why := _no_branch(state, owner, config)):
         raise UserError(
             f"resume_from: {path} belongs to another recipe (hash {state.recipe_hash}, now {recipe_hash(config)}), "
@@ -208,8 +213,6 @@ def _no_branch(state: State, owner: Path, config: Config) -> str:
     Runs that differ only in the length of their main stage are the same run until it begins, and under a wsd schedule
     until the first of them cools down.
     """
-    if not (owner / RECIPE).is_file():
-        return f"and {owner} does not say which"
     shared = (*_FREE, *LENGTHS.values(), "train.cooldown")
     if others := named_differences(read_frozen(owner / RECIPE), config, shared):
         return f"in which {others}"

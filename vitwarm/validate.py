@@ -45,7 +45,12 @@ def validate_export(export: str, shards: str, batch: int = 256, workers: int | N
         raise UserError(f"{export} holds no timm model ({str(error).splitlines()[0]}); give RUN/export") from error
     require_finite(model.state_dict(), export)
     data = timm.data.resolve_model_data_config(model)
-    transform = EvalTransform(data["input_size"][-1], data["crop_pct"], data["interpolation"])
+    (height, width), mode = data["input_size"][-2:], data["crop_mode"]
+    if height != width or mode not in ("center", "squash"):
+        raise UserError(
+            f"{export} is for images of {height} x {width}, cropped by {mode}: only squares can be validated"
+        )
+    transform = EvalTransform(width, data["crop_pct"], data["interpolation"], squash=mode == "squash")
     dataset = processes.all_do(lambda: ImageDataset(_labelled(shards, model, export), transform))
     workers = default_workers(processes.world) if workers is None else workers
     started = time.perf_counter()

@@ -83,14 +83,6 @@ def test_processes_and_micro_batches_make_up_the_same_global_batch(train_set, sh
             assert torch.equal(joined(pieces, key), whole[step][key])
 
 
-def test_lengths_are_known_beforehand(train_set, eval_set, shards):
-    loader = train_loader(train_set, ImageOrder(len(shards), 8, 0), 2, 5, rank=1, world=2, device_batch=2)
-    assert len(loader) == len(list(loader)) == 6
-    for rank in range(3):
-        loader = eval_loader(eval_set, rank, 3, batch=4)
-        assert len(loader) == len(list(loader))
-
-
 @pytest.mark.parametrize("world", [1, 2, 3, 25])
 def test_evaluation_sees_every_sample_once(eval_set, shards, world):
     seen = [list(eval_loader(eval_set, rank, world, batch=4)) for rank in range(world)]

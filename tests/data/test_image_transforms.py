@@ -32,14 +32,15 @@ def pixels(tensor):
 
 
 @pytest.mark.parametrize("interpolation", ["bicubic", "bilinear", "lanczos"])
+@pytest.mark.parametrize("mode", ["center", "squash"])
 @pytest.mark.parametrize("crop_pct", [0.875, 0.9, 1.0])
 @pytest.mark.parametrize("shape", [(97, 61), (61, 97), (33, 33), (32, 32), (300, 21), (37, 36), (8, 8)])
-def test_evaluation_is_timms_pixel_for_pixel(shape, crop_pct, interpolation):
+def test_evaluation_is_timms_pixel_for_pixel(shape, crop_pct, mode, interpolation):
     image = picture(*shape)
     theirs = create_transform(
-        32, is_training=False, crop_pct=crop_pct, interpolation=interpolation, use_prefetcher=True
+        32, is_training=False, crop_pct=crop_pct, crop_mode=mode, interpolation=interpolation, use_prefetcher=True
     )
-    ours = EvalTransform(32, crop_pct, interpolation)(image)
+    ours = EvalTransform(32, crop_pct, interpolation, squash=mode == "squash")(image)
     assert ours.dtype == torch.uint8
     assert torch.equal(ours, theirs(image))
 

@@ -11,6 +11,7 @@ from bench.sequential import SEQUENTIAL, sequential_batch
 from vitwarm.cli import call
 from vitwarm.errors import UserError
 from vitwarm.procedural import keyed_rng, list_rules, make_rule
+from vitwarm.procedural.rule import Vocab
 from vitwarm.procedural.show import colours, glyphs, render
 
 COMPOSITE = {
@@ -162,3 +163,8 @@ def test_the_benchmark_measures_every_case(tmp_path, capsys):
         with pytest.raises(SystemExit) as refused:
             rules.main(["--rounds", "2", *wrong])
         assert refused.value.code == 2 and "does not exist" in capsys.readouterr().err
+
+
+def test_names_of_a_rule_of_ones_own_stand_as_they_are():
+    for names in (("red", "green", "blue"), ("a", "b", "c"), ("(", ")", "x")):
+        assert [text for text in glyphs(Vocab.of((), names)) if text in names] == list(names)

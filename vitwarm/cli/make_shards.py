@@ -1,6 +1,5 @@
 """`vitwarm make-shards`."""
 
-import os
 from dataclasses import dataclass, fields
 from pathlib import Path
 
@@ -36,9 +35,10 @@ def run(options: Options) -> None:
     from vitwarm.data.making import Options as Cut
     from vitwarm.data.making import make_shards
     from vitwarm.data.opening import counted
+    from vitwarm.parallel import cores
 
     cut = Cut(**{one.name: getattr(options, one.name) for one in fields(Cut)})
-    workers = _cpus() if options.workers is None else options.workers
+    workers = cores() if options.workers is None else options.workers
     made = make_shards(
         options.source, options.out, options.kind, options.labels, options.split, workers, cut, classes=options.classes
     )
@@ -46,7 +46,3 @@ def run(options: Options) -> None:
         odd = "".join(f", {count} {note}" for note, count in split.notes.items())
         read = f"{counted(split.samples, 'image')} in {counted(len(split.shards), 'tar')}"
         print(f"{name:6} {read}, {split.bytes / 1e6:,.1f} MB{odd}")
-
-
-def _cpus() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -63,13 +63,14 @@ class EvalTransform:
         size: side of the output in pixels.
         crop_pct: share of the resized shorter side that the crop keeps.
         interpolation: 'bicubic', 'bilinear' or 'lanczos'.
+        squash: resize both sides to it, whatever the image's shape: timm's `crop_mode="squash"`.
     """
 
-    def __init__(self, size: int, crop_pct: float = 0.875, interpolation: str = "bicubic"):
+    def __init__(self, size: int, crop_pct: float = 0.875, interpolation: str = "bicubic", *, squash: bool = False):
         if not 0 < crop_pct <= 1:
             raise UserError(f"images.eval_crop_pct must be above 0 and at most 1, got {crop_pct}")
         self.size, self.shape = size, (size, size)
-        self.shorter = math.floor(size / crop_pct)
+        self.shorter, self.squash = math.floor(size / crop_pct), squash
         self.resample = _filter(interpolation)
 
     @property
@@ -79,7 +80,10 @@ class EvalTransform:
 
     def __call__(self, image: Image.Image) -> torch.Tensor:
         """(3, size, size) uint8."""
-        image = _resize_shorter(image, self.shorter, self.resample)
+        if self.squash:
+            image = image.resize((self.shorter, self.shorter), self.resample)
+        else:
+            image = _resize_shorter(image, self.shorter, self.resample)
         left, top = _centre(*image.size, self.size)
         return to_tensor(image.crop((left, top, left + self.size, top + self.size)))
 

@@ -124,9 +124,6 @@ class _OrderedBatches:
     def __init__(self, order: ImageOrder, steps: range, share: slice, device_batch: int):
         self.order, self.steps, self.share, self.device_batch = order, steps, share, device_batch
 
-    def __len__(self) -> int:
-        return len(self.steps) * ((self.share.stop - self.share.start) // self.device_batch)
-
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         for step in self.steps:
             epochs, samples = self.order.batch(step)
@@ -140,9 +137,6 @@ class _EvalBatches:
 
     def __init__(self, num_samples: int, rank: int, world: int, batch: int):
         self.samples, self.batch = range(rank, num_samples, world), batch
-
-    def __len__(self) -> int:
-        return -(-len(self.samples) // self.batch)
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         for start in range(0, len(self.samples), self.batch):
@@ -176,10 +170,6 @@ class Loader:
     ):
         self.dataset, self.batches, self.workers = dataset, batches, workers
         self.pin_memory = torch.cuda.is_available() if pin_memory is None else pin_memory
-
-    def __len__(self) -> int:
-        counted: Any = self.dataset if self.batches is None else self.batches
-        return len(counted)
 
     def _start(self, done: int) -> Iterator[dict[str, Any] | str]:
         """Workers on the batches after the first `done`."""

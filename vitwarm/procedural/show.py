@@ -1,6 +1,7 @@
 """Sequences of a rule as text for the terminal, in colour."""
 
 import colorsys
+import re
 
 import numpy as np
 
@@ -17,18 +18,20 @@ _SPECIAL = {"PAD": "·", "MASK": "?", "SEP": "|", "END": ".", "POP": "↑"}
 
 def glyphs(vocab: Vocab) -> list[str]:
     """A short text for each token id."""
-    types = sum(name.startswith("(") for name in vocab.names)
+    types = sum(bool(re.fullmatch(r"\(\d+", name)) for name in vocab.names)
     texts = []
     for name in vocab.names:
         if name in _SPECIAL:
             texts.append(_SPECIAL[name])
-        elif name.startswith("TASK"):
+        elif re.fullmatch(r"TASK\d+", name):
             texts.append("T" + name[4:])
-        elif name[0] in "()":
+        elif re.fullmatch(r"[()]\d+", name):
             pair = _PAIRS[int(name[1:])] if types <= len(_PAIRS) else None
             texts.append(pair["()".index(name[0])] if pair else name[1:] + ")" if name[0] == ")" else name)
+        elif re.fullmatch(r"b[01]+", name):
+            texts.append(name[1:].translate(_CELLS))
         else:
-            texts.append(name if name.isdigit() else name[1:].translate(_CELLS))
+            texts.append(name)
     return texts
 
 

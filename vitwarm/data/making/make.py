@@ -138,6 +138,9 @@ def _make(
     say(f"{source.kind}: {len(source.classes)} classes ({source.classes[0]} ... {source.classes[-1]}), {images}")
     if source.ignored:
         say(f"not used: {', '.join(source.ignored)}")
+    out = out.resolve()  # a link to a folder of another disk is made there
+    if not out.name:
+        raise UserError(f"cannot make {out}; give out=FOLDER")
     partial = out.with_name(f"{out.name}.partial")
     jobs = _jobs(source, partial, options)
     digest = _digest(source, jobs, options)
@@ -199,11 +202,9 @@ def _digest(source: Source, jobs: list[ShardJob], options: Options) -> str:
 
 
 def _already_made(out: Path, digest: str) -> ShardManifest | None:
-    place = out / manifests.NAME
-    if place.is_file():
-        made = manifests.load(place.read_text(encoding="utf-8"), place)
-        if made.plan == digest:
-            return made
+    made = manifests.beside(out)
+    if made is not None and made.plan == digest:
+        return made
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"{out}: exists and holds something else; choose another out=")
     return None

@@ -23,7 +23,7 @@ def describe_tars(folder: Path, workers: int, say: Callable[[str], None]) -> Sha
         UserError: a tar is damaged, or does not match the manifest.
     """
     place = folder / manifests.NAME
-    known = manifests.load(place.read_text(encoding="utf-8"), place) if place.exists() else None
+    known = manifests.beside(folder)
     tars = expand(folder)
     if known is not None and (lost := sorted(set(known.shards()) - {tar.name for tar in tars})):
         raise UserError(

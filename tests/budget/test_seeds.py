@@ -59,10 +59,11 @@ def test_what_cannot_be_paired_or_drawn(runs):
 
 
 def test_the_tool_writes_table_numbers_and_picture(runs):
-    words = [f"none={runs}/none-*", f"set={runs}/set-*", "metrics=top1,loss", f"out={runs}/o.json", f"png={runs}/o.png"]
+    words = [f"none={runs}/none-*", f"set={runs}/set-*", "metrics=top1,loss"]
+    words += [f"out={runs}/o.json", f"png={runs}/new/o.png"]
     command = [sys.executable, "-m", "vitwarm", "seeds", *words]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert done.stdout.startswith("| top1 | mean")
     written = json.loads((runs / "o.json").read_text())
     assert [r["arm"] for r in written] == ["none", "set"] * 2 and written[0]["values"]["2"] == pytest.approx(90)
-    assert (runs / "o.png").read_bytes()[1:4] == b"PNG"
+    assert (runs / "new/o.png").read_bytes()[1:4] == b"PNG"

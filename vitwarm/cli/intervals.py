@@ -12,7 +12,7 @@ class Options:
     """How often the intervals of a budget study hold the truth, by simulated studies."""
 
     repeats: int = option("simulated studies of each case", 2000, within="[1, inf)")
-    out: Path | None = option("write the numbers here", None, form="FILE.json", suffix=".json")
+    out: Path | None = option("write the numbers here", None, form="FILE.json")
 
 
 def run(options: Options) -> None:
@@ -20,6 +20,8 @@ def run(options: Options) -> None:
     from vitwarm.budget.coverage import BUDGETS, CURVES, HEAD, SEEDS, SHARE, line, measure
     from vitwarm.files import write_text
 
+    if options.out is not None:
+        options.out.parent.mkdir(parents=True, exist_ok=True)  # before the work, not behind it
     print(HEAD)
     rows = []
     for name in CURVES:

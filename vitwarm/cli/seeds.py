@@ -15,7 +15,7 @@ class Options:
     """
 
     metrics: tuple[str, ...] = option("metrics of result.json", ("accuracy",), form="METRIC,...")
-    out: Path | None = option("write the numbers here", None, form="FILE.json", suffix=".json")
+    out: Path | None = option("write the numbers here", None, form="FILE.json")
     png: Path | None = option("draw the figure here", None, form="FILE.png", suffix=".png")
     arms: dict[str, str] = rest("[PANEL/]ARM=RUNS_GLOB", "run folders of an arm, one for each seed", required=True)
 
@@ -28,6 +28,8 @@ def run(options: Options) -> None:
 
     rows = seed_rows({arm: read_arm(pattern) for arm, pattern in options.arms.items()}, list(options.metrics))
     print(markdown(rows))
+    for file in filter(None, (options.out, options.png)):
+        file.parent.mkdir(parents=True, exist_ok=True)
     if options.out is not None:
         write_text(options.out, json.dumps([asdict(r) for r in rows], indent=1) + "\n")
     if options.png is not None:

@@ -31,6 +31,8 @@ class Options:
 
 def run(options: Options) -> None:
     """Print the sequences, draw them."""
+    if options.png is not None and not options.png.parent.is_dir():
+        raise UserError(f"--png {options.png}: there is no folder {options.png.parent}; make it first")
     from vitwarm.procedural import RuleStream
     from vitwarm.procedural.show import natural_length, render
 

@@ -40,7 +40,7 @@ class Word:
         help: its line in the help.
         form: placeholder of the value in the help.
         within: interval that a number, or each of several, must lie in, such as `[1, inf)`.
-        suffix: what the name of a file to write ends in; the folder of an option or flag must be there.
+        suffix: what the name of a file ends in.
         bare: value of a flag that is given without one.
         required: of `rest`: there must be such a word.
         prefix: of `rest`: only the words that begin with it; it is not part of the key.
@@ -206,8 +206,6 @@ def _read(declared: Field[Any], hint: Any, text: str) -> Any:
         raise UserError(f"{title} is {_KINDS[kind]}, not {shown!r}") from None
     if word.suffix is not None and value.suffix != word.suffix:
         raise UserError(f"{title} is a file whose name ends in {word.suffix}, not {text!r}")
-    if word.suffix is not None and word.kind != "place" and not value.parent.is_dir():
-        raise UserError(f"{title} is {text}: there is no folder {value.parent}; make it first")
     if word.within is not None:
         from vitwarm.checks import inside
 

@@ -21,3 +21,11 @@ def test_samples_tokens_and_flops_are_those_of_the_run(tmp_path, recipe):
         line = lines[name]
         assert (line.steps, line.samples, line.tokens) == (stage["steps"], stage["samples"], stage["tokens"])
         assert line.flops == pytest.approx(stage["flops"], rel=0.1)  # how many positions are predicted differs by row
+
+
+def test_an_initialisation_before_a_warm_up_costs_nothing():
+    default, conditioned = (
+        estimate(load_recipe(["recipe=digits_proc", f"model.init={init}"]), gpus=1, device="h100").lines
+        for init in ("default", "conditioned")
+    )
+    assert default == conditioned

@@ -134,6 +134,8 @@ def fresh_trunk(config: Config) -> nn.Module:
     else:
         no_dropout: dict[str, Any] = {k: 0.0 for k in config.model.args if is_drop_rate(k)}
         model = build_model(config.model, "warmup", seed=config.seed, **no_dropout)
+    if next(model.parameters()).is_meta:  # an estimate, which needs no values
+        return model
     return initialise(model, config.model.init, seed=config.seed)
 
 

@@ -8,11 +8,18 @@ from safetensors import SafetensorError
 from vitwarm.errors import disk_trouble, shown, without_secrets
 
 
-@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EACCES, errno.EROFS, errno.EFBIG, errno.ENOTDIR])
-def test_a_disk_that_is_full_or_closed_is_said_in_one_line(code):
-    said = disk_trouble(OSError(code, "the reason", "/data/x"))
-    assert said.startswith("cannot write /data/x: the reason; ")
-    assert "\n" not in said
+@pytest.mark.parametrize(
+    ("codes", "advice"),
+    [
+        ((errno.ENOSPC, errno.EFBIG), "free space"),
+        ((errno.EACCES, errno.EROFS, errno.ENOTDIR, errno.EEXIST), "fix the path or its permissions"),
+        ((errno.EIO, errno.ESTALE), "see to the disk"),
+    ],
+)
+def test_a_disk_that_is_full_or_closed_is_said_in_one_line(codes, advice):
+    for code in codes:
+        said = disk_trouble(OSError(code, "the reason", "/data/x"))
+        assert said == f"cannot write /data/x: the reason; {advice}, then run the same command again"
 
 
 def test_safetensors_hides_the_system_error_in_its_text():

@@ -14,8 +14,12 @@ class Interrupted(Exception):
 
 
 # Errors that a user can fix; any other OSError is a bug.
-_DISK = ("ENOSPC", "EDQUOT", "EFBIG", "EACCES", "EPERM", "EROFS", "ENOTDIR", "EISDIR", "ENAMETOOLONG", "EIO", "ESTALE")
-_DISK_CODES = {getattr(errno, name) for name in _DISK if hasattr(errno, name)}
+_ADVICE = {
+    "free space": ("ENOSPC", "EDQUOT", "EFBIG"),
+    "fix the path or its permissions": ("EACCES", "EPERM", "EROFS", "EEXIST", "ENOTDIR", "EISDIR", "ENAMETOOLONG"),
+    "see to the disk": ("EIO", "ESTALE"),
+}
+_ADVICE_OF = {getattr(errno, name): advice for advice, names in _ADVICE.items() for name in names if hasattr(errno, name)}
 
 
 def disk_trouble(error: Exception) -> str | None:
@@ -29,9 +33,9 @@ def disk_trouble(error: Exception) -> str | None:
         where = f" {error.filename}" if error.filename else ""
     elif found := re.search(r"([^:]+) \(os error (\d+)\)", str(error)):
         code, reason = int(found[2]), found[1].strip()
-    if code not in _DISK_CODES:
+    if code not in _ADVICE_OF:
         return None
-    return f"cannot write{where}: {reason}; free space or fix the path, then run the same command again"
+    return f"cannot write{where}: {reason}; {_ADVICE_OF[code]}, then run the same command again"
 
 
 # Parts of an address that let whoever reads it in: user and password, and the values of signed queries.

@@ -192,7 +192,7 @@ def _carry_out(
         held: what is to be closed when the run ends.
     """
     check_launcher()
-    accelerator = _accelerator(together)
+    accelerator = _accelerator(together, held)
     processes = Processes(accelerator.process_index, accelerator.num_processes, accelerator.device)
     folder, folders = run_folder(together), [run_folder(config) for config in configs]
     owners = {folder: together} | dict(zip(folders, configs, strict=True))
@@ -209,9 +209,8 @@ def _carry_out(
         processes.main_does(lambda: _push(together, folder))
         found: list[dict[str, Any]] = processes.main_does(lambda: [read_result(own) for own in folders])
         return found
-    joint = processes.all_do(
-        lambda: _build(configs, folders, folder, processes.world, has_checkpoint(folder, together))
-    )
+    resumes = has_checkpoint(folder, together) or bool(together.resume_from)  # which `check_folders` found whole
+    joint = processes.all_do(lambda: _build(configs, folders, folder, processes.world, resumes))
 
     def open_folders() -> None:
         for own, config in owners.items():
@@ -359,10 +358,12 @@ def _steady_steps(main: Stage[Any] | None) -> int:
     return main.steps - main.schedule_lengths[1] if main and main.optim.schedule == "wsd" else 0
 
 
-def _accelerator(config: Config) -> Accelerator:
+def _accelerator(config: Config, held: contextlib.ExitStack) -> Accelerator:
     if config.run.deterministic:
+        before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+        held.callback(torch.use_deterministic_algorithms, before[0], warn_only=before[1])
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it cuBLAS refuses to be deterministic
-    torch.use_deterministic_algorithms(config.run.deterministic)
+        torch.use_deterministic_algorithms(True)
     accelerator = start_accelerator()
     if accelerator.distributed_type not in _DISTRIBUTED:
         raise UserError(
@@ -399,9 +400,12 @@ def _first_weights(joint: _Joint, context: Context, resume: tuple[State, Path] |
 
 
 def _read_start(member: _Member) -> dict[str, Any]:
-    file = member.folder / WARMUP / PROVENANCE
+    file, config = member.folder / WARMUP / PROVENANCE, member.experiment.config
     if not file.is_file():
-        return start_record(member.experiment.config, "fresh weights", None)
+        given = starts_from_given(config)
+        known = not given and member.experiment.warmup is None
+        text = "fresh weights" if known else f"unknown, since {file} is gone"
+        return start_record(config, text, None, [str(file)] if given else [])
     record = read_json(file, start=str, warmed_keys=list, fresh_keys=list)
     return {key: record[key] for key in ("start", "warmed_keys", "fresh_keys", *LINEAGE) if key in record}
 

@@ -143,9 +143,18 @@ def test_a_run_that_went_on_needs_its_init_from_no_more(tmp_path, recipe, undist
     shutil.copytree(undisturbed, source)
     assert run(recipe, tmp_path, f"init_from={source}", die="/.step-00000008.tmp/")[0] == -9
     shutil.rmtree(source)
+    killed = tmp_path / "run"
+    code, command = run(recipe, tmp_path, f"init_from={source}", f"resume_from={killed}", name="onward")
+    assert code == 0, command.err
+    assert weights(tmp_path / "onward") == weights(undisturbed)
+    assert json.loads((tmp_path / "onward/result.json").read_text())["start"] == f"weights of {source}"
+    shutil.rmtree(killed / "warmup")  # which has the record of the start
     code, command = run(recipe, tmp_path, f"init_from={source}")
     assert code == 0, command.err
-    assert weights(tmp_path / "run") == weights(undisturbed)
+    assert weights(killed) == weights(undisturbed)
+    record = json.loads((killed / "export/vitwarm.json").read_text())
+    assert record["start"] == f"unknown, since {killed / 'warmup/vitwarm.json'} is gone"
+    assert record["license"] == "unknown"
 
 
 def test_without_images_the_run_ends_with_the_warmed_model(tmp_path):

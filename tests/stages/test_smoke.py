@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import pytest
 import timm
+import torch
 from test_ensemble import tiny
 from test_glue import config as glue_config
 from test_glue import folder as folder
@@ -33,8 +34,10 @@ def log(folder, event, stage):
 def test_images_in_small_and_always_anew(tmp_path, capsys):
     folder, real = tmp_path / "run-smoke", {**SMALL, "run.dir": str(tmp_path / "run")}
     results = []
-    for _ in range(2):
-        results.append(train("digits_proc", **real, **{"run.smoke": True, "run.push": "me/never"}))
+    for exact in (False, True):
+        here = {"run.smoke": True, "run.push": "me/never", "run.deterministic": exact}
+        results.append(train("digits_proc", **real, **here))
+        assert not torch.are_deterministic_algorithms_enabled()  # the caller's own setting
         for stage in ("warmup", "images"):
             assert results[-1]["stages"][stage]["steps"] == 20
             assert [e["step"] for e in log(folder, "eval", stage)] == [10, 20]

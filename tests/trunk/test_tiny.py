@@ -236,7 +236,9 @@ def test_obstacles(monkeypatch):
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert obstacle(decoder()) == "mixed precision"
     for compiler, why in (
-        ("no-such-compiler", "no C++ compiler 'no-such-compiler'"),
+        ("no-such-compiler", "no C++ compiler 'no-such-compiler': No such file or directory"),
+        (build.__file__, f"no C++ compiler {build.__file__!r}: Permission denied"),
+        ("c++ 'x", "CXX=c++ 'x: No closing quotation"),
         ("false", "false fails: exit code 1"),
     ):
         monkeypatch.setenv("CXX", compiler)
@@ -245,6 +247,86 @@ def test_obstacles(monkeypatch):
         assert obstacle(decoder()) == why
     build._compiler.cache_clear()
     build.library.cache_clear()
+
+
+def hooked(model):
+    model.blocks[0].mlp.register_forward_hook(lambda *_: None)
+
+
+def another_forward(model):
+    model.blocks[1].forward = lambda x, **_: x
+
+
+def one_evaluates(model):
+    model.blocks[1].eval()
+
+
+def other_rate(model):
+    model.embed_drop.p = 0.9
+
+
+def other_activation(model):
+    model.blocks[0].mlp.act = torch.nn.ReLU()
+
+
+def shared(model):
+    model.blocks[1] = model.blocks[0]
+
+
+def parametrized(model):
+    torch.nn.utils.parametrizations.weight_norm(model.blocks[0].mlp.fc1)
+
+
+def other_head(model):
+    model.head.weight = torch.nn.Parameter(torch.zeros(VOCAB - 1, 16))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [hooked, another_forward, one_evaluates, other_rate, other_activation, shared, parametrized, other_head],
+)
+def test_a_decoder_that_was_changed_runs_in_pytorch(change):
+    model, data = decoder(tied=False, dropout=0.1), batch(5, 8, 2)
+    assert tiny_loss(model, *data) is not None
+    change(model)
+    assert obstacle(model) == "its modules, their hooks or modes are not those of a decoder as it is built"
+    assert tiny_loss(model, *data) is None
+
+
+def test_a_class_of_someone_else_runs_in_pytorch():
+    class Other(vitwarm.trunk.decoder.Decoder):
+        """Perhaps with an `embed` of its own."""
+
+    assert tiny_loss(Other("1_2_10", VOCAB, POSITIONS), *batch(5, 8, 2)) is None
+
+
+def test_what_pytorch_would_refuse_goes_to_pytorch():
+    model, (tokens, targets, weights, positions) = decoder(), batch(5, 8, 2)
+    for data in (
+        (tokens, targets[:2], weights, positions),
+        (tokens, targets, weights[:, :1], positions),
+        (tokens, targets, weights[:, 0], positions),
+        (tokens, targets, weights, positions[:4]),
+        (tokens, targets, weights, None),
+        (tokens[0], targets, weights, positions),
+        (tokens.float(), targets, weights, positions),
+        (tokens.to("meta"), targets.to("meta"), weights, positions),
+        (tokens, targets, weights.requires_grad_(), positions),
+    ):
+        assert tiny_loss(model, *data) is None
+    in_pytorch(model, tokens, targets, weights, positions).loss.backward()
+    assert weights.grad is not None
+
+
+def test_ignored_targets_count_nothing_on_every_path():
+    model, (tokens, targets, weights, positions) = decoder(), batch(5, 8, 2)
+    ignored = torch.rand(targets.shape, generator=torch.Generator().manual_seed(1)) < 0.5
+    expected = tiny_loss(model, tokens, targets, weights * ~ignored, positions)
+    data = tokens, targets.masked_fill(ignored, -100), weights, positions
+    for most in (model.max_logits, VOCAB):  # in one chunk, in many
+        model.max_logits = most
+        for found in (tiny_loss(model, *data), in_pytorch(model, *data)):
+            torch.testing.assert_close(found, expected)
 
 
 def test_what_is_not_finite_stays_so():

@@ -89,9 +89,9 @@ class StateModel(nn.Module):
     ):
         super().__init__()
         self.trunk = Trunk(model, grad_checkpointing, middle_runs)
-        self.stem = nn.Linear(cells, self.trunk.width)
-        self.positions = nn.Embedding(states, self.trunk.width)
-        self.head = nn.Linear(self.trunk.width, cells)
+        self.stem = nn.Linear(cells, self.trunk.width, device="cpu")  # where the generator draws
+        self.positions = nn.Embedding(states, self.trunk.width, device="cpu")
+        self.head = nn.Linear(self.trunk.width, cells, device="cpu")
         generator = torch.Generator().manual_seed(int(keyed_rng(seed, "init", "warmup", "states").integers(2**63)))
         for layer in (self.stem, self.positions, self.head):
             nn.init.normal_(layer.weight, std=INIT_STD, generator=generator)

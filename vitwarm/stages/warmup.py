@@ -49,7 +49,7 @@ class WarmupModel(nn.Module):
         super().__init__()
         self.stem = SymbolStem(vit, vocab_size, length, seed)
         self.trunk = Trunk(vit, grad_checkpointing, middle_runs)
-        self.head = nn.Linear(self.trunk.width, vocab_size)
+        self.head = nn.Linear(self.trunk.width, vocab_size, device="cpu")  # where its generator draws
         generator = torch.Generator().manual_seed(int(keyed_rng(seed, "init", "warmup", "head").integers(2**63)))
         nn.init.trunc_normal_(self.head.weight, std=0.02, generator=generator)
         nn.init.zeros_(self.head.bias)

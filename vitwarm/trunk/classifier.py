@@ -42,7 +42,8 @@ class Classifier(Decoder):
             self.score = nn.Linear(self.embed_dim, len(labels), bias=False)
         self.score.to_empty(device=torch.empty(0).device)
         with torch.no_grad():  # drawn on the CPU, as all fresh weights
-            self.score.weight.copy_(torch.empty(self.score.weight.shape).normal_(std=INIT_STD, generator=generator))
+            fresh = torch.empty(self.score.weight.shape, device="cpu").normal_(std=INIT_STD, generator=generator)
+            self.score.weight.copy_(fresh)
 
     def loss_path(self) -> None:
         """No `loss` of tokens, so nothing to choose."""

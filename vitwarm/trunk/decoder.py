@@ -144,7 +144,7 @@ class Decoder(nn.Module):
                 continue
             residual = name.endswith(("attn.proj.weight", "mlp.fc2.weight"))
             std = INIT_STD / (2 * self.size.depth) ** 0.5 if residual else INIT_STD
-            p.copy_(torch.empty(p.shape, dtype=p.dtype).normal_(std=std, generator=generator))
+            p.copy_(torch.empty(p.shape, dtype=p.dtype, device="cpu").normal_(std=std, generator=generator))
 
     @property
     def head_weight(self) -> Tensor:
@@ -208,18 +208,18 @@ class Decoder(nn.Module):
 
         Args:
             tokens: (B, N) ids.
-            targets: (B, N), the id that is to be predicted at each position.
+            targets: (B, N), the id that is to be predicted at each position; -100 counts nothing.
             weights: (B, N), what each prediction counts, None for 1.
             attn_mask: see `features`.
-            positions: (B, M) indices into the N tokens, the only ones to predict at; targets and weights are then
-                (B, M), and no logits of other positions are computed.
+            positions: (B, M) indices into the N tokens, the only ones to predict at, each once a sequence; targets and
+                weights are then (B, M), and no logits of other positions are computed.
         """
         self.check_length(tokens.shape[1])
         if attn_mask is None and (fast := tiny_loss(self, tokens, targets, weights, positions)):
             return fast
         if positions is None or attn_mask is not None or len(tokens) <= SORTED_ROWS or not self._may_cut():
             return self._loss(tokens, targets, weights, attn_mask, positions)
-        weights = torch.ones(targets.shape) if weights is None else weights
+        weights = torch.ones(targets.shape, device=targets.device) if weights is None else weights
         lengths = (positions + 1).where(weights != 0, 1).amax(1)
         parts = []
         differ = lengths.float().mean() < 0.8 * lengths.max()

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 MAX_LOGITS = 2**27  # elements of a chunk: 2048 rows of GPT-2's 50257 logits, 0.4 GB in fp32
+IGNORED = -100  # as a target, as in `F.cross_entropy`: the token counts nothing
 ALIGN = 64  # the vocabulary is padded to a multiple: products with 50257 columns are slow, on GPUs and on CPUs
 
 
@@ -120,7 +121,7 @@ def token_loss(
     Args:
         features: (..., D).
         weight: (V, D) output weights.
-        targets: (...), ids.
+        targets: (...), ids; -100 counts nothing, as in `F.cross_entropy`.
         weights: (...), what each token counts, None for 1; tokens of weight 0 may have any id as target.
         head: the chunk's computation, perhaps compiled.
         max_logits: largest number of logits at a time, in elements.
@@ -134,6 +135,7 @@ def token_loss(
         logits = F.linear(features, weight)
         loss = F.cross_entropy(logits.to(real), targets, reduction="none")
         return TokenLoss((weights * loss).sum(), (weights * (logits.argmax(-1) == targets)).sum())
+    targets, weights = without_ignored(targets, weights)
     if torch.is_autocast_enabled(device):
         weight = weight.to(torch.get_autocast_dtype(device))
     features = features.to(weight.dtype)
@@ -145,3 +147,9 @@ def token_loss(
     parts = zip(features.split(rows), targets.split(rows), weights.split(rows), strict=True)
     sums = [head(x, weight, t, w, vocab_size, False) for x, t, w in parts]
     return TokenLoss(*(torch.stack(s).sum() for s in zip(*sums, strict=True)))
+
+
+def without_ignored(targets: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+    """Targets and weights, (...), with id 0 and weight 0 where the target is -100."""
+    ignored = targets == IGNORED
+    return targets.masked_fill(ignored, 0), weights.masked_fill(ignored, 0)

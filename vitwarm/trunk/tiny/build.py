@@ -9,6 +9,7 @@ import subprocess
 from pathlib import Path
 
 from vitwarm.cache import cache_dir
+from vitwarm.errors import UserError
 from vitwarm.files import whole_file
 
 SOURCE = Path(__file__).with_name("step.cpp")
@@ -42,7 +43,10 @@ def _library(width: int, heads: int) -> ctypes.CDLL:
     compiler, native, about = _compiler()
     command = [*compiler, *FLAGS, native, f"-DWIDTH={width}", f"-DHEADS={heads}"]
     digest = hashlib.sha256(b"\0".join([SOURCE.read_bytes(), " ".join(command).encode(), about])).hexdigest()[:16]
-    path = cache_dir() / "tiny" / f"decoder-{width}-{heads}-{digest}.so"
+    try:
+        path = cache_dir() / "tiny" / f"decoder-{width}-{heads}-{digest}.so"
+    except UserError as error:  # no home folder
+        raise Unbuilt(str(error)) from error
     try:
         if not path.exists():
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -58,7 +62,11 @@ def _library(width: int, heads: int) -> ctypes.CDLL:
 @functools.cache
 def _compiler() -> tuple[list[str], str, bytes]:
     """The command of the compiler, its flag for this processor, and the macros that it then defines."""
-    compiler = shlex.split(os.environ.get("CXX") or "c++")
+    named = os.environ.get("CXX") or "c++"
+    try:
+        compiler = shlex.split(named)
+    except ValueError as error:
+        raise Unbuilt(f"CXX={named}: {error}") from error
     for flag in NATIVE:
         try:
             return compiler, flag, _run([*compiler, *FLAGS, flag, "-dM", "-E", "-x", "c++", os.devnull])
@@ -70,8 +78,8 @@ def _compiler() -> tuple[list[str], str, bytes]:
 def _run(command: list[str]) -> bytes:
     try:
         return subprocess.run(command, capture_output=True, check=True).stdout
-    except FileNotFoundError as error:
-        raise Unbuilt(f"no C++ compiler {command[0]!r}") from error
+    except OSError as error:
+        raise Unbuilt(f"no C++ compiler {command[0]!r}: {error.strerror}") from error
     except subprocess.CalledProcessError as error:
         lines = error.stderr.decode(errors="replace").strip().splitlines() or [f"exit code {error.returncode}"]
         raise Unbuilt(f"{command[0]} fails: {lines[0]}") from error

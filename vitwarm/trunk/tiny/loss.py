@@ -4,6 +4,7 @@ Shapes: B sequences, N tokens, M predictions of each, D channels, V symbols.
 """
 
 import ctypes
+import functools
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -13,10 +14,10 @@ from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 from vitwarm.trunk.blocks import in_order, is_compiled
 from vitwarm.trunk.tiny.build import Unbuilt, library
-from vitwarm.trunk.token_loss import TokenLoss
+from vitwarm.trunk.token_loss import TokenLoss, without_ignored
 
 if TYPE_CHECKING:
-    from vitwarm.trunk.decoder import Decoder
+    from vitwarm.trunk.decoder import Decoder, DecoderSize
 
 WIDTHS = range(8, 65)
 VOCAB = 1024  # symbols: the gradient of the head is kept for each lane
@@ -37,35 +38,85 @@ def obstacle(decoder: "Decoder") -> str | None:
         return "mixed precision"
     if is_compiled(decoder.blocks[0]):
         return "the blocks are compiled"
+    if not _is_as_built(decoder):
+        return "its modules, their hooks or modes are not those of a decoder as it is built"
     code = library(size.width, size.heads)
     return str(code) if isinstance(code, Unbuilt) else None
+
+
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+
+
+def _is_as_built(decoder: "Decoder") -> bool:
+    """Whether nothing was done to a decoder that the compiled code, which gets its weights alone, would not see."""
+    from vitwarm.trunk.decoder import Decoder  # imports this module
+
+    if type(decoder) is not Decoder:
+        return False
+    built = _built(decoder.size, decoder.vocab_size, decoder.n_positions, decoder.dropout, decoder.tied)
+    shared = len(set(map(id, decoder.parameters()))) < len(built[1])
+    return not shared and _layout(decoder) == built
+
+
+@functools.lru_cache(maxsize=64)
+def _built(size: "DecoderSize", vocab_size: int, n_positions: int, dropout: float, tied: bool) -> tuple[list[Any], ...]:
+    """`_layout` of a new decoder."""
+    from vitwarm.trunk.decoder import Decoder
+
+    with torch.device("meta"):
+        return _layout(Decoder(size, vocab_size, n_positions, dropout=dropout, tied=tied))
+
+
+def _layout(decoder: "Decoder") -> tuple[list[Any], ...]:
+    """Of each module within: name, type, rate of dropout, hooks, mode if it matters; of each weight: name and shape."""
+    modules = []
+    for name, module in decoder.named_modules(remove_duplicate=False):
+        own, in_step = module.__dict__, not decoder.dropout or module.training == decoder.training
+        hooked = bool(name) and ("forward" in own or any(own[hooks] for hooks in _HOOKS))
+        modules.append((name, type(module), own.get("p"), hooked, in_step))
+    return modules, [(name, p.shape) for name, p in decoder.named_parameters(remove_duplicate=False)]
 
 
 def tiny_loss(
     decoder: "Decoder", tokens: Tensor, targets: Tensor, weights: Tensor | None, positions: Tensor | None
 ) -> TokenLoss | None:
-    """`Decoder.loss` by the fast path; None where it does not apply.
+    """`Decoder.loss` by the fast path; None where it does not apply, also to what PyTorch would refuse.
 
     Args:
         decoder: whose parameters get the gradients.
         tokens: (B, N) ids.
-        targets, weights, positions: (B, M), as in `Decoder.loss`; a position is named once a sequence.
+        targets, weights, positions: (B, M), as in `Decoder.loss`.
 
     Raises:
         IndexError: an id or a position that the decoder does not have.
     """
-    if _get_current_dispatch_mode() is not None or obstacle(
-        decoder
-    ):  # such modes watch operations, to count FLOPs, say
+    if _get_current_dispatch_mode() is not None:  # one that watches operations, to count FLOPs, say
+        return None
+    if not _fits(tokens, targets, weights, positions) or obstacle(decoder):
         return None
     rate = decoder.dropout if decoder.training else 0.0
     seed = int(torch.randint(2**63 - 1, ())) if rate else 0
     parameters = [*(p for name, p in decoder.named_parameters() if name != "head.weight"), decoder.head_weight]
-    weights = torch.ones(targets.shape) if weights is None else weights
-    batch = tokens.long(), targets.long(), weights.float(), None if positions is None else positions.long()
+    weights = torch.ones(targets.shape, device="cpu") if weights is None else weights
+    targets, weights = without_ignored(targets.long(), weights.float())
+    batch = tokens.long(), targets, weights, None if positions is None else positions.long()
     if not torch.is_grad_enabled():
         return TokenLoss(*_call(decoder, batch, rate, seed, parameters, None, []))
     return TokenLoss(*_TinyLoss.apply(decoder, batch, rate, seed, *parameters))
+
+
+def _fits(tokens: Tensor, targets: Tensor, weights: Tensor | None, positions: Tensor | None) -> bool:
+    """Whether the compiled code, which gets addresses alone, can read these as `tiny_loss` describes them."""
+    ids = [t for t in (tokens, targets, positions) if t is not None]
+    given = ids if weights is None else [*ids, weights]
+    asked = tokens if positions is None else positions
+    return (
+        all(t.ndim == 2 and t.device.type == "cpu" and t.layout == torch.strided for t in given)
+        and all(t.dtype in (torch.int32, torch.int64) for t in ids)
+        and len(asked) == len(tokens)
+        and targets.shape == asked.shape
+        and (weights is None or (weights.shape == asked.shape and not weights.requires_grad))
+    )
 
 
 class _TinyLoss(torch.autograd.Function):

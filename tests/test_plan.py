@@ -87,7 +87,7 @@ def test_an_estimate_leaves_nothing_behind(tmp_path):
 def test_activations_are_what_autograd_keeps():
     """The saved tensors of a real pass, counted at their storages, for two images more."""
     config = load_recipe(TINY)
-    sizes = [_kept(assemble(config, 1, estimate=True).main, times) for times in (1, 2, 3)]
+    sizes = [_kept(assemble(config, 1, estimate=True).main, times, True) for times in (1, 2, 3)]
     stage, kept = assemble(config, 1).main, []
     own = {p.untyped_storage().data_ptr() for p in stage.model.parameters()}
     for times in (1, 2):
@@ -104,6 +104,17 @@ def test_activations_are_what_autograd_keeps():
         kept.append(sum(t.untyped_storage().nbytes() for t in seen.values()))
     assert [samples for _, samples in sizes] == [2, 4, 6]
     assert sizes[1][0] - sizes[0][0] == sizes[2][0] - sizes[1][0] == kept[1] - kept[0]
+
+
+def test_dropout_in_fused_attention_keeps_no_probabilities_on_a_gpu():
+    """On a CPU each block keeps (N, N) matrices, at least one; on a GPU less than one for all blocks."""
+    words = ["recipe=haystack_set", "algorithmic.task=null", "warmup.length=512", "model.decoder.size=2_4_64"]
+    none, gpu, cpu = (
+        _kept(assemble(load_recipe([*words, f"warmup.dropout={rate}"]), 1, estimate=True).warmup, 1, on_gpu)[0]
+        for rate, on_gpu in ((0, True), (0.1, True), (0.1, False))
+    )
+    matrices = 2 * 4 * 511**2 * 4  # bytes of one (N, N) in fp32 of 2 blocks with 4 heads
+    assert none < gpu < none + matrices / 2 and cpu >= gpu + matrices
 
 
 def test_checkpointing_keeps_less_and_takes_a_third_more():

@@ -9,6 +9,7 @@ from itertools import combinations
 from pathlib import Path
 from random import Random
 
+import numpy as np
 import pytest
 import yaml
 
@@ -370,17 +371,45 @@ def test_model_args_merge(write):
     assert args == {"img_size": 8, "depth": 3, "qkv_bias": False}
 
 
+def test_overrides_of_one_mapping_merge_in_any_order():
+    words = ["warmup.rule.k=8", "warmup={budget: 5 steps}", "warmup.rule={name: dyck, p_open: 0.5}"]
+    pairs = {"warmup.rule.k": 8, "warmup": {"budget": "5 steps", "rule": {"name": "dyck", "p_open": 0.5}}}
+    configs = [load_recipe([*words, "recipe=digits_proc"]), load_recipe(["recipe=digits_proc", *reversed(words)])]
+    configs += [build_recipe(dict(order), "digits_proc") for order in (pairs.items(), reversed(pairs.items()))]
+    for config in configs:
+        assert (config.warmup.rule["k"], config.warmup.rule["p_open"], config.warmup.budget) == (8, 0.5, "5 steps")
+    for given, said in (
+        ({"images": 5, "images.epochs": 1}, "images.epochs: images is given twice"),
+        ({"images.epochs": 1, "images": {"epochs": 2}}, "images.epochs is given twice, as 2"),
+    ):
+        with pytest.raises(UserError, match=said):
+            build_recipe(given)
+
+
+def test_values_of_python_become_plain_data():
+    config = build_recipe(
+        {
+            "warmup.lr": np.float32(0.5), "warmup.global_batch": np.int64(4), "train.betas": (0.9, 0.95),
+            "images.train": Path("/data/x.tar"), "run.deterministic": np.True_,
+            "warmup.rule": {"name": "mixture", "rules": (make_rule("dyck", k=3), {"name": "set"})},
+        }
+    )  # fmt: skip
+    assert (config.warmup.lr, config.warmup.global_batch, config.train.betas) == (0.5, 4, [0.9, 0.95])
+    assert (config.images.train, config.run.deterministic) == ("/data/x.tar", True)
+    assert config.warmup.rule["rules"] == [make_rule("dyck", k=3).spec(), make_rule("set").spec()]
+    assert build_recipe(yaml.safe_load(freeze(config))) == config
+
+
 @pytest.mark.parametrize(
     "words",
     [
         ("train={lr: 1}", "train.lr=2"),
         ("train.lr=2", "train={lr: 1}"),
-        ("model.args.depth=3", "model.args={img_size: 8}"),
         ("model.args={depth: 3}", "model.args.depth=2"),
         ("train={compile: true}", "train.compile=1"),
     ],
 )
-def test_an_override_that_hides_another_is_refused(words):
+def test_an_override_that_contradicts_another_is_refused(words):
     assert re.search(r"is given twice, as .* and as part of another override", refusal(["recipe=digits_proc", *words]))
 
 
@@ -399,6 +428,7 @@ def test_of_two_overrides_the_last_counts():
         "007",
         "a: b",
         "x#y",
+        "x #y",
         "[1]",
         "off",
         "a=b",
@@ -406,7 +436,8 @@ def test_of_two_overrides_the_last_counts():
     ],
 )
 def test_text_is_taken_letter_by_letter(text):
-    assert load_recipe(["recipe=digits_proc", f"images.train={text}"]).images.train == text
+    config = load_recipe(["recipe=digits_proc", f"images.train={text}", f"transfer.sources.mlp={text}"])
+    assert config.images.train == config.transfer.sources["mlp"] == text
 
 
 def test_values_take_the_keys_type():

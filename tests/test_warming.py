@@ -15,6 +15,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 import vitwarm
 from vitwarm.errors import Interrupted, UserError
 from vitwarm.exports.gpt2 import from_gpt2
+from vitwarm.procedural import rule_class
 from vitwarm.recipe import build_recipe
 from vitwarm.run import run
 from vitwarm.stages.warmup import fresh_trunk
@@ -164,6 +165,10 @@ def test_a_folder_resumes_and_no_folder_leaves_nothing(tmp_path, monkeypatch, qu
         vitwarm.warm_up(small(depth=3), dir="folder", **quiet)
 
 
+class Imitation(rule_class("dyck")):
+    """Perhaps with a `draw` of its own, which a recipe could not name."""
+
+
 def test_what_cannot_be_is_refused_and_the_model_stays(quiet):
     model = small()
     before = weights(model)
@@ -186,6 +191,9 @@ def test_what_cannot_be_is_refused_and_the_model_stays(quiet):
         ({"global_bach": 8}, "global_batch"),
         ({"rule": "dyk"}, "dyck"),
         ({"lr": 1e30}, "not finite"),
+        ({"rule": {"name": "dyck", "balanced": False, "p_open": 1.0}}, "there is nothing to predict in its sequences"),
+        ({"rule": Imitation(k=3)}, "Imitation is not the rule 'dyck'; register it under a name of its own"),
+        ({"rule": {"name": "shuffled", "rule": Imitation(k=3)}}, "Imitation is not the rule 'dyck'"),
         ({"groups": ["head"]}, "no tensor"),
     ):
         arguments = {**quiet, **wrong}
@@ -210,8 +218,9 @@ def test_what_cannot_be_is_refused_and_the_model_stays(quiet):
     [
         ({"budget": "1 steps"}, "0 steps"),
         ({"budget": "15 steps"}, "1 steps"),
-        ({"budget": "999 steps"}, "66 steps"),
-        ({"budget": "1000 steps"}, "1000 steps"),
+        ({"budget": "1000 steps"}, "66 steps"),
+        ({"budget": "1999 steps"}, "133 steps"),
+        ({"budget": "2000 steps"}, "1000 steps"),
         ({"budget": "1000 steps", "schedule": "wsd"}, "66 steps"),
         ({"budget": "150 samples", "global_batch": 10}, "1 steps"),
         ({"budget": "4800 tokens", "global_batch": 10}, "2 steps"),  # 16 a sequence

@@ -25,6 +25,7 @@ mkdir -p "$out" "$work" || exit 2
 tools=$(dirname "$0")
 small=${SMALL:-}
 vitwarm=(python -m vitwarm)
+export CUDA_VISIBLE_DEVICES=${CUDA_VISIBLE_DEVICES-0}  # one GPU: processes of a part share it
 fast=(train.precision=bf16 train.compile=true)
 seeds=(0 1 2)
 if [ "$small" ]; then

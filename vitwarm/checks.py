@@ -10,6 +10,8 @@ from dataclasses import MISSING, Field, dataclass, fields, is_dataclass
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
+import numpy as np
+
 from vitwarm.amounts import Amount
 from vitwarm.config import Config, MainStageConfig, OptimConfig
 from vitwarm.errors import UserError, without_secrets
@@ -114,6 +116,19 @@ def _nearest_key(name: str) -> str:
         return f"; did you mean {children[near[0]]}?"
     elsewhere = [full for full in KEYS if full.rpartition(".")[2] == leaf]
     return f"; did you mean {' or '.join(elsewhere)}?" if elsewhere else nearest(name, KEYS)
+
+
+def plain(value: Any) -> Any:
+    """A value of Python as a recipe holds it: NumPy's numbers, tuples, paths and rules as plain data, at any depth."""
+    if isinstance(value, Mapping):
+        return {name: plain(part) for name, part in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(part) for part in value]
+    if isinstance(value, np.generic):
+        return value.item()
+    if isinstance(value, Rule):
+        return rule_spec(value)
+    return os.fspath(value) if isinstance(value, os.PathLike) else value
 
 
 def spelled_out(tree: Any, name: str = "") -> Any:
@@ -478,10 +493,13 @@ def rule_spec(rule: Any) -> dict[str, Any]:
     """A rule as a recipe describes it, of what a person gives in Python: a name, a mapping with the name, or a `Rule`.
 
     Raises:
-        UserError: anything else.
+        UserError: anything else, or a `Rule` of a class that the registry does not have under its name.
     """
     if isinstance(rule, Rule):
-        return rule.spec()
+        spec = rule.spec()
+        if rule_of(spec) != rule:
+            raise UserError(f"{type(rule).__name__} is not the rule {rule.name!r}; register it under a name of its own")
+        return spec
     if isinstance(rule, Mapping) and "name" in rule:
         return dict(rule)
     if isinstance(rule, str):

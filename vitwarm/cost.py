@@ -150,7 +150,8 @@ def estimate(config: Config, gpus: int, device: str, mfu: float = MFU, train_ima
         unit = experiment.main.sample_unit
         facts["data rate"] = f"{rate:,.0f} {unit}, {rate / gpus:,.0f} for each device"
     facts |= _storage(config, weights)
-    facts["memory"] = max((_memory(stage, config, gpus) for stage in experiment.stages), key=lambda m: m[0])[1]
+    memory = (_memory(stage, config, gpus, name in PEAK_FLOPS) for stage in experiment.stages)
+    facts["memory"] = max(memory, key=lambda m: m[0])[1]
     facts["assumed"] = f"MFU {mfu:g} of {_peaks(config, lines, name)}, {_origin(name)}; no waiting for data"
     found = Estimate(_title(config, gpus, name, weights), lines, facts)
     shares = {label: found.share(what) for what, label in _SHARES.items()}
@@ -220,9 +221,9 @@ def _flops(stage: Stage[Any]) -> float:
         return forward_flops(lambda: stage.losses(stage.model, batch, 0)) / samples
 
 
-def _memory(stage: Stage[Any], config: Config, gpus: int) -> tuple[float, str]:
+def _memory(stage: Stage[Any], config: Config, gpus: int, on_gpu: bool) -> tuple[float, str]:
     """Memory that a device must hold: (GiB, the same in words)."""
-    (one, samples), (two, _) = _kept(stage, 1), _kept(stage, 2)
+    (one, samples), (two, _) = _kept(stage, 1, on_gpu), _kept(stage, 2, on_gpu)
     batch = device_batch_size(stage.optim.global_batch, gpus, config.run.device_batch)
     per_weight = 8 + state_bytes(stage.optim) + (4 if stage.optim.ema else 0)  # fp32 weights, gradients; average
     state = per_weight * sum(p.numel() for p in stage.model.parameters()) + 2 * one - two  # and autocast's copies
@@ -235,7 +236,7 @@ def _memory(stage: Stage[Any], config: Config, gpus: int) -> tuple[float, str]:
     )
 
 
-def _kept(stage: Stage[Any], times: int) -> tuple[int, int]:
+def _kept(stage: Stage[Any], times: int, on_gpu: bool) -> tuple[int, int]:
     """Activations: (bytes that autograd keeps for the backward pass, the model's own tensors left out; samples)."""
     example, samples = stage.example()
     batch = example.map(lambda t: torch.cat([t] * times))
@@ -254,6 +255,10 @@ def _kept(stage: Stage[Any], times: int) -> tuple[int, int]:
     ):
         own.update(t.untyped_storage()._cdata for t in (*stage.model.parameters(), *stage.model.buffers()))
         stage.model.train()
+        for module in stage.model.modules():
+            if on_gpu and getattr(module, "fused_attn", False):  # it keeps no probabilities, but on a CPU to drop some
+                drop: Any = module.attn_drop
+                drop.p = 0.0
         stage.losses(stage.model, batch, 0)
     return sum(t.untyped_storage().nbytes() for t in kept.values()), times * samples
 

@@ -19,7 +19,7 @@ _ADVICE = {
     "fix the path or its permissions": ("EACCES", "EPERM", "EROFS", "EEXIST", "ENOTDIR", "EISDIR", "ENAMETOOLONG"),
     "see to the disk": ("EIO", "ESTALE"),
 }
-_ADVICE_OF = {getattr(errno, name): advice for advice, names in _ADVICE.items() for name in names if hasattr(errno, name)}
+_ADVICE_OF = {getattr(errno, name, None): advice for advice, names in _ADVICE.items() for name in names}
 
 
 def disk_trouble(error: Exception) -> str | None:
@@ -33,7 +33,7 @@ def disk_trouble(error: Exception) -> str | None:
         where = f" {error.filename}" if error.filename else ""
     elif found := re.search(r"([^:]+) \(os error (\d+)\)", str(error)):
         code, reason = int(found[2]), found[1].strip()
-    if code not in _ADVICE_OF:
+    if code is None or code not in _ADVICE_OF:
         return None
     return f"cannot write{where}: {reason}; {_ADVICE_OF[code]}, then run the same command again"
 

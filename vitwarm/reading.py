@@ -136,6 +136,8 @@ class _Loader(yaml.SafeLoader):
     yaml_implicit_resolvers = {None: list(_PATTERNS.items())}
 
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+        if not isinstance(node, yaml.MappingNode):
+            raise _Wrong(None, None, "a mapping was tagged that is none", node.start_mark)
         seen = set()
         for part, _ in node.value:
             if part.tag == f"{_TAG}merge":
@@ -197,7 +199,7 @@ def parse_yaml(text: str, where: object) -> Any:
         line = f", line {error.problem_mark.line + 1}" if error.problem_mark and "\n" in text else ""
         what = "" if isinstance(error, _Wrong) else "not readable as YAML: "
         raise UserError(f"{where}{line}: {what}{_one_line(error.problem or error.context)}") from error
-    except (yaml.YAMLError, ValueError) as error:  # ValueError: of a date that is none, under an explicit tag
+    except (yaml.YAMLError, ValueError, AttributeError) as error:  # the last two: a date that is none, tagged as one
         raise UserError(f"{where}: not readable as YAML: {_one_line(error)}") from error
     _check_size(tree, where, _MOST_NODES)
     return tree

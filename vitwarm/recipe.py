@@ -32,6 +32,7 @@ from vitwarm.checks import (
     check_tree,
     main_stage,
     nearest,
+    plain,
     rule_of,
     spelled_out,
     wrong_type,
@@ -86,7 +87,7 @@ def load_recipe(arguments: list[str]) -> Config:
         if key in SHORT and not value.startswith("{"):
             key = f"{key}.{SHORT[key]}"
         if key != "recipe":
-            _insert(overrides, key, value)
+            _insert(overrides, key, _value(key, value))
     return _resolve([*_lineage(place), ("", overrides)], name=place.name)
 
 
@@ -102,11 +103,7 @@ def build_recipe(overrides: Mapping[str, Any], recipe: str | None = None) -> Con
     """
     tree: dict[str, Any] = {}
     for name, value in overrides.items():
-        *sections, leaf = name.split(".")
-        section, value = tree, spelled_out(value, name)
-        for part in sections:
-            section = section.setdefault(part, {})
-        section[leaf] = {**section.get(leaf, {}), **value} if isinstance(value, Mapping) else value
+        _insert(tree, name, spelled_out(plain(value), name))
     layers, place = [("", tree)], None
     if recipe is not None:
         place = _find(recipe)
@@ -378,21 +375,29 @@ def override_words(*layers: Mapping[str, Any]) -> list[str]:
     return [f"{key}={value if isinstance(value, str) else json.dumps(value)}" for key, value in merged.items()]
 
 
-def _insert(tree: dict, key: str, text: str) -> None:
-    """Put one override into the tree of overrides."""
+def _insert(tree: dict, key: str, value: Any) -> None:
+    """Put one override into the tree of overrides; the order of several does not matter."""
     *sections, leaf = key.split(".")
     for depth, section in enumerate(sections):
         tree = tree.setdefault(section, {})
         if not isinstance(tree, dict):
-            raise UserError(f"{key}: {'.'.join(sections[: depth + 1])} was set to a value before")
-    value = _value(key, text)
-    if repr(tree.setdefault(leaf, value)) != repr(value):
-        raise UserError(f"{key} is given twice, as {text!r} and as part of another override; give it once")
+            raise UserError(f"{key}: {'.'.join(sections[: depth + 1])} is given twice, also as a value")
+    _lay(tree, leaf, value, key)
+
+
+def _lay(tree: dict, leaf: Any, value: Any, key: str) -> None:
+    if isinstance(value, Mapping) and isinstance(inner := tree.setdefault(leaf, {}), dict):
+        for part, own in value.items():
+            _lay(inner, part, own, f"{key}.{part}")
+    elif repr(tree.setdefault(leaf, value)) != repr(value):
+        raise UserError(f"{key} is given twice, as {value!r} and as part of another override; give it once")
 
 
 def _value(key: str, text: str) -> Any:
     """Text keys take their value literally (globs, braces, dates); all others are read as YAML."""
     declared = KEYS.get(key)
+    if key.startswith(("transfer.sources.", "transfer.controls.")):  # their values are text, as `init_from` is
+        return text
     if declared is not None and declared.is_text:
         return None if declared.optional and text in ("null", "") else text
     if "${" in text:

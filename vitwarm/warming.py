@@ -117,7 +117,7 @@ def warm_up(
         on_eval: called with each evaluation.
         settings: further keys of the section `warmup` of a recipe: `global_batch`, `lr`, `lr_warmup`, `mask_prob`,
             `precision`, `compile`, `eval_every`, ... (`vitwarm train --help`). The defaults are the paper's; where
-            its 1,000 steps of `lr_warmup` do not fit, they shrink as the stage does.
+            its 1,000 steps of `lr_warmup` would be more than half of all, they shrink as the stage does.
 
     Returns:
         What was learnt and what was copied.
@@ -201,14 +201,14 @@ def _length(steps: int | None, budget: str | None) -> str:
 
 
 def _fit_schedule(config: Config, trunk: nn.Module) -> None:
-    """Where the learning rate's rise does not fit into so few steps, give it the share that it has of the paper's."""
+    """Where the learning rate's rise and fall would take more than half of the steps, give the rise its usual share."""
     optim = config.warmup
     sizes = {"global_batch": optim.global_batch, "tokens_per_sample": sequence_length(config, trunk)}
     steps = Amount.parse(optim.budget, "budget").steps(**sizes)
     rise, fall = (
         Amount.parse(length).steps(steps_of_whole=steps, **sizes) for length in (optim.lr_warmup, optim.cooldown)
     )
-    if rise + (fall if optim.schedule == "wsd" else 0) > steps:
+    if 2 * (rise + (fall if optim.schedule == "wsd" else 0)) > steps:
         optim.lr_warmup = f"{steps * rise // PUBLISHED_STEPS} steps"
 
 

@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from vitwarm.budget.grid import Work, make_grid, required_stage
-from vitwarm.budget.launch import Launch
+from vitwarm.budget.launch import Launch, _devices
 from vitwarm.budget.plan import find_plan, list_plans, read_plan
 from vitwarm.errors import UserError
 from vitwarm.recipe import load_recipe, recipe_hash
@@ -20,6 +20,23 @@ PLAN = {
 }
 PAGE = {"label": "x", "arm": "warmed", "metric": "top1", "value": 79.21, "source": "y"}
 STEPS = {"warmup": 250, "images": 1000}  # so the warm-up is a quarter of the main stage
+
+
+@pytest.mark.parametrize(
+    ("visible", "jobs", "each"),
+    [
+        (None, 1, [None]),
+        (None, 2, ["0,2", "1"]),  # of three
+        (None, 4, ["0", "1", "2", "0"]),
+        ("5", 2, ["5", "5"]),
+    ],
+)
+def test_cells_take_equal_parts_of_the_gpus_or_share_them(monkeypatch, visible, jobs, each):
+    monkeypatch.setattr("torch.cuda.device_count", lambda: len(visible.split(",")) if visible else 3)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if visible:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    assert [_devices(Launch(jobs=jobs), slot) for slot in range(jobs)] == each
 
 
 def read(folder: Path, **changes):

@@ -74,6 +74,7 @@ def test_a_reader_resumes_where_its_state_was_taken():
         (("dyk", 8), "did you mean 'dyck'"),
         (({"name": "dyck", "k": 0}, 8), "k"),
         (("dyck", 0), "length"),
+        (({"name": "dyck", "balanced": False}, 1), "nothing to predict in its sequences of 1"),
     ],
 )
 def test_what_cannot_be_is_refused(arguments, message):
@@ -98,6 +99,17 @@ def test_what_cannot_be_is_refused(arguments, message):
             RuleDataset("dyck", 16).load_state_dict(state)
     with pytest.raises(UserError, match="rank and world"):
         RuleDataset("dyck", 8, rank=0)
+
+
+def test_two_iterators_read_side_by_side():
+    data, expected = RuleDataset("dyck", 16), iter(RuleDataset("dyck", 16))
+    first = iter(data)
+    for turn in range(600):
+        if turn in (0, 100, 300):
+            other = iter(data)
+            next(other)
+        assert torch.equal(next(first)["input_ids"], next(expected)["input_ids"])
+    assert data.state_dict()["read"] == 600
 
 
 def test_labels_are_torch_tensors_of_whole_numbers():

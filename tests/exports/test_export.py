@@ -108,6 +108,16 @@ def test_what_is_around_a_model_is_looked_through(tmp_path, wrap):
     reads(tmp_path / "again", model)
 
 
+def test_a_model_around_another_is_no_wrapper():
+    class Adapted(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.module, self.adapter = made(), nn.Linear(10, 2)
+
+    with pytest.raises(UserError, match="Adapted"):
+        vitwarm.export(Adapted(), "nowhere")
+
+
 def _eps(model):
     model.norm.eps = 1e-2
 

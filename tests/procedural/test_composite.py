@@ -118,6 +118,7 @@ def test_curriculum_levels_resume_and_have_their_own_streams():
         ("mixture", {"rules": "dyck"}, "list of rules"),
         ("mixture", {"rules": [DYCK], "weights": [1, 2]}, "1 positive"),
         ("mixture", {"rules": [DYCK], "weights": [0]}, "positive"),
+        ("mixture", {"rules": [DYCK, DYCK], "weights": [1e308, 1e308]}, "positive"),
         ("mixture", {"rules": [DYCK], "weights": ["much"]}, "numbers"),
         ("mixture", {"rules": [{"k": 3}]}, "must be a rule"),
         ("mixture", {"rules": [{"name": "dick"}]}, "did you mean 'dyck'"),

@@ -245,6 +245,13 @@ def test_nothing_to_copy_is_refused(tmp_path):
         vitwarm.warm_start(model(0), tmp_path / "other.safetensors")
 
 
+def test_no_name_is_no_source(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    save_file({"blocks.0.attn.qkv.weight": torch.zeros(1)}, "model.safetensors")
+    with pytest.raises(UserError, match="source is ''; give a run"):
+        vitwarm.warm_start(model(0), "")
+
+
 def test_unknown_fit_is_refused():
     with pytest.raises(UserError, match="fit must be exact, select or expand, not 'tile'"):
         vitwarm.warm_start(model(0), fit="tile")

@@ -418,6 +418,15 @@ def test_a_row_ends_at_the_stop_token():
     assert generate(model, tokens[:1], 12, stop=stop).shape[1] == free[0].tolist().index(stop, 4) + 1
 
 
+def test_modes_come_back_and_a_tiny_temperature_is_none():
+    model, tokens = decoder().train(), batch()[0][:2, :5]
+    model.blocks[1].eval()
+    modes = [m.training for m in model.modules()]
+    found = [generate(model, tokens, 4, temperature=t, seed=1) for t in (0, 1e-46, 1e-300)]
+    assert torch.equal(found[0], found[1]) and torch.equal(found[0], found[2])
+    assert [m.training for m in model.modules()] == modes
+
+
 def test_impossible_generation_is_refused():
     with pytest.raises(UserError, match="20 tokens of prompt and 5 new ones do not fit the decoder's 24 positions"):
         generate(decoder(), batch()[0][:, :20], 5)

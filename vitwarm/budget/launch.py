@@ -144,7 +144,7 @@ def _command(words: list[str]) -> Any:
 
 
 def _devices(launch: Launch, slot: int) -> str | None:
-    """The GPUs of a local slot: all of them for one job at a time, else an equal part."""
+    """The GPUs of a local slot: all of them for one job at a time, else an equal part, or one that jobs share."""
     if launch.executor == "slurm" or launch.jobs == 1:
         return None
     import torch
@@ -154,9 +154,7 @@ def _devices(launch: Launch, slot: int) -> str | None:
         return None
     own = os.environ.get("CUDA_VISIBLE_DEVICES")
     names = own.split(",") if own else [str(i) for i in range(count)]
-    if len(names) < launch.jobs:
-        raise UserError(f"jobs={launch.jobs} cells at once, but there are {len(names)} GPUs; lower jobs")
-    return ",".join(names[slot :: launch.jobs])
+    return ",".join(names[slot :: launch.jobs] or [names[slot % len(names)]])
 
 
 def _last_words(job: Any) -> str:

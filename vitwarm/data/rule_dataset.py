@@ -13,8 +13,8 @@ from torch.utils.data import IterableDataset, get_worker_info
 from vitwarm.checks import rule_of, rule_spec
 from vitwarm.errors import UserError
 from vitwarm.keys import require_seed
-from vitwarm.procedural import Rule, RuleStream, Vocab
-from vitwarm.procedural.stream import CHUNK
+from vitwarm.procedural import Rule, RuleStream
+from vitwarm.procedural.stream import CHUNK, next_token_mask, require_targets
 
 IGNORED = -100  # the label that torch's cross-entropy and transformers leave out of the loss
 
@@ -77,11 +77,12 @@ class RuleDataset(IterableDataset[dict[str, Tensor]]):
             raise UserError(f"mask_prob is {mask_prob!r}; give a probability above 0 and at most 1")
         try:
             self.stream = RuleStream(rule, seed, split, length)
+            require_targets(self.stream.chunk(0), objective, loss_on)
         except ValueError as error:
             raise UserError(str(error)) from error
         self.rule, self.objective, self.loss_on, self.mask_prob = rule, objective, loss_on, mask_prob
         self.samples, self._rank, self._world = samples, rank, world
-        self._read = 0  # sequences that this reader has given
+        self._read = 0  # sequences that the iterator which was read last has given
         self._resumes = False
 
     @property
@@ -90,19 +91,17 @@ class RuleDataset(IterableDataset[dict[str, Tensor]]):
         return self.rule.vocab.size
 
     def __iter__(self) -> Iterator[dict[str, Tensor]]:
-        if not self._resumes:
-            self._read = 0
-        self._resumes = False
+        read, self._resumes = self._read if self._resumes else 0, False
         reader, readers = self._reader()
         while True:
-            turn, within = divmod(self._read, CHUNK)
+            turn, within = divmod(read, CHUNK)
             start = (turn * readers + reader) * CHUNK
             stop = start + CHUNK if self.samples is None else min(start + CHUNK, self.samples)
             if start + within >= stop:
                 return
             inputs, labels = self._sequences(start + within, stop)
             for one, asked in zip(inputs, labels, strict=True):
-                self._read += 1  # before it is given: a state that is taken afterwards counts it
+                self._read = read = read + 1  # before it is given: a state that is taken afterwards counts it
                 yield {"input_ids": torch.from_numpy(one), "labels": torch.from_numpy(asked)}
 
     def state_dict(self) -> dict[str, int]:
@@ -137,7 +136,7 @@ class RuleDataset(IterableDataset[dict[str, Tensor]]):
             rows = self.stream.masked_rows(start, stop, self.mask_prob)
             return rows.inputs, np.where(rows.masked, rows.targets, IGNORED)
         sequences = self.stream.rows(start, stop)
-        asked = sequences.scored if self.loss_on == "outputs" else sequences.tokens != Vocab.pad
+        asked = next_token_mask(sequences, self.loss_on)
         return sequences.tokens, np.where(asked, sequences.tokens, IGNORED)
 
 

@@ -52,7 +52,8 @@ class Mixture(Rule):
                 weights = tuple(float(weight) for weight in self.weights)
             except (TypeError, ValueError):
                 raise ValueError(f"mixture.weights must be a list of numbers, got {self.weights!r}") from None
-            if len(weights) != len(rules) or not all(0 < weight < float("inf") for weight in weights):
+            positive = all(weight > 0 for weight in weights) and sum(weights) < float("inf")
+            if len(weights) != len(rules) or not positive:
                 raise ValueError(f"mixture.weights must be {len(rules)} positive numbers, got {list(weights)}")
             object.__setattr__(self, "weights", weights)
 

@@ -135,6 +135,31 @@ class RuleStream:
         return [parts[0] if len(parts) == 1 else np.concatenate(parts) for parts in zip(*pieces, strict=True)]
 
 
+def next_token_mask(sequences: Sequences, loss_on: str) -> np.ndarray:
+    """(B, N) bool, the tokens that a loss on next tokens asks for.
+
+    Args:
+        sequences: of a rule.
+        loss_on: `outputs`, the eligible tokens; `all`, every token but PAD.
+    """
+    return sequences.scored if loss_on == "outputs" else sequences.tokens != Vocab.pad
+
+
+def require_targets(sequences: Sequences, objective: str, loss_on: str) -> None:
+    """Refuse sequences of a rule in which an objective has nothing to predict.
+
+    Raises:
+        ValueError: there is nothing to hide, or no token after the first to predict.
+    """
+    masked = objective != "next_token"
+    asked = sequences.scored if masked else next_token_mask(sequences, loss_on)[:, 1:]
+    if not asked.any():
+        length = sequences.tokens.shape[1]
+        raise ValueError(
+            f"there is nothing to predict in its sequences of {length}; try longer ones or other parameters"
+        )
+
+
 def _pieces(start: int, stop: int) -> list[tuple[int, slice]]:
     """The chunks that hold sequences [start, stop), each with the slice of its sequences."""
     if not 0 <= start < stop:

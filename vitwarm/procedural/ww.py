@@ -88,7 +88,7 @@ class WW(Rule):
         starts, sizes = np.zeros((count, length), np.int64), np.zeros((count, length + 1), np.int64)
         row, at = np.arange(count), np.zeros(count, np.int64)
         while True:
-            most = np.minimum(self.longest, (length - at - 1) // 2)
+            most = np.minimum(min(self.longest, length), (length - at - 1) // 2)
             fits = most >= self.shortest
             if not fits.any():
                 break

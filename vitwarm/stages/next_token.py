@@ -24,6 +24,7 @@ from vitwarm.errors import UserError
 from vitwarm.keys import keyed_rng
 from vitwarm.procedural import Vocab
 from vitwarm.procedural.eca import Eca
+from vitwarm.procedural.stream import next_token_mask
 from vitwarm.stages.batches import StateBatch, TokenBatch
 from vitwarm.stages.tokens import Split, next_token_batch, next_token_losses
 from vitwarm.stages.warmup import RuleStage, RuleStreams, fresh_trunk, sequence_length, warmup_decoder, with_dropout
@@ -51,8 +52,7 @@ class NextTokenWarmup(RuleStage[TokenBatch]):
 
     def batch(self, split: Split, start: int, stop: int) -> TokenBatch:
         rows = self.streams.of(split).rows(start, stop)
-        loss_mask = rows.scored if self.config.loss_on == "outputs" else rows.tokens != Vocab.pad
-        return next_token_batch(rows.tokens, loss_mask)
+        return next_token_batch(rows.tokens, next_token_mask(rows, self.config.loss_on))
 
     def answers(self, batch: TokenBatch) -> Tensor:
         return batch.targets[batch.weights > 0]

@@ -19,6 +19,7 @@ from vitwarm.errors import UserError
 from vitwarm.keys import keyed_rng
 from vitwarm.procedural import Rule, RuleStream
 from vitwarm.procedural.composite import Curriculum
+from vitwarm.procedural.stream import require_targets
 from vitwarm.stages.batches import MaskedBatch
 from vitwarm.stages.tokens import Split, TokenStage
 from vitwarm.training.batch import Sums, Totals
@@ -85,7 +86,7 @@ class RuleStreams:
         self.rule, self.seed, self.length = rule_of(config.warmup.rule), config.seed, length
         self._open()
         try:
-            self.validation.chunk(0)
+            require_targets(self.validation.chunk(0), config.warmup.objective, config.warmup.loss_on)
         except ValueError as error:
             raise UserError(f"warmup.rule: {error}") from error
 

@@ -92,7 +92,7 @@ def read_source(source: str | Path) -> tuple[dict[str, Tensor], str]:
     Raises:
         UserError: nothing readable there.
     """
-    if not isinstance(source, str | Path):
+    if not isinstance(source, str | Path) or not str(source).strip():
         raise UserError(f"source is {source!r}; give a run, an export, a checkpoint or a .safetensors file by its path")
     path = CORE if source == PACKAGED else expanded(source)
     folders = (path / WARMUP, path, path / EXPORT)

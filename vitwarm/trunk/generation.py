@@ -109,7 +109,7 @@ def generate(
         raise UserError(f"top_k is {top_k!r}; give 1 or more, or leave it out")
     generator = torch.Generator().manual_seed(int(keyed_rng(seed, "generate").integers(2**63)))
     store = KVCache(len(in_order(decoder.blocks, decoder.middle_runs)), prompt + count) if cache else None
-    was_training = decoder.training
+    modes = [(module, module.training) for module in decoder.modules()]
     decoder.eval()
     done = torch.zeros(len(tokens), dtype=torch.bool, device=tokens.device)
     try:
@@ -123,7 +123,8 @@ def generate(
             if stop is not None and done.all():
                 break
     finally:
-        decoder.train(was_training)
+        for module, mode in modes:
+            module.training = mode
     return tokens
 
 
@@ -142,7 +143,7 @@ def _next_logits(decoder: Decoder, tokens: Tensor, store: KVCache | None) -> Ten
 
 def _choose(logits: Tensor, temperature: float, top_k: int | None, generator: torch.Generator) -> Tensor:
     """(B, V) logits to (B,) ids."""
-    if temperature == 0:
+    if temperature < torch.finfo(torch.float32).tiny:  # of what it divides
         return logits.argmax(-1)
     logits = logits.float().cpu()  # the CPU draws: the same numbers whatever the device
     logits = (logits - logits.amax(-1, keepdim=True)) / temperature  # the largest is 0: no infinity from a small one

@@ -398,7 +398,7 @@ def unwrap(model: nn.Module) -> nn.Module:
         raise UserError(f"{what} is no model; give the model itself, such as timm.create_model({name!r})")
     while True:
         inner = next((model._modules[n] for n in ("module", "_orig_mod", "timm_model") if n in model._modules), None)
-        if inner is None:
+        if inner is None or set(model.parameters()) - set(inner.parameters()):  # a model of someone's own
             return model
         model = inner
 

@@ -261,6 +261,12 @@ def check(config: Config) -> None:
             raise UserError(f"warmup.length: {error}") from error
     budget = Amount.parse(config.warmup.budget, "warmup.budget")
     _refuse_epochs(budget)
+    for name, objective in (("mask_prob", "masked"), ("loss_on", "next_token")):
+        key, given = KEYS[f"warmup.{name}"], getattr(config.warmup, name)
+        if given != key.field.default and config.warmup.objective != objective:
+            raise UserError(
+                f"{key.name}={given} is for objective {objective}, not {config.warmup.objective}; leave it out"
+            )
     _check_model(config)
     if main_stage(config) is None:
         if budget.value == 0:

@@ -95,6 +95,14 @@ def test_a_warmup_may_have_a_head_and_dropout_of_its_own(alone):
     [
         (["recipe=digits_proc", "warmup.tied=true"], "warmup.tied is for decoders"),
         (["recipe=digits_proc", "warmup.dropout=0.1"], "warmup.dropout is for decoders"),
+        (
+            ["recipe=addition_eca", "warmup.loss_on=all"],
+            "warmup.loss_on=all is for objective next_token, not next_state",
+        ),
+        (
+            ["recipe=lm_set_12_12_768", "warmup.mask_prob=0.3"],
+            "warmup.mask_prob=0.3 is for objective masked, not next_",
+        ),
         (["recipe=addition_eca", "warmup.tied=true"], "warmup.tied: objective next_state has a head of its own kind"),
     ],
 )

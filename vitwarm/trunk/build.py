@@ -30,7 +30,8 @@ def build_model(
     """
     arguments = {"num_classes": config.num_classes, **config.args, **overrides}
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(int(keyed_rng(seed, "init", *init_key).integers(2**63)))
+        # of the CPU alone, where models are drawn: `torch.manual_seed` would set the generators of all GPUs as well
+        torch.default_generator.manual_seed(int(keyed_rng(seed, "init", *init_key).integers(2**63)))
         try:
             model = timm.create_model(config.name, pretrained=pretrained, **arguments)
         except Exception as error:  # whatever a model's constructor makes of arguments that it cannot use

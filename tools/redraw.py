@@ -25,7 +25,7 @@ def redraw() -> None:
     for study in sorted(RESULTS.rglob("study.json")):
         write_report(read_study(study), study.parent)
     write_findings(_findings(_read("lab/lab")), RESULTS / "lab")
-    for name in ("digits", "cifar10_narrow", "starts_cifar10", "starts_imagenette"):
+    for name in ("digits", "cifar10_narrow", "starts_cifar10", "starts_imagenette", "starts_dyck"):
         content = _read(name)
         rows = _rows(compare.ComparedArm, content["rows"])
         labels = {row["arm"]: row.get("label", row["arm"]) for row in content["rows"]}

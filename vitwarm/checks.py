@@ -27,7 +27,7 @@ MAIN_STAGES = {n: s for n, s in _SECTIONS.items() if isinstance(s, type) and iss
 LENGTHS = {name: f"{name}.{section.length_key}" for name, section in MAIN_STAGES.items()}
 
 # Keys of timm.create_model that a recipe sets elsewhere, and where.
-_MODEL_ARGS_ELSEWHERE = {
+MODEL_ARGS_ELSEWHERE = {
     "num_classes": "model.num_classes",
     "model_name": "model.name",
     "pretrained": "init_from=timm:NAME",
@@ -241,7 +241,7 @@ def check(config: Config) -> None:
             raise UserError(f"{name} is a range, lowest first; it has {low} before {high}")
     for stage in ("warmup", "train"):
         _check_schedule(stage, getattr(config, stage))
-    for name, instead in _MODEL_ARGS_ELSEWHERE.items():
+    for name, instead in MODEL_ARGS_ELSEWHERE.items():
         if name in config.model.args:
             raise UserError(f"model.args.{name} is set by vitwarm; use {instead}")
     for name, value in config.model.args.items():

@@ -119,6 +119,7 @@ def whole_folder(folder: Path, *, shared: bool = False) -> Iterator[Path]:
     Raises:
         OSError: full disk, no permission.
     """
+    folder = folder.resolve()  # where a link leads
     aside = _aside(folder, shared)
     shutil.rmtree(aside, ignore_errors=True)  # of a process that was killed
     try:
@@ -167,6 +168,7 @@ def _machine() -> str:
 
 
 def _replace(aside: Path, folder: Path) -> None:
+    """Put a folder in the place of another; a link to that stays, and shows the new one."""
     old = folder.with_name(f".{folder.name}.old")
     shutil.rmtree(old, ignore_errors=True)
     if folder.exists():

@@ -45,7 +45,9 @@ def validate_export(export: str, shards: str, batch: int = 256, workers: int | N
         raise UserError(f"{export} holds no timm model ({str(error).splitlines()[0]}); give RUN/export") from error
     require_finite(model.state_dict(), export)
     data = timm.data.resolve_model_data_config(model)
-    (height, width), mode = data["input_size"][-2:], data["crop_mode"]
+    (channels, height, width), mode = data["input_size"], data["crop_mode"]
+    if channels != 3 or getattr(model, "in_chans", 3) != 3:
+        raise UserError(f"{export} does not take the three channels of RGB: only images in RGB can be validated")
     if height != width or mode not in ("center", "squash"):
         raise UserError(
             f"{export} is for images of {height} x {width}, cropped by {mode}: only squares can be validated"

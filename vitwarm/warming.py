@@ -1,7 +1,6 @@
 """`vitwarm.warm_up`: the warm-up stage of a recipe on a model that somebody already has."""
 
 import contextlib
-import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from inspect import signature
@@ -35,6 +34,7 @@ from vitwarm.training.processes import Processes
 from vitwarm.training.tracking import Tracker, evaluations
 from vitwarm.transfer import Part, TransferReport, merge
 from vitwarm.trunk import Decoder, require_values, unwrap
+from vitwarm.trunk.families import copy_of
 from vitwarm.trunk.history import Change, note
 
 PUBLISHED_STEPS = 15_000  # arXiv 2511.13945, for ImageNet-1k
@@ -160,7 +160,7 @@ def warm_up(
         held.enter_context(torch.enable_grad())
         held.enter_context(torch.random.fork_rng(devices=[device] if device.type == "cuda" else []))
         stage = make_warmup(config, None, trunk)
-        merge(copy.deepcopy(trunk), [Part(words, stage.trained_tensors(stage.model), "the warm-up")])  # before hours
+        merge(copy_of(trunk), [Part(words, stage.trained_tensors(stage.model), "the warm-up")])  # before hours
         outcome, curve, trained = _train(stage, config, device, progress, on_log, on_eval, held)
         report = merge(trunk, [Part(words, stage.trained_tensors(trained), "the warm-up")])
     of = "" if words == ["trunk"] else f" ({' '.join(words)})"

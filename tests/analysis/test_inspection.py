@@ -128,3 +128,11 @@ def test_the_tool(tmp_path, capsys):
     ]:
         with pytest.raises(UserError, match=says):
             call("inspect", arguments)
+
+
+def test_a_rule_by_name_is_that_rule():
+    by_name = inspect_trunk(model(0), {"name": "dyck", "k": 4}, rows=2)
+    np.testing.assert_array_equal(by_name.entropy, inspect_trunk(model(0), DYCK, rows=2).entropy)
+    for wrong in ({"rule": "dick"}, {"seed": "a"}, {"rows": 0}, {"length": 0}, {"length": 2.5}):
+        with pytest.raises(UserError, match="|".join(wrong)):
+            inspect_trunk(model(0), **{"rule": DYCK, **wrong})

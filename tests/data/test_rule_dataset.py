@@ -83,6 +83,9 @@ def test_what_cannot_be_is_refused(arguments, message):
     RuleDataset("dyck", 16, mask_prob=np.float32(0.5))  # any real number
     for wrong in (
         {"mask_prob": 2},
+        {"mask_prob": True},
+        {"mask_prob": 0.3, "objective": "next_token"},
+        {"loss_on": "all"},
         {"mask_prob": "half"},
         {"seed": -1},
         {"samples": 0},

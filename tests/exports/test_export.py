@@ -41,6 +41,7 @@ def images_for(model):
 def reads(folder, model):
     """The model of a folder, whose logits are those of the given one to the bit."""
     theirs, images = timm.create_model(f"local-dir:{folder}", pretrained=True).eval(), images_for(model)
+    model = model.to(memory_format=torch.contiguous_format)  # in another, processors may add up in another order
     assert torch.equal(theirs(images), model(images))
     assert not [m for m in theirs.modules() if DROP in (getattr(m, "p", 0), getattr(m, "drop_prob", 0))]
     return theirs
@@ -106,6 +107,108 @@ def test_what_is_around_a_model_is_looked_through(tmp_path, wrap):
     assert torch.equal(theirs(pixel_values=images).logits, model(images))
     vitwarm.export(theirs, tmp_path / "again")  # timm's model within transformers' wrapper
     reads(tmp_path / "again", model)
+
+
+def test_what_may_compute_something_around_a_model_is_refused(tmp_path):
+    class Normalised(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.module = made()
+
+        def forward(self, x):
+            return self.module(x).log_softmax(-1)
+
+    hooked = nn.DataParallel(made())
+    hooked.register_forward_hook(lambda module, inputs, output: 2 * output)
+    for model, says in ((Normalised(), "a Normalised may compute"), (hooked, "the DataParallel has a forward hook")):
+        with pytest.raises(UserError, match=says):
+            vitwarm.export(model, tmp_path / "out")
+    assert not list(tmp_path.iterdir())
+
+
+def test_preprocessing_and_licence_are_the_models_own(tmp_path):
+    """Those of the weights that it began with, not of the architecture's default ones, and through two exports."""
+    own = {"mean": [0.1, 0.2, 0.3], "crop_mode": "squash", "crop_pct": 0.8, "license": "mit"}
+    first = made("vit_base_patch16_224.mae")
+    second = made(pretrained_cfg_overlay=own)
+    for model, wanted in ((first, {k: first.pretrained_cfg[k] for k in ("license", "crop_pct")}), (second, own)):
+        assert wanted != {k: timm.create_model(VIT).pretrained_cfg.get(k) for k in wanted}
+        vitwarm.export(model, tmp_path / "once")
+        again = timm.create_model(f"local-dir:{tmp_path / 'once'}", pretrained=True)
+        vitwarm.export(again, tmp_path / "twice")
+        for folder in ("once", "twice"):
+            described = json.loads((tmp_path / folder / "config.json").read_text())["pretrained_cfg"]
+            assert {k: described[k] for k in wanted} == wanted
+
+
+def test_parameters_that_share_memory_are_written_apart(tmp_path):
+    model = made()
+    model.blocks[1].mlp.fc1.weight = model.blocks[0].mlp.fc1.weight
+    model.blocks[1].attn = model.blocks[0].attn
+    vitwarm.export(model, tmp_path / "out")
+    reads(tmp_path / "out", model)
+
+
+def test_a_model_made_for_inference_is_exported(tmp_path):
+    with torch.inference_mode():
+        model = made()
+    vitwarm.export(model, tmp_path / "out")
+    with torch.inference_mode():
+        reads(tmp_path / "out", model)
+
+
+def test_a_link_stays_a_link(tmp_path):
+    vitwarm.export(made(), tmp_path / "there")
+    (tmp_path / "link").symlink_to("there")
+    model = made()
+    vitwarm.export(model, tmp_path / "link")
+    assert (tmp_path / "link").is_symlink()
+    reads(tmp_path / "there", model)
+
+
+def gpt2(**more):
+    return GPT2LMHeadModel(
+        GPT2Config(
+            n_layer=2, n_head=2, n_embd=16, vocab_size=50, n_positions=16, bos_token_id=0, eos_token_id=0, **more
+        )
+    ).eval()
+
+
+def _cut(model):
+    model.transformer.h = model.transformer.h[:1]
+
+
+def _relu(model):
+    model.transformer.h[1].mlp.act = nn.ReLU()
+
+
+def _biased(model):
+    model.lm_head = nn.Linear(16, 50)
+
+
+@pytest.mark.parametrize("change", [_cut, _relu, _biased])
+def test_a_gpt2_that_its_configuration_does_not_describe_is_refused(tmp_path, change):
+    model = gpt2()
+    vitwarm.export(model, tmp_path / "source")
+    change(model)
+    uses = (
+        lambda: vitwarm.export(model, tmp_path / "out"),
+        lambda: vitwarm.warm_start(model, tmp_path / "source"),
+        lambda: vitwarm.warm_up(model, steps=1, global_batch=2, length=8),
+    )
+    for use in uses:
+        with pytest.raises(UserError, match="is not what its configuration makes"):
+            use()
+
+
+def test_a_gpt2_with_more_tokens_or_checkpointed_gradients_is_what_it_was(tmp_path):
+    model = gpt2()
+    model.resize_token_embeddings(60, mean_resizing=False)
+    model.gradient_checkpointing_enable()
+    vitwarm.export(model, tmp_path / "out")
+    theirs = AutoModelForCausalLM.from_pretrained(tmp_path / "out").eval()
+    tokens = torch.arange(44, 60)[None]
+    assert torch.equal(theirs(tokens).logits, model(tokens).logits)
 
 
 def test_a_model_around_another_is_no_wrapper():

@@ -9,9 +9,11 @@ import torch
 from timm.data import resolve_model_data_config
 
 from vitwarm.config import Config, ImagesConfig, ModelConfig
+from vitwarm.errors import UserError
 from vitwarm.exports import export_model
 from vitwarm.exports.opening import open_model
 from vitwarm.trunk import ImageModel, build_model
+from vitwarm.validate import validate_export
 
 SMALL = {"img_size": 32, "patch_size": 8, "embed_dim": 48, "depth": 2, "num_heads": 3}
 DROPS = {"drop_rate": 0.2, "pos_drop_rate": 0.2, "proj_drop_rate": 0.2, "attn_drop_rate": 0.2, "drop_path_rate": 0.2,
@@ -194,3 +196,26 @@ def test_a_kill_between_the_renames_is_mended_by_the_next_export(tmp_path):
     os.rename(tmp_path / "export", tmp_path / ".export.old")
     exported(tmp_path / "export")
     assert [p.name for p in tmp_path.iterdir()] == ["export"]
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"architecture": "hf-hub:timm/vit_tiny_patch16_224"}, "timm has no architecture 'hf-hub"),
+        ({"architecture": "local-dir:/elsewhere"}, "timm has no architecture 'local-dir"),
+        ({"model_args": {**SMALL, "checkpoint_path": "/elsewhere"}}, "checkpoint_path"),
+        ({"model_args": {**SMALL, "pretrained": True}}, "pretrained"),
+    ],
+)
+def test_a_configuration_leads_nowhere_else(tmp_path, change, says):
+    exported(tmp_path / "export")
+    file = tmp_path / "export/config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | change))
+    with pytest.raises(UserError, match=says):
+        open_model(str(tmp_path / "export"))
+
+
+def test_other_images_than_rgb_are_not_validated(tmp_path):
+    exported(tmp_path / "export", arguments=SMALL | {"in_chans": 1})
+    with pytest.raises(UserError, match="only images in RGB can be validated"):
+        validate_export(str(tmp_path / "export"), "digits", workers=0)

@@ -167,6 +167,12 @@ def test_a_part_of_the_heads_is_taken_where_each_has_its_own(tmp_path, name, mor
         compose(vit, {"heads=0": source})
 
 
+@pytest.mark.parametrize("wrong", ["shuffle", ["shuffle"]])
+def test_controls_are_a_mapping(sources, wrong):
+    with pytest.raises(UserError, match="controls is"):
+        compose(model(2), {"attention": sources[0]["a"]}, wrong)
+
+
 def test_an_idle_control_is_refused():
     vit = model(0)
     with pytest.raises(UserError, match="no source gives anything"):

@@ -184,3 +184,9 @@ def test_timm_agrees_that_the_shapes_fit():
     missing, unexpected = vit.load_state_dict(made, strict=False)
     assert not unexpected
     assert all(group_of(n) in ("embedding", "head") for n in missing)
+
+
+def test_what_a_selection_has_no_place_for_is_named():
+    source = model(0, embed_dim=96, depth=4, init_values=0.1)
+    report = transfer(target := model(1), resize(state(source), target, "select", heads=3, seed=0), source="a test")
+    assert set(report.unused) == {"blocks.*.ls1.gamma", "blocks.*.ls2.gamma"}  # the fourth block is no loss

@@ -474,3 +474,40 @@ def test_weights_by_name_take_no_facts_from_the_folder_one_stands_in(tmp_path, m
     require_same_blocks(target, "timm:deit_tiny_patch16_224")
     with pytest.raises(UserError, match="heads"):
         require_same_blocks(target, tmp_path / "other" / "model.safetensors")
+
+
+def test_blocks_that_are_one_take_no_two(tmp_path):
+    source, target = trunk_file(tmp_path / "source.safetensors", model(0)), model(1)
+    target.blocks[2].mlp = target.blocks[1].mlp
+    before = state(target)
+    with pytest.raises(UserError, match=r"blocks\.2\.mlp.* \(one tensor with blocks\.1\.mlp.*, two in the source\)"):
+        vitwarm.warm_start(target, source)
+    assert all(torch.equal(t, before[n]) for n, t in target.state_dict().items())
+    tied = vitwarm.export(target, tmp_path / "tied")
+    target = model(2)
+    target.blocks[2].mlp = target.blocks[1].mlp
+    vitwarm.warm_start(target, tied)
+    assert torch.equal(target.blocks[2].mlp.fc1.weight, before["blocks.1.mlp.fc1.weight"])
+
+
+def test_weights_for_inference_alone_are_not_changed(tmp_path):
+    source = trunk_file(tmp_path / "source.safetensors", model(0))
+    with torch.inference_mode():
+        target = model(1)
+    for use in (lambda: vitwarm.warm_start(target, source), lambda: vitwarm.warm_start(target)):
+        with pytest.raises(UserError, match="was made under torch.inference_mode"):
+            use()
+        with torch.inference_mode():
+            use()
+
+
+def test_a_model_that_cannot_be_copied_is_refused(tmp_path):
+    source, target = trunk_file(tmp_path / "source.safetensors", model(0)), model(1)
+    target.kept = 2 * target.head.weight
+    for use in (
+        lambda: compose(target, {"attention": source, "mlp": source}),
+        lambda: inspect_trunk(target, "dyck"),
+        lambda: vitwarm.warm_up(target, steps=1, global_batch=2),
+    ):
+        with pytest.raises(UserError, match="cannot be copied"):
+            use()

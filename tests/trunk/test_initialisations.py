@@ -14,7 +14,7 @@ from vitwarm.errors import UserError
 from vitwarm.recipe import load_recipe
 from vitwarm.transfer import group_of
 from vitwarm.trunk import build_decoder, build_model, initialise
-from vitwarm.trunk.initialisations import list_initialisations
+from vitwarm.trunk.initialisations import list_initialisations, rewrite
 
 RIVALS = list_initialisations()[1:]
 SMALL = {"img_size": 32, "patch_size": 8, "embed_dim": 48, "depth": 2, "num_heads": 3}
@@ -277,3 +277,11 @@ def test_an_unknown_name_is_refused():
 
 def test_a_recipe_can_name_what_is_registered():
     assert sorted(get_args(Init)) == sorted(list_initialisations())
+
+
+def test_what_is_empty_or_no_number_counts_as_unchanged():
+    vit = timm.create_model("vit_tiny_patch16_224", **SMALL)
+    vit.empty = nn.Parameter(torch.zeros(0, 3))
+    vit.register_buffer("unknown", torch.full((2,), float("nan")))
+    change, replaced = rewrite(vit, "mimetic", seed=0)
+    assert change.tensors and not {"empty", "unknown"} & {*change.tensors, *replaced}

@@ -1,18 +1,23 @@
 """What a warm-up left in a trunk: attention entropy of each head, size and spectrum of each block's matrices."""
 
-import copy
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial
+from numbers import Integral
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from vitwarm.checks import rule_of, rule_spec
 from vitwarm.errors import UserError
 from vitwarm.exports.weights import require_finite
+from vitwarm.keys import require_seed
 from vitwarm.procedural import Rule, RuleStream
 from vitwarm.trunk import Decoder, Family, SymbolStem, Trunk, family_of, require_values, trunk_facts
+from vitwarm.trunk.families import copy_of
 
 MATRICES = ("query", "key", "value", "projection", "MLP in", "MLP out")
 
@@ -48,7 +53,7 @@ class Inspection:
 
 @torch.no_grad()
 def inspect_trunk(
-    model: nn.Module, rule: Rule, *, length: int | None = None, rows: int = 64, seed: int = 0
+    model: nn.Module, rule: str | Mapping[str, Any] | Rule, *, length: int | None = None, rows: int = 64, seed: int = 0
 ) -> Inspection:
     """Look into a trunk, with held-out sequences of a rule for the attention; the model stays as it is.
 
@@ -58,15 +63,20 @@ def inspect_trunk(
 
     Args:
         model: timm model or decoder.
-        rule: whose validation sequences are read.
+        rule: name of a rule, {"name": NAME, PARAMETER: value}, or a `Rule`; its validation sequences are read.
         length: tokens of a sequence; None is a ViT's grid, a decoder's positions.
         rows: number of sequences.
         seed: root seed of the sequences and the stem.
 
     Raises:
-        UserError: a rule that does not fit the model, or blocks without the usual attention and MLP.
+        UserError: a rule that does not exist or does not fit the model, no length or number of rows, or blocks
+            without the usual attention and MLP.
     """
-    model = copy.deepcopy(require_values(model)).float().cpu().eval()
+    rule, seed = rule if isinstance(rule, Rule) else rule_of(rule_spec(rule)), require_seed(seed)
+    for name, number in (("length", 1 if length is None else length), ("rows", rows)):
+        if isinstance(number, bool) or not isinstance(number, Integral) or number < 1:
+            raise UserError(f"{name} is {number!r}; give a whole number from 1 on")
+    model = copy_of(require_values(model)).float().cpu().eval()
     family = family_of(model)
     require_finite(family.model.state_dict(), "the model")
     parts = [_matrices(family, block) for block in family.model.blocks]

@@ -35,11 +35,12 @@ class RuleDataset(IterableDataset[dict[str, Tensor]]):
         length: N.
         objective: `masked` hides eligible tokens and asks for them; `next_token` hides nothing and asks for them, or
             for all.
-        loss_on: of `next_token`: the rule's eligible tokens (`outputs`), or every token but PAD (`all`).
-        mask_prob: of `masked`: the probability that an eligible token is hidden.
+        loss_on: of `next_token` alone: the rule's eligible tokens (`outputs`, if None), or every token but PAD (`all`).
+        mask_prob: of `masked` alone: the probability that an eligible token is hidden; 0.5 if None.
         seed: root seed.
         split: `train`, `validation` or `test`, which share nothing.
-        samples: sequences of an epoch over all readers; None is endless.
+        samples: sequences of an epoch over all readers; None is endless. Readers take whole chunks: give a multiple of
+            256 times their number where ranks must have equally many, as DDP needs.
         rank: of this process; None is that in the process group.
         world: how many processes there are; None is as many as the group has.
 
@@ -53,8 +54,8 @@ class RuleDataset(IterableDataset[dict[str, Tensor]]):
         length: int,
         *,
         objective: Literal["masked", "next_token"] = "masked",
-        loss_on: Literal["outputs", "all"] = "outputs",
-        mask_prob: float = 0.5,
+        loss_on: Literal["outputs", "all"] | None = None,
+        mask_prob: float | None = None,
         seed: int = 0,
         split: Literal["train", "validation", "test"] = "train",
         samples: int | None = None,
@@ -63,8 +64,12 @@ class RuleDataset(IterableDataset[dict[str, Tensor]]):
     ):
         if not isinstance(rule, Rule):
             rule = rule_of(rule_spec(rule))
-        if objective not in ("masked", "next_token") or loss_on not in ("outputs", "all"):
+        if objective not in ("masked", "next_token") or loss_on not in ("outputs", "all", None):
             raise UserError("objective is masked or next_token, loss_on is outputs or all")
+        other = ("mask_prob", mask_prob) if objective == "next_token" else ("loss_on", loss_on)
+        if other[1] is not None:
+            raise UserError(f"{other[0]} has no effect under objective={objective!r}; leave it out")
+        loss_on, mask_prob = loss_on or "outputs", 0.5 if mask_prob is None else mask_prob
         if (rank is None) != (world is None):
             raise UserError("give rank and world together, or neither")
         if rank is not None and not (_is_whole(rank) and _is_whole(world) and 0 <= rank < (world or 0)):
@@ -73,7 +78,7 @@ class RuleDataset(IterableDataset[dict[str, Tensor]]):
         for name, number in (("length", length), ("samples", 1 if samples is None else samples)):
             if not (_is_whole(number) and number > 0):
                 raise UserError(f"{name} is {number!r}; give a whole number from 1 on")
-        if not (isinstance(mask_prob, float | Real) and 0 < mask_prob <= 1):
+        if isinstance(mask_prob, bool) or not (isinstance(mask_prob, float | Real) and 0 < mask_prob <= 1):
             raise UserError(f"mask_prob is {mask_prob!r}; give a probability above 0 and at most 1")
         try:
             self.stream = RuleStream(rule, seed, split, length)

@@ -11,15 +11,28 @@ import timm
 import torch
 from timm.layers import DropPath, PatchDropout, get_act_layer, get_norm_layer
 from timm.models.naflexvit import NaFlexVit, NaFlexVitCfg
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
 
 from vitwarm.errors import UserError
-from vitwarm.trunk import family_of, is_drop_rate
+from vitwarm.trunk import family_of, is_drop_rate, unwrap
+from vitwarm.trunk.families import wrappers
 
 # Modules that pass their input on when nothing is trained: which of them stand in a model depends on drop rates alone.
 _PASSING = (nn.Identity, nn.Dropout, DropPath, PatchDropout)
-_NOT_COMPUTED = ("training", "fused_attn", "grad_checkpointing", "num_classes", "strict_img_size")  # attributes
+_NOT_COMPUTED = (  # attributes
+    *("training", "fused_attn", "strict_img_size", "num_classes", "vocab_size"),  # tensors show the numbers
+    *("grad_checkpointing", "gradient_checkpointing"),  # timm's, transformers'
+)
+_LIBRARIES = (
+    "torch",
+    "timm",
+    "transformers",
+    "accelerate",
+    "deepspeed",
+    "lightning",
+    "pytorch_lightning",
+)  # of wrappers
 
 
 def twin_of(model: nn.Module, model_args: Mapping[str, Any] | None = None) -> tuple[str, dict[str, Any], Any]:
@@ -53,39 +66,72 @@ def twin_of(model: nn.Module, model_args: Mapping[str, Any] | None = None) -> tu
     recorded = {key: value for key, value in getattr(model, "_model_args", {}).items() if _plain(value)}
     arguments = {key: value for key, value in (recorded | given).items() if not is_drop_rate(key)}
     twin, shown = _made(name, arguments), {key: value for key, value in _shown(model).items() if key not in given}
-    while difference := _difference(model, twin):  # an argument may change the defaults of others
+    while differs := difference(model, twin):  # an argument may change the defaults of others
         theirs = _shown(twin)
         seen = {key: value for key, value in shown.items() if value not in (None, theirs[key], arguments.get(key))}
         if not seen:
             raise UserError(
-                f"timm's {name} with {arguments} is another model: {difference}; give model_args={{...}}, what it was "
+                f"timm's {name} with {arguments} is another model: {differs}; give model_args={{...}}, what it was "
                 "made with, or undo what was changed since"
             )
         arguments |= seen
         twin = _made(name, arguments)
-    twin.load_state_dict({n: tensor.cpu().contiguous() for n, tensor in model.state_dict().items()}, assign=True)
+    twin.load_state_dict(_apart(model.state_dict()), assign=True)
     return name, arguments, twin
+
+
+def _apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors on the CPU, each with memory of its own: safetensors writes none that share it."""
+    found: dict[str, Tensor] = {}
+    seen: set[int] = set()
+    for name, tensor in tensors.items():
+        own = tensor.cpu().contiguous()
+        place = own.untyped_storage().data_ptr()
+        found[name] = own.clone() if place in seen or own.is_inference() else own
+        seen.add(place)
+    return found
 
 
 def require_own_code(model: nn.Module) -> None:
     """Refuse a model that computes something besides what its classes say: a file holds weights, no code.
 
+    Args:
+        model: with the wrappers that `unwrap` looks through.
+
     Raises:
-        UserError: hooks, parametrizations, or a `forward...` that somebody put in the place of the class's.
+        UserError: hooks, parametrizations, a `forward...` that somebody put in the place of the class's, or a wrapper
+            of somebody's own.
     """
-    for name, module in model.named_modules():
+    for wrapper in wrappers(model):
+        if type(wrapper).__module__.partition(".")[0] not in _LIBRARIES:
+            raise UserError(
+                f"a {type(wrapper).__name__} may compute something besides the model within, which no export holds; "
+                "give the model within"
+            )
+        _require_no_hook(wrapper, f"the {type(wrapper).__name__}")
+    for name, module in unwrap(model).named_modules():
         where = name or "the model"
         if is_parametrized(module):
             raise UserError(f"{where} is parametrized, which no export holds; call remove_parametrizations first")
-        if hook := next(iter([*module._forward_pre_hooks.values(), *module._forward_hooks.values()]), None):
-            what = getattr(hook, "__name__", type(hook).__name__)
-            raise UserError(f"{where} has a forward hook ({what}), which no export holds; remove it first")
+        _require_no_hook(module, where)
         for method, own in vars(module).items():  # forward, forward_features, forward_head
             theirs = getattr(type(module), method, None)
             if method.startswith("forward") and theirs is not None and _function(own) is not _function(theirs):
                 raise UserError(
                     f"{where} has a {method} that is not its class's, which no export holds; undo that first"
                 )
+
+
+def _require_no_hook(module: nn.Module, where: str) -> None:
+    hooks = [*module._forward_pre_hooks.values(), *module._forward_hooks.values()]
+    if hook := next((hook for hook in hooks if not _of_checkpointing(hook)), None):
+        what = getattr(hook, "__name__", type(hook).__name__)
+        raise UserError(f"{where} has a forward hook ({what}), which no export holds; remove it first")
+
+
+def _of_checkpointing(hook: Any) -> bool:
+    """Whether transformers has put a hook there for gradient checkpointing, which changes no number."""
+    return getattr(hook, "__name__", "") == "make_inputs_require_grads"
 
 
 def _function(method: Any) -> Any:
@@ -182,7 +228,7 @@ def _holds(model: nn.Module, within: str, *names: str) -> bool:
     return any(name in held for name in names)
 
 
-def _difference(model: nn.Module, twin: nn.Module) -> str | None:
+def difference(model: nn.Module, twin: nn.Module) -> str | None:
     """The first thing in which two models compute differently, in words; None if there is none."""
     ours, theirs = _structure(model), _structure(twin)
     for what in [*theirs, *ours]:
@@ -195,7 +241,7 @@ def _difference(model: nn.Module, twin: nn.Module) -> str | None:
 def _structure(model: nn.Module) -> dict[str, Any]:
     """What a model computes with: type of each module and its plain attributes, shape of each tensor, by name."""
     found: dict[str, Any] = {}
-    for name, module in model.named_modules():
+    for name, module in model.named_modules(remove_duplicate=False):
         if isinstance(module, _PASSING):
             continue
         found[f"type of {name}" if name else "type"] = _type_of(module)

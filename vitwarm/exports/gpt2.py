@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from vitwarm.data.tokenizers import Tokenizer
 from vitwarm.errors import UserError
+from vitwarm.exports.arguments import difference
 from vitwarm.exports.card import model_card
 from vitwarm.exports.layout import CARD, CONFIG, GENERATION, PROVENANCE, WEIGHTS
 from vitwarm.exports.weights import find_weights, read_weights
@@ -111,6 +112,7 @@ def as_trunk(model: nn.Module) -> Iterator[nn.Module]:
         yield model
         return
     own: Any = require_data(model)
+    require_as_configured(own)
     config = check_gpt2(own.config.to_dict(), "the model's configuration")
     size = "{depth}_{heads}_{width}".format(**gpt2_facts(config))
     tied = bool(config.get("tie_word_embeddings", True))
@@ -123,6 +125,20 @@ def as_trunk(model: nn.Module) -> Iterator[nn.Module]:
     with torch.no_grad():
         for name, tensor in to_gpt2(decoder.state_dict()).items():
             values[name].copy_(tensor)
+
+
+def require_as_configured(model: Any) -> None:
+    """Refuse a model of transformers that was changed after its configuration, which a folder describes it by.
+
+    Raises:
+        UserError: other blocks, layers, sizes or tensors.
+    """
+    with torch.device("meta"):
+        twin = type(model)(model.config)
+    if differs := difference(model, twin):
+        raise UserError(
+            f"the {type(model).__name__} is not what its configuration makes: {differs}; undo that, or change both"
+        )
 
 
 def gpt2_facts(config: dict[str, Any]) -> dict[str, str | int]:

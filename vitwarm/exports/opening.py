@@ -9,6 +9,7 @@ from typing import Any
 import timm
 from torch import nn
 
+from vitwarm.checks import MODEL_ARGS_ELSEWHERE
 from vitwarm.config import Config, ImagesConfig, ModelConfig
 from vitwarm.data.tokenizers import Tokenizer, read_tokenizer
 from vitwarm.errors import UserError
@@ -139,6 +140,10 @@ def lineage(sources: Iterable[str]) -> dict[str, Any]:
 def _open_timm(folder: Path, described: dict[str, Any], fresh: bool, seed: int) -> Opened:
     images = preprocessing(described.get("pretrained_cfg", {}))
     model = ModelConfig(described["architecture"], described["num_classes"], dict(described.get("model_args") or {}))
+    if not timm.is_model(model.name):  # an address, from which timm would load
+        raise UserError(f"{CONFIG}: timm has no architecture {model.name!r}")
+    if name := next((name for name in MODEL_ARGS_ELSEWHERE if name in model.args), None):
+        raise UserError(f"{CONFIG}: model_args has {name}, which is no part of a model")
     config = Config(name=_COMPOSED, seed=seed, model=model, images=ImagesConfig(**images))
     vit, file = build_model(model, _COMPOSED, seed=seed), None
     if not fresh:

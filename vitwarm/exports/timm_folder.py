@@ -15,6 +15,7 @@ from vitwarm.trunk import family_of, is_drop_rate, trunk_facts
 
 TAG = "vitwarm"
 PAPER = "2511.13945"
+CROP_MODE = "center"
 
 _OF_THE_ARCHITECTURE = ("num_classes", "fixed_input_size", "first_conv", "classifier")
 
@@ -25,6 +26,7 @@ def export_model(
     config: Config,
     provenance: dict[str, Any],
     classes: list[str] | None = None,
+    crop_mode: str = CROP_MODE,
 ) -> None:
     """Write a complete timm folder; it appears whole or not at all.
 
@@ -37,6 +39,7 @@ def export_model(
         config: the resolved recipe.
         provenance: JSON-able facts for `vitwarm.json` and the model card: recipe, hash, metrics, warmed tensors.
         classes: name of each class; timm's `label_names`.
+        crop_mode: timm's name of how images are cropped for evaluation; ours are cropped in the middle.
 
     Raises:
         OSError: full disk, no permission.
@@ -47,7 +50,8 @@ def export_model(
         description = json.loads((aside / CONFIG).read_text(encoding="utf-8"))
         size = trained_size(model, config)
         weights = _pretrained_cfg(model, config, size, description["pretrained_cfg"])
-        description["pretrained_cfg"] = weights | {"license": provenance.get("license", LICENSE)}
+        own = {"crop_mode": crop_mode, "license": provenance.get("license", LICENSE)}
+        description["pretrained_cfg"] = weights | own
         description["model_args"] = _model_args(model, size, description.get("model_args", {}))
         if classes is not None:
             description["label_names"] = classes
@@ -91,7 +95,6 @@ def _pretrained_cfg(model: nn.Module, config: Config, size: tuple[int, int], tim
         "std": list(config.images.std),
         "interpolation": config.images.interpolation,
         "crop_pct": config.images.eval_crop_pct,
-        "crop_mode": "center",
     }
 
 

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
 from types import NoneType
-from typing import Any
+from typing import Any, cast
 
 from torch import nn
 
@@ -14,11 +14,11 @@ from vitwarm.data.tokenizers import Tokenizer
 from vitwarm.errors import UserError
 from vitwarm.exports.arguments import require_own_code, twin_of
 from vitwarm.exports.card import LICENSE, model_card
-from vitwarm.exports.gpt2 import export_gpt2, from_gpt2, gpt2_facts, is_gpt2_model
+from vitwarm.exports.gpt2 import export_gpt2, from_gpt2, gpt2_facts, is_gpt2_model, require_as_configured
 from vitwarm.exports.hub import check_push, push_to_hub
 from vitwarm.exports.layout import CARD, PROVENANCE, WRITTEN
 from vitwarm.exports.opening import preprocessing
-from vitwarm.exports.timm_folder import export_model
+from vitwarm.exports.timm_folder import CROP_MODE, export_model
 from vitwarm.exports.weights import require_finite
 from vitwarm.files import expanded, whole_folder
 from vitwarm.trunk import Decoder, require_data, require_values, unwrap
@@ -86,16 +86,18 @@ def export(
     for name, text in (("folder", folder), ("push", push), ("license", license)):
         if not isinstance(text, str | (Path if name == "folder" else NoneType)) or text == "":
             raise UserError(f"{name} is {text!r}; give a text that is not empty")
-    folder, model = expanded(folder), unwrap(model)
+    folder, given, model = expanded(folder), model, unwrap(model)
     _check_replaceable(folder)
     if push:
         check_push(push)
     theirs = is_gpt2_model(model)
-    require_own_code(model)
+    require_own_code(given)
     tensors = (require_data(model) if theirs else require_values(model)).state_dict()
     require_finite(tensors, "the model")
     record = {"start": "a model of somebody's own", "trained": "elsewhere"}
     history = changes(model)
+    if theirs:
+        require_as_configured(model)
     names = from_gpt2(tensors) if theirs and history else tensors
     tied = theirs and getattr(model.config, "tie_word_embeddings", False)  # then the head is the token table
     record |= record_of(model, [name for name in names if not (tied and name == "head.weight")])
@@ -107,11 +109,12 @@ def export(
         export_gpt2(model, folder, provenance=record | _lineage([unknown, *lineages], license))
     else:
         name, arguments, twin = twin_of(model, model_args)
-        known = dict(twin.pretrained_cfg)
+        known = dict(cast(Any, model).pretrained_cfg)
         record |= _lineage([{"license": known.get("license") or LICENSE}, *lineages], license)
         images = {key: value for key, value in preprocessing(known).items() if key != "size"}
         described = ModelConfig(name, twin.num_classes, {k: v for k, v in arguments.items() if k != "num_classes"})
-        export_model(twin, folder, Config(model=described, images=ImagesConfig(**images)), record)
+        config = Config(model=described, images=ImagesConfig(**images))
+        export_model(twin, folder, config, record, crop_mode=known.get("crop_mode") or CROP_MODE)
     if push:
         push_to_hub(folder, push)
     return folder

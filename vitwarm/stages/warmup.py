@@ -1,6 +1,5 @@
 """Stage `warmup`: a trunk learns from sequences of a rule; here by masked-token prediction (arXiv 2511.13945)."""
 
-import copy
 from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import replace
@@ -25,6 +24,7 @@ from vitwarm.stages.tokens import Split, TokenStage
 from vitwarm.training.batch import Sums, Totals
 from vitwarm.training.protocol import B
 from vitwarm.trunk import SymbolStem, Trunk, build_model, configured_decoder, family_of, initialise, is_drop_rate
+from vitwarm.trunk.families import copy_of
 
 
 class WarmupModel(nn.Module):
@@ -142,7 +142,7 @@ def fresh_trunk(config: Config) -> nn.Module:
 
 def with_dropout(model: nn.Module, rate: float) -> nn.Module:
     """A copy of a model in fp32, all of it trainable, whose dropouts have that rate; paths are never dropped."""
-    copied = copy.deepcopy(model).float().requires_grad_(True)
+    copied = copy_of(model).float().requires_grad_(True)
     for module in copied.modules():
         if isinstance(module, nn.Dropout):
             module.p = rate

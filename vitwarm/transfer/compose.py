@@ -1,9 +1,9 @@
 """Several sources in one model: the attention of one, the MLPs of another, the last blocks of a third."""
 
-import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import NoneType
 from typing import Any
 
 from torch import Tensor, nn
@@ -17,6 +17,7 @@ from vitwarm.transfer.groups import block_of, canonical, select
 from vitwarm.transfer.perturb import describe, perturb
 from vitwarm.transfer.warm_start import TransferReport, read_source, require_fit, require_same_blocks, transfer
 from vitwarm.trunk import require_values, trunk_facts, unwrap
+from vitwarm.trunk.families import copy_of
 from vitwarm.trunk.history import Change, note
 
 
@@ -56,7 +57,7 @@ def merge(
     met = [_met(part, controls, depth) for part in parts]
     if idle := next((groups for groups in controls if not any(groups in m for m in met)), None):
         raise UserError(f"control {controls[idle]} of {idle}: no source gives anything of it")
-    trial = model if len(parts) == 1 else copy.deepcopy(model)
+    trial = model if len(parts) == 1 else copy_of(model)
     reports = []
     for part, own in zip(parts, met, strict=True):
         tensors = perturb(part.tensors, own, depth=depth, heads=heads, seed=seed)
@@ -116,8 +117,10 @@ def compose(
     Source: arXiv 2601.21725 (attention of one rule's model, MLPs of another's).
     """
     model, seed = unwrap(model), require_seed(seed)
-    if not sources or not all(isinstance(groups, str) for groups in sources):
+    if not sources or not isinstance(sources, Mapping) or not all(isinstance(groups, str) for groups in sources):
         raise UserError(f"sources is {sources!r}; give selections with a path each: {{'attention': 'runs/set'}}")
+    if not isinstance(controls, Mapping | NoneType):
+        raise UserError(f"controls is {controls!r}; give selections with a control each: {{'attention': 'shuffle'}}")
     parts = []
     for groups, source in sources.items():
         tensors, found = read_source(source)

@@ -5,6 +5,7 @@
 `expand` spreads a core of three blocks; see `vitwarm.transfer.expand`.
 """
 
+import re
 from collections.abc import Mapping
 from typing import Literal
 
@@ -36,8 +37,20 @@ def resize(tensors: Mapping[str, Tensor], model: nn.Module, fit: Fit, *, heads: 
     own = {c: state[n].shape for n, c in canonical(state).items()}
     wanted = {n: shape for n, shape in own.items() if group_of(n) not in ("embedding", "head")}
     if fit == "select":
-        return Resized({n: _select(n, tensors[n], shape) for n, shape in wanted.items() if _has(tensors, n)})
+        return _selection(tensors, wanted)
     return expand(tensors, model, heads, seed)
+
+
+def _selection(tensors: Mapping[str, Tensor], wanted: Mapping[str, torch.Size]) -> Resized:
+    made = Resized({n: _select(n, tensors[n], shape) for n, shape in wanted.items() if _has(tensors, n)})
+    depth = 1 + max((b for n in wanted if (b := block_of(n)) is not None), default=-1)
+    left = {
+        re.sub(r"^blocks\.\d+", "blocks.*", n)
+        for n in tensors.keys() - wanted.keys()
+        if group_of(n) not in ("embedding", "head") and (block_of(n) or 0) < depth
+    }
+    made.unused = dict.fromkeys(sorted(left), "the model has no such tensor")
+    return made
 
 
 def _has(tensors: Mapping[str, Tensor], name: str) -> bool:

@@ -25,6 +25,7 @@ from vitwarm.transfer.expand import Resized
 from vitwarm.transfer.groups import block_of, canonical, group_of, head_mask, select
 from vitwarm.transfer.resize import Fit, resize
 from vitwarm.trunk import Decoder, family_of, require_values, trunk_facts, unwrap
+from vitwarm.trunk.families import require_changeable
 from vitwarm.trunk.history import Change, note
 from vitwarm.trunk.initialisations import rewrite
 
@@ -139,6 +140,18 @@ def _require_usable(name: str, tensor: Tensor, own: Tensor, source: str) -> None
         raise UserError(f"{source}: {name} has values that {own.dtype} cannot hold; give the model as float32")
 
 
+def _shared(own: Mapping[str, Tensor], tensors: Mapping[str, Tensor], fits: Mapping[str, str]) -> dict[str, str]:
+    """Tensors of blocks that are one in the model, but not in the source -> why that cannot be copied."""
+    first: dict[int, str] = {}
+    refused = {}
+    for name, canonical_name in fits.items():
+        if block_of(canonical_name) is not None and own[name].numel():
+            other = first.setdefault(own[name].data_ptr(), name)
+            if not torch.equal(tensors[fits[other]], tensors[canonical_name]):
+                refused[name] = f"one tensor with {other} in the model, two in the source"
+    return refused
+
+
 def _require_plain_heads(model: nn.Module) -> None:
     """Refuse a part of the heads where a head has no query, key and value of its own."""
     family = family_of(model)
@@ -169,7 +182,7 @@ def transfer(
     Raises:
         UserError: unknown group, no such block or head, unsupported family, a model without values (`meta`).
     """
-    own, chosen = require_values(model).state_dict(), Selection.parse(groups)
+    own, chosen = require_changeable(model).state_dict(), Selection.parse(groups)
     facts: dict[str, Any] = trunk_facts(model)
     if chosen.heads:
         _require_plain_heads(model)
@@ -201,6 +214,7 @@ def transfer(
             report.fresh.append(names[name])
             if name in wanted:
                 report.reasons[names[name]] = "the source has no such tensor"
+    report.refused |= _shared(own, tensors, fits)
     if report.refused:
         report.fresh = sorted([*report.fresh, *fits], key=_natural)
         return report

@@ -26,13 +26,16 @@ from vitwarm.trunk.families.family import (
     Family,
     adapter_of,
     canonical,
+    copy_of,
     family,
     family_of,
+    require_changeable,
     require_data,
     require_values,
     stacked,
     tensor_group,
     unwrap,
+    wrappers,
 )
 from vitwarm.trunk.families.relative import BeitFamily, RelPosFamily
 from vitwarm.trunk.families.rotary import EvaFamily, NaFlexFamily
@@ -48,11 +51,14 @@ __all__ = [
     "RelPosFamily",
     "adapter_of",
     "canonical",
+    "copy_of",
     "family",
     "family_of",
+    "require_changeable",
     "require_data",
     "require_values",
     "stacked",
     "tensor_group",
     "unwrap",
+    "wrappers",
 ]

@@ -3,6 +3,7 @@
 Shapes: B sequences, N tokens, D channels, H heads.
 """
 
+import copy
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -396,11 +397,22 @@ def unwrap(model: nn.Module) -> nn.Module:
         name = model if isinstance(model, str) else "vit_tiny_patch16_224"
         what = repr(model) if isinstance(model, str) else f"an object of type {type(model).__name__}"
         raise UserError(f"{what} is no model; give the model itself, such as timm.create_model({name!r})")
-    while True:
-        inner = next((model._modules[n] for n in ("module", "_orig_mod", "timm_model") if n in model._modules), None)
-        if inner is None or set(model.parameters()) - set(inner.parameters()):  # a model of someone's own
-            return model
+    while (inner := _within(model)) is not None:
         model = inner
+    return model
+
+
+def wrappers(model: nn.Module) -> Iterator[nn.Module]:
+    """What `unwrap` looks through, the outermost first."""
+    while (inner := _within(model)) is not None:
+        yield model
+        model = inner
+
+
+def _within(model: nn.Module) -> nn.Module | None:
+    """The model that a wrapper holds; None of what is no wrapper, since it has weights besides."""
+    inner = next((model._modules[n] for n in ("module", "_orig_mod", "timm_model") if n in model._modules), None)
+    return None if inner is None or set(model.parameters()) - set(inner.parameters()) else inner
 
 
 def require_values(model: nn.Module) -> nn.Module:
@@ -410,6 +422,35 @@ def require_values(model: nn.Module) -> nn.Module:
         UserError: as `family_of`; weights without values (on the device `meta`), or split over processes.
     """
     return require_data(family_of(model).model)
+
+
+def require_changeable(model: nn.Module) -> nn.Module:
+    """`require_values`, for what writes weights in place.
+
+    Raises:
+        UserError: as `require_values`; weights that were made under `torch.inference_mode`.
+    """
+    found = require_values(model)
+    if not torch.is_inference_mode_enabled():
+        for name, tensor in found.state_dict().items():
+            if tensor.is_inference():
+                raise UserError(f"{name} was made under torch.inference_mode and cannot be changed; build it outside")
+    return found
+
+
+def copy_of(model: nn.Module) -> nn.Module:
+    """A deep copy.
+
+    Raises:
+        UserError: the model holds what cannot be copied, such as a tensor of a graph.
+    """
+    try:
+        return copy.deepcopy(model)
+    except (RuntimeError, TypeError) as error:  # torch's of tensors, Python's of locks and files
+        raise UserError(
+            f"the {type(model).__name__} cannot be copied: it holds something besides weights, such as a tensor with "
+            "a gradient function; remove that first"
+        ) from error
 
 
 def require_data(model: nn.Module) -> nn.Module:

@@ -27,7 +27,7 @@ from torch import nn
 
 from vitwarm.errors import UserError
 from vitwarm.keys import keyed_rng, require_seed
-from vitwarm.trunk.families import Attention, Family, family_of, require_values
+from vitwarm.trunk.families import Attention, Family, family_of, require_changeable
 from vitwarm.trunk.history import Change, note
 from vitwarm.trunk.initialisations.registry import Initialisation, registered
 
@@ -92,7 +92,7 @@ def rewrite(model: nn.Module, name: str, *, seed: int) -> tuple[Change, tuple[st
     seed = require_seed(seed)
     if (found := find_initialisation(name)) is None:
         return None
-    family = family_of(require_values(model))
+    family = family_of(require_changeable(model))
     before = {name: tensor.clone() for name, tensor in family.model.state_dict().items()}
     try:
         layers = attentions(family, found)
@@ -103,11 +103,16 @@ def rewrite(model: nn.Module, name: str, *, seed: int) -> tuple[Change, tuple[st
     for layer in layers:
         for bias in layer.biases:
             bias.zero_()
-    rows = {n: (t != before[n]).reshape(len(t), -1).any(1) for n, t in family.model.state_dict().items() if t.ndim}
+    after = {n: t for n, t in family.model.state_dict().items() if t.ndim and t.numel()}
+    rows = {n: _differ(before[n], t).reshape(len(t), -1).any(1) for n, t in after.items()}
     changed, replaced = (
         tuple(n for n, differ in rows.items() if bool(test(differ))) for test in (torch.any, torch.all)
     )
     return Change(f"initialised as {name}", seed, changed, warms=False), replaced
+
+
+def _differ(before: torch.Tensor, after: torch.Tensor) -> torch.Tensor:
+    return (before != after) & ~(before.isnan() & after.isnan())
 
 
 def attentions(family: Family, found: Initialisation) -> list[Attention]:

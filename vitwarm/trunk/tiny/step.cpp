@@ -29,6 +29,11 @@ typedef uint32_t vu __attribute__((vector_size(4 * LANES)));
 
 constexpr int D = WIDTH, H = HEADS, E = D / H, F = 4 * D;
 constexpr float EPS = 1e-5f;  // of LayerNorm
+#if defined(__AVX512F__) || defined(__aarch64__)  // 32 registers: 4 x 4 sums fit beside what is multiplied
+constexpr int ROWS = 4;
+#else  // 16
+constexpr int ROWS = 3;
+#endif
 
 INLINE v all(float a) { return v{} + a; }
 INLINE v larger(v a, v b) { return a > b ? a : b; }  // b where one of them is NaN
@@ -66,7 +71,7 @@ struct Block {
   Linear fc1, fc2;
 };
 
-// Linear maps: tiles of P positions x Q outputs stay in registers.
+// Linear maps: tiles of P positions x Q outputs, ROWS x 4 where they fit, stay in registers.
 
 template <int P, int Q>
 INLINE void tile(const float* weight, const float* bias, int O, int C, const v* x, v* y) {
@@ -92,7 +97,7 @@ INLINE void tiles(const float* weight, const float* bias, int O, int C, const v*
 // y (n, O) = x (n, C) weight^T + bias, weight (O, C)
 INLINE void linear(const float* weight, const float* bias, int O, int C, const v* x, v* y, int n) {
   int t = 0;
-  for (; t + 4 <= n; t += 4) tiles<4>(weight, bias, O, C, x + t * C, y + t * O);
+  for (; t + ROWS <= n; t += ROWS) tiles<ROWS>(weight, bias, O, C, x + t * C, y + t * O);
   for (; t < n; t++) tiles<1>(weight, bias, O, C, x + t * C, y + t * O);
 }
 
@@ -121,7 +126,7 @@ INLINE void linear_grad(const Tensor& weight, const Tensor& bias, int first, int
   if (weight.sum) {
     v* sum = weight.sum + int64_t(first) * C;
     int o = 0;
-    for (; o + 4 <= O; o += 4) outers<4>(sum + o * C, O, C, dy + o, x, n);
+    for (; o + ROWS <= O; o += ROWS) outers<ROWS>(sum + o * C, O, C, dy + o, x, n);
     for (; o < O; o++) outers<1>(sum + o * C, O, C, dy + o, x, n);
   }
   if (bias.sum)

@@ -44,7 +44,7 @@ def test_the_arms_and_their_arithmetic(tmp_path, capsys, monkeypatch):
         "warmup_token_speed_over_images": pytest.approx(median(times["images"] / times["warmup"] for times in seen)),
     }
     assert all(f"| {name} |" in shown for name in result["profile"])
-    assert result["profile"].keys() & {"aten::addmm", "aten::mm"}
+    assert any(name.startswith("aten::") for name in result["profile"])
 
 
 def test_a_profile_shares_out_the_time(monkeypatch):

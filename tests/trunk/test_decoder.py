@@ -62,6 +62,12 @@ def test_malformed_sizes_are_refused(text):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("wrong", [{"vocab_size": 0}, {"n_positions": 0}, {"n_positions": 2.5}, {"vocab_size": True}])
+def test_no_tokens_or_positions_are_refused(wrong):
+    with pytest.raises(UserError, match=f"{next(iter(wrong))} is .*; give a whole number from 1 on"):
+        Decoder("1_1_4", **{"vocab_size": 3, "n_positions": 3} | wrong)
+
+
 @pytest.mark.parametrize("text", ["1001_1_1", "1_1_1000000000", "1_1_" + "9" * 5000])
 def test_sizes_beyond_all_memory_are_refused(text):
     with pytest.raises(UserError, match="no more than 1000 blocks, and numbers below a billion"):

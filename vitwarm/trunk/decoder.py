@@ -15,6 +15,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -97,6 +98,9 @@ class Decoder(nn.Module):
     ):
         super().__init__()
         self.size = size = size if isinstance(size, DecoderSize) else DecoderSize.parse(size)
+        for what, number in (("vocab_size", vocab_size), ("n_positions", n_positions)):
+            if isinstance(number, bool) or not isinstance(number, Integral) or number < 1:
+                raise UserError(f"{what} is {number!r}; give a whole number from 1 on")
         self.vocab_size, self.n_positions = int(vocab_size), int(n_positions)  # perhaps of NumPy, which JSON refuses
         self.dropout = dropout
         self.embed_dim = size.width

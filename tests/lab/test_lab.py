@@ -13,7 +13,7 @@ from vitwarm.budget.cells import CRASHED, DONE, WAITING, Folders, Status
 from vitwarm.budget.runs import WARMUP
 from vitwarm.errors import UserError
 from vitwarm.lab.grid import STAGE, Place, make_lab
-from vitwarm.lab.outcomes import find_outcomes, take_off
+from vitwarm.lab.outcomes import control_of, find_outcomes, take_off
 from vitwarm.lab.plan import NONE, find_lab, list_labs, read_lab
 from vitwarm.lab.report import _averages, agrees, write_report
 from vitwarm.procedural import RuleStream, make_rule
@@ -241,6 +241,23 @@ def test_a_plan_is_carried_out_in_folders_and_reported(lab, tmp_path):
     assert [len(row["outcomes"]) for row in numbers["rows"]] == [1, 1]  # what is finished
     assert numbers["rows"][1]["outcomes"][0]["value"] == warmed.mean
     assert {"report.html", "dots-hay.svg", "curves-hay.png"} <= {p.name for p in tmp_path.iterdir()}
+
+
+def test_settings_of_the_warm_up_alone_share_the_control_of_the_task(lab, tmp_path):
+    settings = {
+        "slow": {"set": {"train.lr": 1e-3}},
+        "gentle": {"set": {"train.lr": 1e-3, "warmup.lr": 5e-5, "warmup.min_lr": 0.0}},
+        "fast": {"set": {"train.lr": 4e-3}},
+    }
+    cells = [
+        {"tasks": "hay", "warmups": NONE, "settings": "slow"},
+        {"tasks": "hay", "warmups": "set", "parts": "full", "settings": ["gentle", "fast"]},
+    ]
+    plan = lab(settings=settings, cells=cells)
+    found = find_outcomes(plan, {cell.hash: Status(WAITING) for cell in plan.cells}, tmp_path, "")
+    control, gentle, fast = found.rows
+    assert control_of(found.plan, found.rows, gentle.place) is control
+    assert control_of(found.plan, found.rows, fast.place) is None
 
 
 def test_values_that_are_published_are_met_within_three_points_or_the_interval(lab, tmp_path):

@@ -59,7 +59,7 @@ class Row:
     """The seeds of a place.
 
     Attributes:
-        difference: mean difference to the control of the same task and setting, over the seeds of both; None without.
+        difference: mean difference to the control, over the seeds of both; None without.
         published: (value in per cent, source), where there is one.
     """
 
@@ -127,7 +127,7 @@ class Findings:
         lines = [f"{self.done} of {self.cells} cells are finished."]
         for task in self.tasks():
             best = max(self.of(task), key=lambda row: row.mean or 0.0)
-            control = control_of(self.rows, best.place)
+            control = control_of(self.plan, self.rows, best.place)
             text = f"{self.plan.title('tasks', task)}: best is {self.name(best.place)}, {best.mean:.1f} %"
             if best.place.warmup == NONE:
                 tried = any(row.place.warmup != NONE for row in self.of(task))
@@ -139,10 +139,15 @@ class Findings:
         return lines
 
 
-def control_of(rows: Iterable[Row], place: Place) -> Row | None:
-    """The row of the same task and setting without a warm-up."""
-    wanted = Place(place.task, NONE, NONE, place.setting)
-    return next((row for row in rows if row.place == wanted), None)
+def control_of(plan: LabPlan, rows: Iterable[Row], place: Place) -> Row | None:
+    """The row of the same task without a warm-up, of a setting that trains it alike."""
+    wanted = _control(plan, place)
+    return next((row for row in rows if row.place.warmup == NONE and _control(plan, row.place) == wanted), None)
+
+
+def _control(plan: LabPlan, place: Place) -> tuple[str, ...]:
+    """What tells a place's control: the recipe of its task without a warm-up; settings of warm-ups alone share it."""
+    return (place.task, *plan.task_words(place.task, NONE, NONE, place.setting))
 
 
 def find_outcomes(lab: Lab, statuses: dict[str, Status], out: Path, command: str) -> Findings:
@@ -160,11 +165,11 @@ def find_outcomes(lab: Lab, statuses: dict[str, Status], out: Path, command: str
     for (place, seed), digest in lab.places.items():
         by_place.setdefault(place, []).append(_outcome(lab, place, seed, cells[digest], statuses, entropies))
     entropies.write()
-    controls = {
-        place: {o.seed: o.value for o in found if o.value is not None}
-        for place, found in by_place.items()
-        if place.warmup == NONE
-    }
+    controls: dict[tuple[str, ...], dict[int, float]] = {}
+    for place, found in by_place.items():
+        if place.warmup == NONE:
+            values = {o.seed: o.value for o in found if o.value is not None}
+            controls.setdefault(_control(lab.plan, place), {}).update(values)
     rows = [_row(lab.plan, place, found, controls) for place, found in by_place.items()]
     failed = [f"{cells[h].title}: {s.state}: {s.note}" for h, s in statuses.items() if s.note]
     runs = [s.run for s in statuses.values() if s.run]
@@ -180,8 +185,10 @@ def find_outcomes(lab: Lab, statuses: dict[str, Status], out: Path, command: str
     )
 
 
-def _row(plan: LabPlan, place: Place, outcomes: list[Outcome], controls: dict[Place, dict[int, float]]) -> Row:
-    control = controls.get(Place(place.task, NONE, NONE, place.setting), {})
+def _row(
+    plan: LabPlan, place: Place, outcomes: list[Outcome], controls: dict[tuple[str, ...], dict[int, float]]
+) -> Row:
+    control = controls.get(_control(plan, place), {})
     pairs = [o.value - control[o.seed] for o in outcomes if o.value is not None and o.seed in control]
     low, high = paired_interval(np.array(pairs)) if place.warmup != NONE else (None, None)
     difference = float(np.mean(pairs)) if pairs and place.warmup != NONE else None

@@ -200,7 +200,7 @@ def _tries(found: Findings) -> Table:
     lines = []
     for row in found.rows:
         prediction = found.plan.settings[row.place.setting].prediction
-        control = control_of(found.rows, row.place)
+        control = control_of(found.plan, found.rows, row.place)
         if row.values and (prediction or row.place.warmup == NONE):
             beside = "" if control is None or control is row or control.mean is None else f"{control.mean:.1f}"
             off = f"{len(row.taken_off)} of {len(row.values)}"

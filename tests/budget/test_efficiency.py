@@ -157,6 +157,13 @@ def test_a_warmup_that_costs_more_than_it_saves(tmp_path):
     )
 
 
+def test_seeds_that_agree_are_not_one_seed(tmp_path):
+    study = analyse(*make(tmp_path, exact(0.4)))
+    arm = arm_of(study)
+    assert arm.difference.low is arm.p is arm.detectable is None  # agreement is no precision
+    assert "; 3 seeds that agree have no interval, so that no difference is detectable." in difference_sentence(study, arm)
+
+
 def test_one_seed_has_no_interval(tmp_path):
     study = analyse(*make(tmp_path, exact(0.4), seeds=(5,)))
     assert arm_of(study).equivalence.interval is None
@@ -172,7 +179,7 @@ def test_reading_one_long_run_stands_apart(tmp_path):
     assert arm_of(study).crossing.mean == pytest.approx(0.7)
     assert arm_of(study, "default").crossing.mean == pytest.approx(0.9)  # the default against itself: luck
     assert study.curves["warmed"][1][6] == pytest.approx((0.7, 66.0))
-    only = analyse(*make(tmp_path / "b", exact(0.4), budgets=(1.0,), points="crossing", curve=curve))
+    only = analyse(*make(tmp_path / "b", value(0.4), budgets=(1.0,), points="crossing", curve=curve))
     assert headline(only) == "Three seeds show a better final top-1 accuracy than that of default for warmed."
     said = arm_sentences(only, arm_of(only))
     assert "after 70.0 % of the images (default itself after 90.0 %): no run was scheduled" in said

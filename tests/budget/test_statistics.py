@@ -119,3 +119,14 @@ def test_without_scipy_one_line_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "scipy", None)
     with pytest.raises(UserError, match="intervals need scipy"):
         paired_interval(np.array([1.0, 2.0]))
+
+
+@pytest.mark.parametrize("n", [360, 1000, 3007])
+def test_pairs_that_agree_but_for_rounding_have_no_interval(n):
+    """One image more at each seed: in per cent the differences differ in their last bits."""
+    counts = np.arange(n // 2, n // 2 + 40)
+    for first in counts:
+        base = np.array([first, first + 5, first - 2])
+        differences = 100 * (base + 1) / n - 100 * base / n
+        assert paired_interval(differences) == (None, None) and paired_p_value(differences) is None
+    assert paired_interval(np.array([0.1, 0.2, 0.3]))[0] is not None

@@ -12,7 +12,7 @@ import numpy as np
 from vitwarm.budget.curves import Curves, learning_curves
 from vitwarm.budget.metrics import METRICS
 from vitwarm.budget.runs import WARMUP, Run
-from vitwarm.budget.statistics import holm, paired_interval, paired_p_value
+from vitwarm.budget.statistics import holm, paired_interval, paired_p_value, without_interval
 from vitwarm.budget.style import INK, colour_of, draw_level, style
 from vitwarm.checks import KEYS, MAIN_STAGES, differences, main_stage, nearest, value_of
 from vitwarm.errors import UserError
@@ -187,7 +187,7 @@ def markdown(rows: list[ComparedArm], arms: dict[str, list[Run]]) -> str:
 
 def _verdict(row: ComparedArm, baseline: str) -> str:
     if row.low is None:
-        return "one seed has no interval; no difference is detectable."
+        return f"{without_interval(len(row.per_seed))}; no difference is detectable."
     if row.low > 0 or row.high < 0:
         return f"the interval excludes zero; these seeds show a difference to {baseline}."
     return f"the interval includes zero; no difference to {baseline} is detectable with these seeds."

@@ -16,6 +16,7 @@ from vitwarm.budget.plan import METRICS, UNITS, Plan, Published, PublishedValue
 from vitwarm.budget.runs import Run
 from vitwarm.budget.statistics import (
     Array,
+    agree,
     bootstrap_interval,
     holm,
     minimum_detectable_effect,
@@ -388,7 +389,7 @@ def _arm(
         p=None if baseline else paired_p_value(paired),
         p_holm=None,
         detectable=None
-        if baseline or len(paired) < 2
+        if baseline or agree(paired)
         else minimum_detectable_effect(float(paired.std(ddof=1)), len(paired)),
         flops=float(np.mean([run.flops for run in full.values()])) if full else None,
         device_seconds=float(np.mean([_device_seconds(run) for run in full.values()])) if full else None,

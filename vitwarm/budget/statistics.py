@@ -38,17 +38,28 @@ def t_quantile(n: int, confidence: float = 0.95) -> float:
     return float(load_scipy().stats.t.ppf((1 + confidence) / 2, n - 1))
 
 
+def agree(differences: Array) -> bool:
+    """Whether the pairs, or the only one, have one difference but for rounding: accuracies come in steps, so that is no
+    precision."""
+    return len(differences) < 2 or bool(np.ptp(differences) <= 1e-9 * max(1.0, np.abs(differences).max()))
+
+
 def paired_interval(differences: Array, confidence: float = 0.95) -> tuple[float, float] | tuple[None, None]:
     """Student t interval of the mean of paired differences; a single pair has none, nor have pairs that all agree."""
-    if len(differences) < 2 or np.ptp(differences) == 0:  # accuracies come in steps: agreement is no precision
+    if agree(differences):
         return None, None
     low, high = _t_test(differences).confidence_interval(confidence)
     return float(low), float(high)
 
 
+def without_interval(pairs: int) -> str:
+    """Why a mean difference has no interval, in words."""
+    return "one seed has no interval" if pairs < 2 else f"{pairs} seeds that agree have no interval"
+
+
 def paired_p_value(differences: Array) -> float | None:
     """Two-sided p value of the paired t test of no difference; None for a single pair, or when all pairs agree."""
-    if len(differences) < 2 or np.ptp(differences) == 0:
+    if agree(differences):
         return None
     return float(_t_test(differences).pvalue)
 

@@ -2,6 +2,7 @@
 
 from vitwarm.budget.efficiency import ArmRow, Mean, Study
 from vitwarm.budget.equivalence import AT_MOST, NEVER, UNKNOWN, Interval
+from vitwarm.budget.statistics import without_interval
 
 _NUMBERS = dict(enumerate(("two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"), start=2))
 
@@ -166,7 +167,7 @@ def difference_sentence(study: Study, arm: ArmRow) -> str:
         return f"{arm.label} at the full budget: no seed has a result in both arms."
     text = f"{arm.label} at the full budget: {mean_text(mean, study.signed)} {study.unit} against {study.base}"
     if mean.low is None:
-        return f"{text}; no difference is detectable with one seed."
+        return f"{text}; {without_interval(arm.pairs)}, so that no difference is detectable."
     if not (mean.low > 0 or mean.high < 0):
         return f"{text}; no difference is detectable with {arm.pairs} seeds."
     if not _adjusted(arm):

@@ -127,15 +127,16 @@ class Findings:
         lines = [f"{self.done} of {self.cells} cells are finished."]
         for task in self.tasks():
             best = max(self.of(task), key=lambda row: row.mean or 0.0)
-            control = control_of(self.plan, self.rows, best.place)
             text = f"{self.plan.title('tasks', task)}: best is {self.name(best.place)}, {best.mean:.1f} %"
             if best.place.warmup == NONE:
                 tried = any(row.place.warmup != NONE for row in self.of(task))
                 beyond = ", and no warm-up is above it" if tried else ""
                 text = f"{self.plan.title('tasks', task)}: {best.mean:.1f} % without a warm-up{beyond}"
-            elif control and control.mean is not None:
-                text += f" against {control.mean:.1f} % without a warm-up"
-            lines.append(f"{text} ({len(best.values)} seed{'s'[: len(best.values) != 1]}).")
+            text += f" ({len(best.values)} seed{'s'[: len(best.values) != 1]})"
+            if best.difference is not None:  # over the seeds of both
+                between = "" if best.low is None else f" [{best.low:+.1f}, {best.high:+.1f}]"
+                text += f", {best.difference:+.1f}{between} points against no warm-up"
+            lines.append(f"{text}.")
         return lines
 
 

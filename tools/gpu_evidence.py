@@ -38,6 +38,7 @@ def of_run(folder: Path, command: list[str]) -> dict[str, Any]:
     names = ("samples_per_s", "tokens_per_s", "step_ms_p50", "data_wait_pct", "tflops", "mfu_pct")
     found = {name: [line[name] for line in lines if line.get(name) is not None] for name in names}
     evaluations = [entry for entry in log if entry["event"] == "eval"]
+    stride = -(-len(evaluations) // 20) or 1  # counted from the last one, which is the result
     return {
         "command": shlex.join(command),
         "finished": bool(result),
@@ -48,7 +49,7 @@ def of_run(folder: Path, command: list[str]) -> dict[str, Any]:
         "stages": result.get("stages", {}),
         "evaluations": [
             {name: entry.get(name) for name in ("step", "loss", "accuracy", "top1")}
-            for entry in evaluations[:: -(-len(evaluations) // 20) or 1]
+            for entry in evaluations[::-stride][::-1]
         ],
     }
 
@@ -56,6 +57,8 @@ def of_run(folder: Path, command: list[str]) -> dict[str, Any]:
 def of_compare(folder: Path, command: list[str]) -> dict[str, Any]:
     """The table of `vitwarm compare` in a folder of runs, and what these were run on and with."""
     results = [read_json(file) for file in sorted(folder.glob("*-seed*/result.json"))]
+    if not results:
+        raise UserError(f"{folder} has no finished run yet; run the part again")
     return {
         "command": shlex.join(command),
         "device": "; ".join(sorted({result["device"] for result in results})),
@@ -96,6 +99,8 @@ def of_study(file: Path) -> dict[str, Any]:
 def of_lab(file: Path) -> dict[str, Any]:
     """The rows of the laboratory that have a value."""
     lab = read_json(file)
+    if "rows" not in lab:
+        raise UserError(f"{file} is no lab.json")
     rows = [row for row in lab["rows"] if any(o["value"] is not None for o in row["outcomes"])]
     return {name: lab[name] for name in ("command", "done", "cells", "failed")} | {
         "device": "; ".join(lab["devices"]),
@@ -112,7 +117,8 @@ def of_lab(file: Path) -> dict[str, Any]:
 def with_rates(plan: dict[str, Any], rates: tuple[float, ...]) -> dict[str, Any]:
     """A plan with each arm at each of the rates, under a seed of its own."""
     arms = {
-        f"{name}_{i}": arm | {"label": f"{arm['label']}, {rate:g}", "set": arm.get("set", {}) | {"train.lr": rate}}
+        f"{name}_{i}": arm
+        | {"label": f"{arm.get('label') or name}, {rate:g}", "set": arm.get("set", {}) | {"train.lr": rate}}
         for name, arm in plan["arms"].items()
         for i, rate in enumerate(rates)
     }
@@ -120,7 +126,7 @@ def with_rates(plan: dict[str, Any], rates: tuple[float, ...]) -> dict[str, Any]
 
 
 def chosen(plan: dict[str, Any], study: Path) -> dict[str, Any]:
-    """The plan with each arm at the rate of its lowest loss in the study of `with_rates`.
+    """The plan with each arm at the rate of its best value in the study of `with_rates`.
 
     Raises:
         UserError: an arm has no finished run there.
@@ -131,7 +137,7 @@ def chosen(plan: dict[str, Any], study: Path) -> dict[str, Any]:
         tried = [a for a in found.arms if a.name.rpartition("_")[0] == name and a.mean.value is not None]
         if not tried:
             raise UserError(f"{study}: no rate of {name} has a finished run; run the part again")
-        best = min(tried, key=lambda a: a.mean.value or 0.0)
+        best = (max if found.higher else min)(tried, key=lambda a: a.mean.value or 0.0)
         arms[name] = arm | {"set": arm.get("set", {}) | {"train.lr": best.settings["train.lr"]}}
     return plan | {"arms": arms}
 

@@ -116,7 +116,7 @@ text() {  # the rate of each arm on a seed of its own, then the arms
     local plan=$tools/../recipes/budgets/text_6_6_384.yaml found=$work/text_rates/study.json
     local words=(text.train="$TEXT/train*" text.val="$TEXT/val*" "${fast[@]}")
     [ "$small" ] && words+=(model.decoder.size=2_2_16 text.length=32 text.budget="4 steps" text.eval_every=2 text.val_rows=4
-        train.global_batch=4 warmup.budget="2 steps" warmup.global_batch=4 warmup.val_rows=8)
+        train.global_batch=4 warmup.global_batch=1024 warmup.val_rows=8)  # a budget would warm up "none" too
     if ! [ -f "$work/text.yaml" ]; then
         summary rates "$plan" "$work/text_rates.yaml" ${small:+--single} || return
         limited "${vitwarm[@]}" budget plan="$work/text_rates.yaml" "${words[@]}" out="$work/text_rates" || return

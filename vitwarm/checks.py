@@ -18,7 +18,7 @@ from vitwarm.errors import UserError, without_secrets
 from vitwarm.files import expanded
 from vitwarm.procedural import Rule, list_rules, make_rule
 from vitwarm.reading import control_character
-from vitwarm.selection import Selection, parse_control
+from vitwarm.selection import Selection, check_overlap, parse_control
 
 _SECTIONS: dict[str, type] = get_type_hints(Config)
 MAIN_STAGES = {n: s for n, s in _SECTIONS.items() if isinstance(s, type) and issubclass(s, MainStageConfig)}
@@ -480,6 +480,11 @@ def _check_transfer(config: Config) -> None:
             raise UserError(f"transfer.controls.{words}: {error}") from error
     if bad := next((words for words, source in sources.items() if not isinstance(source, str)), None):
         raise UserError(f"transfer.sources.{bad}: expected a folder or a .safetensors file, got {_show(sources[bad])}")
+    for name, several in (("transfer.sources", sources), ("transfer.controls", controls)):
+        try:
+            check_overlap(several)
+        except UserError as error:
+            raise UserError(f"{name}: {error}") from error
     if sources and config.init_from:
         raise UserError("transfer.sources takes the place of init_from; leave one of them out")
     if sources and groups != ["trunk"]:

@@ -205,7 +205,9 @@ class AlgorithmicConfig(MainStageConfig):
         "published", "loss mask: the papers' (not the first digit, but pads), or with the whole answer as well"
     )
     embeddings: Literal["mean", "fresh"] = key(
-        "mean", "tokens and head start as the mean of the source's tokens, positions as the source's; or all fresh"
+        "mean",
+        "tokens and head start as the mean of the source's tokens, positions as the source's (of one source, under "
+        "transfer.fit=exact); or all fresh",
     )
     val_rows: int = key(4000, "sequences of the validation stream in one evaluation, all held out", "[1, inf)")
     eval_every: int = key(500, "steps between evaluations; the last step is always evaluated", "[1, inf)")

@@ -21,6 +21,7 @@ from vitwarm.errors import UserError
 GROUPS = ("trunk", "attention", "mlp", "norm", "norm1", "norm2", "embedding", "head")
 CONTROLS = ("shuffle", "gaussian", "noise", "scale")
 
+_HELD = {"trunk": ("attention", "mlp", "norm1", "norm2", "other norms"), "norm": ("norm1", "norm2", "other norms")}
 _THIRDS = ("first", "middle", "last")
 _LAYERS = re.compile(r"(\d+)(?:-(\d+))?|(first|last):(\d+)|first|middle|last")
 _HEADS = re.compile(r"(?:(\d+):)?(\d+)")
@@ -109,6 +110,23 @@ class Selection:
     def heads_of(self, block: int | None) -> set[int] | None:
         """Heads of a block that are selected; None for whole tensors."""
         return {head for of, head in self.heads if of in (None, block)} if self.heads else None
+
+
+def check_overlap(selections: Iterable[str]) -> None:
+    """Refuse selections that take the same tensors in every model; a model of known depth shows the rest.
+
+    Raises:
+        UserError: two that are not narrowed hold the same kind.
+    """
+    taken: dict[str, str] = {}
+    for words in selections:
+        chosen = Selection.parse(words)
+        if chosen.layers is not None or chosen.heads:
+            continue
+        for held in {held for kind in chosen.kinds for held in _HELD.get(kind, (kind,))}:
+            if other := taken.get(held):
+                raise UserError(f"{other!r} and {words!r} both hold {held}; narrow one of them")
+            taken[held] = words
 
 
 def words_of(groups: str | Iterable[str]) -> list[str]:

@@ -135,12 +135,37 @@ def test_the_words_of_a_cell_are_its_recipe(lab):
             {"warmups": PLAN["warmups"] | {"set": {"recipe": "haystack_default"}}},
             "plan tiny: warmup-set-slow: nothing to train",
         ),
-        ({"tasks": {"hay": {"recipe": "digits_default", "take_off": 1}}}, "is not of an algorithmic task"),
+        ({"tasks": {"hay": {"recipe": "digits_default", "take_off": 20}}}, "is not of an algorithmic task"),
+        *(
+            ({"tasks": {"hay": {"recipe": "haystack_default", "take_off": at}}}, "take_off is an accuracy in per cent")
+            for at in (float("nan"), True, 0.2, 101, "20")
+        ),
+        ({"seeds": []}, "seeds: no seed; write"),
+        ({"settings": {}, "cells": [{"tasks": "hay", "warmups": "set"}]}, "settings is missing; cells name them"),
+        ({"parts": {}, "cells": [{"tasks": "hay", "warmups": "set"}]}, "parts is missing; cells name them"),
+        (
+            {"published": [{"task": "hay", "warmup": NONE, "part": "full", "value": 9, "source": "a paper"}]},
+            "no warm-up has no part 'full'; write part: none",
+        ),
+        ({"published": [PLAN["published"][0] | {"task": NONE}]}, "published: no task 'none'"),
+        (
+            {"warmups": PLAN["warmups"] | {"set": {"recipe": "haystack_set", "set": {"model.decoder.size": "3_4_16"}}}},
+            "hay · set · full · slow, seed 0: the warm-up has model.decoder.size 3_4_16, the task 2_4_16",
+        ),
+        (
+            {"warmups": PLAN["warmups"] | {"mix": {"sources": {"attention": "set", "trunk": "eca"}}}},
+            "transfer.sources: 'attention' and 'trunk' both hold attention; narrow one of them",
+        ),
     ],
 )
 def test_what_a_plan_cannot_mean_is_refused_in_one_line(lab, changes, says):
     with pytest.raises(UserError, match=says):
         lab(**changes)
+
+
+def test_controls_alone_need_no_parts(lab):
+    made = lab(parts={}, warmups={}, published=[], settings={"ours": {}}, cells=[{"tasks": "hay", "warmups": NONE}])
+    assert {place.part for place, _ in made.places} == {NONE} and len(made.cells) == 2
 
 
 def test_names_and_titles_may_be_numbers(lab):
@@ -236,6 +261,7 @@ def test_a_plan_is_carried_out_in_folders_and_reported(lab, tmp_path):
     assert f"hay, Set, attention: {warmed.mean:.1f} (1 seed) against 88.9: differs by" in page.replace(
         "set, att", "Set, att"
     )
+    assert f"| 0: {warmed.outcomes[0].warmup['']:.1f} |" in page  # its warm-up, by seed
     assert "the disk is full" in page and "it takes off" in page and "3 of 6 cells are finished." in page
     numbers = json.loads((tmp_path / "lab.json").read_text())
     assert [len(row["outcomes"]) for row in numbers["rows"]] == [1, 1]  # what is finished

@@ -34,6 +34,7 @@ def test_the_page_says_what_is_missing_and_where_a_figure_is_from(tmp_path, caps
         assert f"## {title}\n\nNot measured." in shown
         assert all(f"{name}.json is missing: bash tools/gpu_evidence.sh OUT {part}" in shown for name in names)
     log = [{"event": "train", "step": i, "samples_per_s": 10.0 * i, "data_wait_pct": 5.0} for i in (1, 2, 3, 4, 5)]
+    log += [{"event": "eval", "step": i, "loss": 9.0 - i} for i in range(1, 42)]
     (tmp_path / "run").mkdir()
     (tmp_path / "run/log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in log))
     record = tmp_path / "data_images.json"
@@ -41,6 +42,7 @@ def test_the_page_says_what_is_missing_and_where_a_figure_is_from(tmp_path, caps
     found = json.loads(record.read_text())
     assert found["speed"] == {"samples_per_s": 40.0, "data_wait_pct": 5.0}  # without the first two lines
     assert found["steps"] == 5 and not found["finished"]
+    assert [entry["step"] for entry in found["evaluations"]] == list(range(2, 42, 3))  # some, and the last
     shutil.copy(TOOLS.parent / "docs/results/lm_speed_124m.json", tmp_path / "gpt2.json")
     evidence.run(evidence.Options(out=tmp_path))
     assert capsys.readouterr().out.endswith(f"written: {tmp_path}/report.html\n")
@@ -84,7 +86,16 @@ def test_a_folder_that_is_not_there_is_refused(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("words", [["page"], ["run", "here", "there"], ["run", "nowhere", "there", "--", "x"]])
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["page"],
+        ["run", "here", "there"],
+        ["run", "nowhere", "there", "--", "x"],
+        ["compare", "nowhere", "there", "--", "x"],
+        ["lab", str(TOOLS.parent / "docs/results/lm_speed_124m.json"), "there"],
+    ],
+)
 def test_the_record_maker_refuses_in_one_line(words, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert main(words) == 2

@@ -24,6 +24,8 @@ from vitwarm.recipe import NOT_IDENTITY
 ARM_KEYS = (*NOT_IDENTITY, "seed", "init_from", "model.init", "warmup", "transfer")
 _SEED_KEYS = (*NOT_IDENTITY, "seed", "init_from", "transfer.sources")  # in which the seeds of an arm may
 
+_COUNTED = {"images": "images", "algorithmic": "questions", "mathematics": "questions"}  # by main stage
+
 
 @dataclass(frozen=True)
 class ComparedArm:
@@ -146,11 +148,12 @@ def markdown(rows: list[ComparedArm], arms: dict[str, list[Run]]) -> str:
     """The table as Markdown, with its seeds, intervals, costs and recipe hashes."""
     seeds = ", ".join(str(s) for s in rows[0].per_seed)
     several, keys = len(rows) > 2 and rows[1].holm is not None, list(rows[0].tuned)
-    metric, count = METRICS[rows[0].metric], arms[rows[0].arm][0].result["metrics"]["count"]
+    metric, first = METRICS[rows[0].metric], arms[rows[0].arm][0]
+    count, unit = first.result["metrics"]["count"], _COUNTED.get(main_stage(first.config) or "", "predictions")
     columns = ["arm", "mean ± sd", "by seed", "difference [95 %]", *(["p, Holm"] if several else []), *keys]
     columns += ["warm-up / main samples", "FLOPs / baseline's", "device-seconds"]
     lines = [
-        f"Final {metric.label}, over {count:.0f} predictions; seeds {seeds}; differences are paired by seed, "
+        f"Final {metric.label}, over {count:.0f} {unit}; seeds {seeds}; differences are paired by seed, "
         "with 95 % t intervals. Costs include the runs that an arm's weights came from.",
         "",
         f"| {' | '.join(columns)} |",

@@ -175,7 +175,7 @@ def read_plan(path: Path, overrides: dict[str, str] | None = None) -> Plan:
     tree, given = read_yaml(path), dict(overrides or {})
     for key in _KEYS & given.keys():
         tree[key] = _value(path, key, given.pop(key))
-    if unknown := sorted(tree.keys() - _KEYS):
+    if unknown := sorted(map(str, tree.keys() - _KEYS)):
         raise UserError(f"{path}: unknown key {unknown[0]}{nearest(unknown[0], _KEYS)}")
     if missing := [key for key in _REQUIRED if not tree.get(key)]:
         raise UserError(f"{path}: {missing[0]} is missing or empty")

@@ -117,8 +117,9 @@ def _seeds(number: int) -> str:
 
 
 def _adjusted(arm: ArmRow) -> bool:
-    """Whether the difference at the full budget is one among all comparisons of the study too."""
-    return arm.p_holm is None or arm.p_holm < 0.05
+    """Whether the difference at the full budget is one among all comparisons of the study too; seeds that all agree
+    show no spread, so that nothing can be said of it."""
+    return arm.p_holm is not None and arm.p_holm < 0.05
 
 
 def _net(study: Study, arm: ArmRow) -> bool:

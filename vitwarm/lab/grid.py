@@ -127,7 +127,18 @@ class _Maker:
         start = {groups: str(cell.folder) for groups, cell in warmups.items()}
         cell = self._cell("-".join(vars(place).values()), words, seed, start, STAGE)
         self.lab.warmups[cell.hash] = warmups
+        self._check_fit(cell, list(warmups.values()))
         return cell
+
+    def _check_fit(self, cell: LabCell, warmups: list[LabCell]) -> None:
+        """Refuse what a run would refuse only when its warm-ups are trained."""
+        size, transfer = cell.config.model.decoder.size, cell.config.transfer
+        for warmup in warmups if transfer.fit == "exact" else []:
+            if (other := warmup.config.model.decoder.size) != size:
+                raise UserError(
+                    f"plan {self.plan.name}: {cell.title}: the warm-up has model.decoder.size {other}, the task "
+                    f"{size}; set it in the plan's own set, or transfer.fit"
+                )
 
     def _warmup(self, name: str, setting: str, seed: int) -> LabCell:
         return self._cell(f"warmup-{name}-{setting}", self.plan.warmup_words(name, setting), seed, {}, WARMUP)

@@ -143,7 +143,8 @@ class Findings:
 def control_of(plan: LabPlan, rows: Iterable[Row], place: Place) -> Row | None:
     """The row of the same task without a warm-up, of a setting that trains it alike."""
     wanted = _control(plan, place)
-    return next((row for row in rows if row.place.warmup == NONE and _control(plan, row.place) == wanted), None)
+    alike = [row for row in rows if row.place.warmup == NONE and _control(plan, row.place) == wanted]
+    return max(alike, key=lambda row: bool(row.values), default=None)
 
 
 def _control(plan: LabPlan, place: Place) -> tuple[str, ...]:

@@ -266,8 +266,9 @@ class _Reader:
         if "warmups" in given:
             single = self.mapping(given, "warmups")
             given["warmups"] = {str(w): self.settings(keys, f"{where}.warmups.{w}") for w, keys in single.items()}
-        if "take_off" in given and not isinstance(given["take_off"], (int, float)):
-            raise UserError(f"{self.path}: {where}: take_off is an accuracy in per cent, not {given['take_off']!r}")
+        at = given.get("take_off", 100.0)
+        if isinstance(at, bool) or not isinstance(at, (int, float)) or not 1 < at <= 100:
+            raise UserError(f"{self.path}: {where}: take_off is an accuracy in per cent, such as 20, not {at!r}")
         try:
             return cls(**given)
         except TypeError:
@@ -310,11 +311,14 @@ class _Reader:
     def block(self, spec: Any, where: str, known: dict[str, Any], seeds: tuple[int, ...] | None) -> Block:
         self.known(spec, {f.name for f in fields(Block)}, where)
         names = {}
+        controls = _listed(spec.get("warmups")) == [NONE]
         for kind, among in known.items():
             default = [next(iter(among))] if kind in ("parts", "settings") and among else []
             names[kind] = tuple(map(str, _listed(spec.get(kind, default))))
             allowed = [*among, NONE] if kind == "warmups" else list(among)
-            if not names[kind]:
+            if not names[kind] and not allowed and not (kind == "parts" and controls):
+                raise UserError(f"{self.path}: {kind} is missing; cells name them. One without keys is NAME: {{}}")
+            if not names[kind] and allowed:
                 raise UserError(f"{self.path}: {where}: {kind} is missing; known: {', '.join(allowed)}")
             if wrong := next((name for name in names[kind] if name not in allowed), None):
                 raise UserError(f"{self.path}: {where}: {kind}: no {wrong!r}{nearest(wrong, allowed)}")
@@ -331,6 +335,8 @@ class _Reader:
             if not span or (span[2] and int(span[2]) - int(span[1]) not in range(1000)):
                 raise UserError(f"{self.path}: {where}: whole numbers and spans such as 0-9, not {value!r}")
             found += range(int(span[1]), int(span[2] or span[1]) + 1)
+        if not found:
+            raise UserError(f"{self.path}: {where}: no seed; write whole numbers and spans such as 0-9")
         if len(set(found)) < len(found):
             raise UserError(f"{self.path}: {where}: one of them comes twice; each seed counts once")
         return tuple(found)
@@ -345,9 +351,11 @@ class _Reader:
             wanted = ", ".join(f.name for f in fields(Published))
             raise UserError(f"{self.path}: published: a list of {{{wanted}}}, not {row!r}") from None
         for kind in ("tasks", "warmups", "parts"):
-            name, allowed = getattr(point, kind[:-1]), [*known[kind], NONE]
+            name, allowed = getattr(point, kind[:-1]), [*known[kind], *([NONE] if kind != "tasks" else [])]
             if name not in allowed:
                 raise UserError(f"{self.path}: published: no {kind[:-1]} {name!r}{nearest(str(name), allowed)}")
+        if point.warmup == NONE != point.part:
+            raise UserError(f"{self.path}: published: no warm-up has no part {point.part!r}; write part: {NONE}")
         return point
 
 

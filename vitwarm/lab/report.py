@@ -226,10 +226,14 @@ def _seeds(found: Findings) -> Folded:
     lines = []
     for row in _begun(found):
         cells = [f"{o.seed}: {o.state if o.value is None else f'{o.value:.1f}'}" for o in row.outcomes]
-        learnt = [f"{v:.1f}" for o in row.outcomes for v in o.warmup.values()]
+        learnt = [
+            f"{o.seed}: {', '.join(f'{groups} {value:.1f}'.strip() for groups, value in o.warmup.items())}"
+            for o in row.outcomes
+            if o.warmup
+        ]
         task = found.plan.title("tasks", row.place.task)
         lines.append([f"{task}, {found.name(row.place)}", " · ".join(cells), " · ".join(learnt)])
-    heads = ["cell", "accuracy by seed, %", "its warm-up on its own rule, %"]
+    heads = ["cell", "accuracy by seed, %", "its warm-up on its own rule, by seed, %"]
     return Folded(f"{sum(len(row.values) for row in found.rows)} runs", [Table(heads, lines, names=3)])
 
 

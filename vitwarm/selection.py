@@ -123,7 +123,7 @@ def check_overlap(selections: Iterable[str]) -> None:
         chosen = Selection.parse(words)
         if chosen.layers is not None or chosen.heads:
             continue
-        for held in {held for kind in chosen.kinds for held in _HELD.get(kind, (kind,))}:
+        for held in dict.fromkeys(held for kind in chosen.kinds for held in _HELD.get(kind, (kind,))):
             if other := taken.get(held):
                 raise UserError(f"{other!r} and {words!r} both hold {held}; narrow one of them")
             taken[held] = words

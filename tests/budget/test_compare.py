@@ -134,6 +134,7 @@ def test_one_seed_decides_nothing(arms):
     rows = compare({name: runs[:1] for name, runs in arms.items()})
     assert rows[1].low is None and rows[1].sd is None
     assert "no difference is detectable" in markdown(rows, arms)
+    assert " images; seeds " in markdown(rows, arms)
 
 
 @pytest.mark.parametrize("package", ["scipy", "matplotlib"])

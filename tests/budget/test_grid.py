@@ -201,6 +201,12 @@ def test_bad_plans_are_refused_in_one_line(tmp_path, changes, why):
     assert "\n" not in str(caught.value)
 
 
+def test_a_number_is_no_key(tmp_path):
+    (tmp_path / "plan.yaml").write_text(yaml.safe_dump(PLAN | {8: 1, "sedes": [0]}, sort_keys=False))
+    with pytest.raises(UserError, match="unknown key 8"):
+        read_plan(tmp_path / "plan.yaml")
+
+
 def test_the_command_line_overrides_plan_and_recipe(tmp_path):
     path = tmp_path / "plan.yaml"
     path.write_text(yaml.safe_dump(PLAN))

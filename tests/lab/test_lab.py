@@ -153,6 +153,17 @@ def test_the_words_of_a_cell_are_its_recipe(lab):
             "hay · set · full · slow, seed 0: the warm-up has model.decoder.size 3_4_16, the task 2_4_16",
         ),
         (
+            {"warmups": PLAN["warmups"] | {"mix": {"sources": {"norm": "set", "trunk": "eca"}}}},
+            "transfer.sources: 'norm' and 'trunk' both hold norm1; narrow one of them",
+        ),
+        (
+            {
+                "parts": PLAN["parts"]
+                | {"full": {"set": {"transfer.controls": {"attention": "shuffle", "trunk": "noise:1"}}}}
+            },
+            "transfer.controls: 'attention' and 'trunk' both hold attention; narrow one of them",
+        ),
+        (
             {"warmups": PLAN["warmups"] | {"mix": {"sources": {"attention": "set", "trunk": "eca"}}}},
             "transfer.sources: 'attention' and 'trunk' both hold attention; narrow one of them",
         ),

@@ -60,6 +60,7 @@ def test_each_arm_at_each_rate(tmp_path):
     tried = read_plan(tmp_path / "rates.yaml")
     assert tried.seeds == (RATE_SEED,) and len(tried.arms) == len(plan["arms"]) * len(RATES)
     assert [tried.recipe_of(f"dyck_{i}").train.lr for i in range(len(RATES))] == list(RATES)
+    assert with_rates({"arms": {"bare": {"recipe": "books_small"}}}, (0.5,))["arms"]["bare_0"]["label"] == "bare, 0.5"
     assert {"name": "dyck", "k": 16, "p_open": 0.5}.items() <= tried.recipe_of("dyck_1").warmup.rule.items()
 
 

@@ -187,6 +187,28 @@ def test_an_initialisation_that_something_would_overwrite_is_refused():
     assert "image positions" in refused("recipe=haystack_default", "model.init=impulse")
 
 
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["transfer.groups=[layers=last:4]"], "layers=last:4: the model has 2 blocks"),
+        (["transfer.groups=[heads=99]"], "heads"),
+        (["transfer.groups=[head]"], "the warm-up holds no tensor of the groups head"),
+        (["transfer.groups=[attention]", "transfer.controls={mlp: shuffle}"], "no source gives anything of it"),
+        (["transfer.controls={layers=7: shuffle}"], "layers=7"),
+    ],
+)
+def test_what_cannot_be_transferred_is_refused_before_the_warm_up(words, says):
+    small = ["recipe=digits_proc", "model.args.depth=2", "model.args.embed_dim=24"]
+    with pytest.raises(UserError, match=says):
+        assemble(load_recipe([*small, *words]), 1)
+
+
+@pytest.mark.parametrize("word", ["model.args={depth: 9}", "model.name=vit_base_patch16_224", "images.mixup=1.0"])
+def test_what_is_for_images_is_refused_for_a_decoder(word):
+    key = word.partition("=")[0]
+    assert f"{key} is for images, which a decoder does not see; leave it out" in refusal(["recipe=haystack_set", word])
+
+
 def test_a_share_needs_an_image_stage_and_a_run_needs_a_stage():
     assert "there is none" in refusal(["recipe=digits_proc", "images.train=", "warmup.budget=1%"])
     assert "nothing to train" in refusal(["recipe=digits_default", "images.train="])

@@ -1,5 +1,6 @@
 """`vitwarm.warm_up`: a recipe's warm-up on a model in memory, to the bit."""
 
+import copy
 import json
 import os
 import signal
@@ -101,11 +102,22 @@ def test_the_default_type_of_torch_may_be_another(quiet, objective):
     torch.set_default_dtype(torch.float64)
     try:
         model = build_decoder("2_2_16", 32, 64, seed=0) if objective else small()
+        same = copy.deepcopy(model).float()
         report = vitwarm.warm_up(model, **{**quiet, "rule": rule, **objective})
     finally:
         torch.set_default_dtype(before)
+    in_float = vitwarm.warm_up(same, **{**quiet, "rule": rule, **objective})
     assert {p.dtype for p in model.parameters()} == {torch.float64}
     assert report.transfer.copied and report.loss > 0
+    assert in_float.loss == report.loss and not differing(model.float().state_dict(), same.state_dict())
+
+
+def test_mixed_precision_around_it_changes_nothing(quiet):
+    plain, around = small(), small()
+    vitwarm.warm_up(plain, **quiet)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        vitwarm.warm_up(around, **quiet)
+    assert not differing(plain.state_dict(), around.state_dict())
 
 
 def test_chance_is_the_best_constant_answer():
@@ -195,6 +207,8 @@ def test_what_cannot_be_is_refused_and_the_model_stays(quiet):
         ({"rule": Imitation(k=3)}, "Imitation is not the rule 'dyck'; register it under a name of its own"),
         ({"rule": {"name": "shuffled", "rule": Imitation(k=3)}}, "Imitation is not the rule 'dyck'"),
         ({"groups": ["head"]}, "no tensor"),
+        ({"foo": 1}, "no setting foo; they are the keys warmup"),
+        ({"mask_prob": 1e-9}, "warmup.mask_prob=1e-09 masks .* tokens a step: nothing to learn from"),
     ):
         arguments = {**quiet, **wrong}
         if "budget" in wrong:
@@ -203,6 +217,11 @@ def test_what_cannot_be_is_refused_and_the_model_stays(quiet):
             vitwarm.warm_up(model, **arguments)
         assert "\n" not in str(caught.value)
         assert not differing(before, model.state_dict())
+    damaged = small()
+    with torch.no_grad():
+        damaged.blocks[0].attn.qkv.weight[0, 0] = torch.nan
+    with pytest.raises(UserError, match="attn.qkv.weight holds NaN or infinity; these weights are damaged"):
+        vitwarm.warm_up(damaged, **quiet)
     seen: list = []
     with pytest.raises(UserError, match="layers=2"):
         vitwarm.warm_up(model, groups="layers=2", **{**quiet, "on_log": seen.append, "on_eval": seen.append})

@@ -1,7 +1,9 @@
 """Short records of what tools/gpu_evidence.sh has measured, of which `vitwarm evidence` makes a page; and its plans.
 
 python tools/gpu_evidence.py run RUN RECORD -- COMMAND     of a run folder, finished or not
-python tools/gpu_evidence.py compare RUNS RECORD -- COMMAND  of a folder of runs, and the table of `vitwarm compare`
+python tools/gpu_evidence.py compare RUNS RECORD ARM ... -- COMMAND
+                                                           of a folder of runs with the table of `vitwarm compare`;
+                                                           the arms are those that it is to have in the end
 python tools/gpu_evidence.py study|lab NUMBERS RECORD      of a budget study, of the laboratory
 python tools/gpu_evidence.py rates PLAN NEW [--single]     each arm of a budget plan at several learning rates
 python tools/gpu_evidence.py chosen PLAN STUDY NEW         each arm at the best of them
@@ -54,16 +56,18 @@ def of_run(folder: Path, command: list[str]) -> dict[str, Any]:
     }
 
 
-def of_compare(folder: Path, command: list[str]) -> dict[str, Any]:
-    """The table of `vitwarm compare` in a folder of runs, and what these were run on and with."""
+def of_compare(folder: Path, arms: list[str], command: list[str]) -> dict[str, Any]:
+    """The table of `vitwarm compare` in a folder of runs, what these were run on and with, and the arms it lacks."""
     results = [read_json(file) for file in sorted(folder.glob("*-seed*/result.json"))]
     if not results:
         raise UserError(f"{folder} has no finished run yet; run the part again")
+    rows = read_json(folder / "compare" / "compare.json")["rows"]
     return {
         "command": shlex.join(command),
         "device": "; ".join(sorted({result["device"] for result in results})),
         "versions": results[0]["versions"],
-        "arms": read_json(folder / "compare" / "compare.json")["rows"],
+        "arms": rows,
+        "missing": [arm for arm in arms if arm not in {row["arm"] for row in rows}],
     }
 
 
@@ -146,8 +150,11 @@ def main(words: list[str]) -> int:
     """The command; the exit code is 0, or 2 for a user's mistake."""
     try:
         match words:
-            case ["run" | "compare" as kind, folder, record, "--", *command] if command:
-                _write(record, {"run": of_run, "compare": of_compare}[kind](Path(folder), command))
+            case ["run", folder, record, "--", *command] if command:
+                _write(record, of_run(Path(folder), command))
+            case ["compare", folder, record, *more] if "--" in more[:-1]:
+                split = more.index("--")
+                _write(record, of_compare(Path(folder), more[:split], more[split + 1 :]))
             case ["study" | "lab" as kind, source, record]:
                 _write(record, {"study": of_study, "lab": of_lab}[kind](Path(source)))
             case ["rates", plan, new, *single] if single in ([], ["--single"]):

@@ -34,6 +34,7 @@ from vitwarm.trunk import (
     require_memory,
     weight_bytes,
 )
+from vitwarm.trunk.families import copy_of
 from vitwarm.trunk.initialisations import find_initialisation
 
 SMOKE_STEPS, SMOKE_SAMPLES = 20, 64  # of a stage, and of an evaluation, that only tries a recipe out
@@ -73,13 +74,27 @@ class Experiment:
             UserError: they do not fit.
         """
         config = self.config
-        if self.main is None and isinstance(self.model, Decoder):  # a warm-up alone makes a language model of its rule
-            everything = ["trunk", "embedding", "head"]
-            parts = [replace(p, groups=everything) if "token_embed.weight" in p.tensors else p for p in parts]
-        report = merge(self.model, parts, config.transfer.controls, seed=config.seed)
+        report = self._merge(self.model, parts)
         if self.main is not None and len(parts) == 1 and not config.transfer.sources:  # which give their groups alone
             self.main.adopt(self.model, parts[0].tensors, report)
         return report
+
+    def _merge(self, model: nn.Module, parts: list[Part]) -> TransferReport:
+        config = self.config
+        if self.main is None and isinstance(model, Decoder):  # a warm-up alone makes a language model of its rule
+            everything = ["trunk", "embedding", "head"]
+            parts = [replace(p, groups=everything) if "token_embed.weight" in p.tensors else p for p in parts]
+        return merge(model, parts, config.transfer.controls, seed=config.seed)
+
+    def rehearse_warmup(self) -> None:
+        """Bring the warm-up's fresh weights into a copy of the model: what cannot be transferred must not be trained.
+
+        Raises:
+            UserError: as `transfer_warmup` would.
+        """
+        assert self.warmup is not None
+        tensors = self.warmup.trained_tensors(self.warmup.model)
+        self._merge(copy_of(self.model), [Part(self.config.transfer.groups, tensors, "the warm-up")])
 
     def transfer_warmup(self, trained: nn.Module) -> tuple[dict[str, Any], TransferReport]:
         """Bring the trained warm-up into the model; returns `start_record` of it, and what was copied."""
@@ -156,6 +171,8 @@ def assemble(
         if config.run.smoke:
             stage.shorten(SMOKE_STEPS, SMOKE_SAMPLES)
         stage.check_device_batch(device_batch_size(stage.optim.global_batch, world, config.run.device_batch))
+    if warmup is not None and not resumes and not estimate:
+        experiment.rehearse_warmup()
     if starts_from_given(config) and not resumes and not estimate:
         parts = _given_parts(told, model)
         experiment.given = experiment.transfer(parts)

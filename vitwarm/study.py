@@ -7,7 +7,7 @@ import tempfile
 from dataclasses import replace
 from pathlib import Path
 
-from vitwarm.budget.cells import DONE, Folders
+from vitwarm.budget.cells import DONE, Folders, require_whole
 from vitwarm.budget.efficiency import analyse, plan_warnings
 from vitwarm.budget.grid import Grid, Work, make_grid
 from vitwarm.budget.launch import Launch, carry_out, train_command
@@ -123,6 +123,10 @@ class StudyFolder:
     def run(self, stop: list[int]) -> None:
         """Carry out what is not finished; see `carry_out`."""
         carry_out(self.grid, self.folders, self.launch, self.out, stop)
+
+    def require_whole(self) -> None:
+        """Refuse a study in which a run failed; see `vitwarm.budget.cells.require_whole`."""
+        require_whole(self.grid.cells, self.folders.statuses(self.grid))
 
     def report(self, command: str) -> str:
         """Write the report of what is finished; returns its headline and where it is."""

@@ -132,7 +132,10 @@ def warm_up(
     if dir is not None and not (isinstance(dir, str | Path) and str(dir)):
         raise UserError(f"dir is {dir!r}; give the path of a folder, or leave it out")
     if (unknown := next((name for name in settings if name not in _SETTINGS), None)) is not None:
-        raise UserError(f"no setting {unknown}{nearest(unknown, [*_SETTINGS, *signature(warm_up).parameters])}")
+        close = nearest(unknown, [*_SETTINGS, *signature(warm_up).parameters])
+        raise UserError(
+            f"no setting {unknown}{close or '; they are the keys warmup.* of a recipe: vitwarm train --help'}"
+        )
     seed = require_seed(seed)
     length, words, target = _length(steps, budget), words_of(groups), unwrap(model)
     Selection.parse(words)
@@ -158,6 +161,7 @@ def warm_up(
         device = next(target.parameters()).device
         held.enter_context(torch.inference_mode(False))  # also without gradients around it, it trains
         held.enter_context(torch.enable_grad())
+        held.enter_context(torch.autocast(device.type, enabled=False))  # `precision` alone says how it computes
         held.enter_context(torch.random.fork_rng(devices=[device] if device.type == "cuda" else []))
         stage = make_warmup(config, None, trunk)
         merge(copy_of(trunk), [Part(words, stage.trained_tensors(stage.model), "the warm-up")])  # before hours

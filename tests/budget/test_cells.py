@@ -5,7 +5,8 @@ import json
 import pytest
 from test_grid import cell, grid
 
-from vitwarm.budget.cells import BEGUN, CRASHED, DONE, FOREIGN, RUNNING, WAITING, Folders
+from vitwarm.budget.cells import BEGUN, CRASHED, DONE, FOREIGN, RUNNING, WAITING, Folders, Status, require_whole
+from vitwarm.errors import UserError
 from vitwarm.recipe import freeze
 
 
@@ -18,8 +19,9 @@ def finish(one, folder=None, config=None, **changes):
     folder = folder or one.folder
     folder.mkdir(parents=True)
     (folder / "recipe.yaml").write_text(freeze(config or one.config))
-    stages = {"images": {"flops": 1.0, "samples": 1}}
+    stages = {"images": {"flops": 1.0, "samples": 1, "seconds": 1.0}}
     result = {"recipe_hash": one.hash, "seed": one.seed, "metrics": {"top1": 0.5}, "stages": stages}
+    result |= {"processes": 1, "versions": {}}
     (folder / "result.json").write_text(json.dumps(result | changes))
 
 
@@ -40,8 +42,10 @@ def test_a_finished_cell_is_known_by_its_recipe_whatever_its_folder_is_called(st
     [
         ({"metrics": {"top1": float("nan")}}, "no finite top1"),
         ({"metrics": {}}, "no finite top1"),
-        ({"stages": {"warmup": {}}}, "no stage images"),
-        ({"seed": 5}, "belongs to another recipe"),
+        ({"stages": {"warmup": {"flops": 1.0, "samples": 1, "seconds": 1.0}}}, "no stage images"),
+        ({"stages": {"images": {"flops": 1.0, "samples": 1}}}, "stages.images.seconds is no finite number"),
+        ({"seed": 5}, "is of seed 5, recipe.yaml of 0"),
+        ({"recipe_hash": "0123456789ab"}, "belongs to another recipe"),
     ],
 )
 def test_a_result_that_cannot_be_used_is_marked(study, changes, note):
@@ -49,6 +53,15 @@ def test_a_result_that_cannot_be_used_is_marked(study, changes, note):
     finish(one, **changes)
     found = state(study, one)
     assert found.state == FOREIGN and found.run is None and note in found.note
+
+
+def test_a_study_with_a_failed_run_is_no_success(study):
+    statuses = study[1].statuses(study[0])
+    require_whole(study[0].cells, statuses)
+    one = cell(study[0], "warmed", 1.0)
+    statuses[one.hash] = Status(CRASHED, note="the disk is full")
+    with pytest.raises(UserError, match="1 run failed, first .*warmed.*: the disk is full; the same command tries"):
+        require_whole(study[0].cells, statuses)
 
 
 def test_another_recipe_in_the_folder_is_marked(study):

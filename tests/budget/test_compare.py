@@ -2,6 +2,7 @@
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +25,7 @@ def write_run(folder: Path, top1: float, *overrides: str, recipe: str = "digits_
     if config.warmup.budget != "0":
         stages["warmup"] = {"flops": 1e9, "samples": 500, "seconds": 5.0, "metrics": {}}
     result = {
+        "seed": config.seed,
         "stages": stages,
         "metrics": {"top1": top1, "count": 360.0},
         "versions": {},
@@ -152,7 +154,27 @@ def test_verdicts_follow_the_interval(arms, tmp_path):
     write_run(tmp_path / "far-1", 0.921, "seed=1")
     write_run(tmp_path / "far-2", 0.909, "seed=2")
     far = arms | {"far": read_arm(str(tmp_path / "far-*"))}
-    assert "far: the interval excludes zero" in markdown(compare(far), far)
+    assert "far: the interval excludes zero; these seeds show a difference" in markdown(compare(far), far)
+    rows = compare(far)
+    near = [rows[0], rows[1], replace(rows[2], holm=0.064)]
+    assert "far: the interval excludes zero, but not among 2 comparisons (p 0.064 by Holm)" in markdown(near, far)
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"metrics": {"top1": float("nan"), "count": 1.0}}, "its top1 is nan, no finite number; leave this seed out"),
+        ({"metrics": {"top1": None, "count": 1.0}}, "its top1 is None, no finite number"),
+        ({"seed": 77}, "is of seed 77, recipe.yaml of 1: they are of two runs"),
+        ({"stages": {"images": {"samples": 1, "seconds": 1.0}}}, "stages.images.flops is no finite number"),
+        ({"processes": "two"}, "processes"),
+    ],
+)
+def test_a_damaged_result_is_named(arms, tmp_path, changes, says):
+    file = tmp_path / "warmed-1/result.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+    with pytest.raises(UserError, match=says):
+        compare(arms | {"warmed": read_arm(str(tmp_path / "warmed-*"))})
 
 
 def test_the_report_has_table_curves_and_picture(arms, tmp_path):

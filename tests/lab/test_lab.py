@@ -9,11 +9,11 @@ import torch
 import yaml
 
 from vitwarm.analysis.inspection import attention_entropy, inspect_trunk
-from vitwarm.budget.cells import CRASHED, DONE, WAITING, Folders, Status
-from vitwarm.budget.runs import WARMUP
+from vitwarm.budget.cells import CRASHED, DONE, FOREIGN, WAITING, Folders, Status
+from vitwarm.budget.runs import WARMUP, Run
 from vitwarm.errors import UserError
 from vitwarm.lab.grid import STAGE, Place, make_lab
-from vitwarm.lab.outcomes import control_of, find_outcomes, take_off
+from vitwarm.lab.outcomes import _control, _row, control_of, find_outcomes, take_off
 from vitwarm.lab.plan import NONE, find_lab, list_labs, read_lab
 from vitwarm.lab.report import _averages, agrees, write_report
 from vitwarm.procedural import RuleStream, make_rule
@@ -48,6 +48,10 @@ PLAN = {
     ],
     "published": [{"task": "hay", "warmup": "set", "part": "attention", "value": 88.9, "source": "a paper"}],
 }
+
+
+def with_part(**keys):
+    return PLAN["parts"] | {"full": {"set": keys}}
 
 
 @pytest.fixture
@@ -125,7 +129,25 @@ def test_the_words_of_a_cell_are_its_recipe(lab):
             {"warmups": {"set": {"recipe": "haystack_set", "set": {"train.lr": 1}}}},
             "warmups.set.set: train.lr has no effect there",
         ),
-        ({"parts": {"full": {"set": {"warmup.lr": 1}}}}, "parts.full.set: warmup.lr has no effect there"),
+        ({"parts": {"full": {"set": {"warmup.lr": 1}}}}, "parts.full.set: warmup.lr would set the arm apart"),
+        ({"parts": {"full": {"set": {"train.lr": 1}}}}, "parts.full.set: train.lr would set the arm apart"),
+        (
+            {"settings": {"slow": {"warmups": {"set": {"warmup.lr": 1, "algorithmic.budget": "9 steps"}}}}},
+            "settings.slow.warmups.set: algorithmic.budget would set the arm apart from its control",
+        ),
+        ({"settings": {"slow": {"warmups": {"mix": {"warmup.lr": 1}}}}}, "mix: a composition trains nothing; set its"),
+        ({"settings": {"slow": {"warmups": {NONE: {"train.lr": 1}}}}}, "settings.slow.warmups: no 'none'"),
+        ({"parts": with_part(**{"transfer.groups": ["layers=5"]})}, "slow, seed 0: .*layers=5"),
+        ({"parts": with_part(**{"transfer.groups": ["heads=9"]})}, "hay · set · full · slow, seed 0: .*heads"),
+        ({"parts": with_part(**{"transfer.fit": "expand"})}, "seed 0: transfer.fit=expand takes a core: three blocks"),
+        (
+            {"parts": with_part(**{"transfer.groups": ["attention"], "transfer.controls": {"mlp": "shuffle"}})},
+            "seed 0: control shuffle of mlp: no source gives anything of it",
+        ),
+        (
+            {"warmups": PLAN["warmups"] | {"mix": {"sources": {"attention": "set", "attention layers=0": "eca"}}}},
+            "hay · mix · composed · slow, seed 0: .* both give blocks.0.attn",
+        ),
         ({"warmups": PLAN["warmups"] | {"mix": {"sources": ["set"]}}}, "sources is a mapping"),
         (
             {"warmups": PLAN["warmups"] | {"mix": {"sources": {"mlp": "set"}, "set": {"warmup.lr": 1}}}},
@@ -145,8 +167,9 @@ def test_the_words_of_a_cell_are_its_recipe(lab):
         ({"parts": {}, "cells": [{"tasks": "hay", "warmups": "set"}]}, "parts is missing; cells name them"),
         (
             {"published": [{"task": "hay", "warmup": NONE, "part": "full", "value": 9, "source": "a paper"}]},
-            "no warm-up has no part 'full'; write part: none",
+            "published: warmup none, part full: part is none without a warm-up, and only there",
         ),
+        ({"published": [PLAN["published"][0] | {"part": NONE}]}, "warmup set, part none: part is none without"),
         ({"published": [PLAN["published"][0] | {"task": NONE}]}, "published: no task 'none'"),
         (
             {"warmups": PLAN["warmups"] | {"set": {"recipe": "haystack_set", "set": {"model.decoder.size": "3_4_16"}}}},
@@ -295,6 +318,51 @@ def test_settings_of_the_warm_up_alone_share_the_control_of_the_task(lab, tmp_pa
     control, gentle, fast = found.rows
     assert control_of(found.plan, found.rows, gentle.place) is control
     assert control_of(found.plan, found.rows, fast.place) is None
+
+
+def test_the_best_warm_up_is_the_one_that_gains_most_over_the_seeds_of_both(lab, tmp_path):
+    cells = [{"tasks": "hay", "warmups": [NONE, "set"], "parts": ["full", "attention"], "settings": "slow"}]
+    plan = lab(cells=cells, seeds="0-2")
+    found = find_outcomes(plan, {cell.hash: Status(WAITING) for cell in plan.cells}, tmp_path, "")
+
+    def headline(*values):
+        """Of no warm-up, the whole of Set, its attention; by seed."""
+        statuses = {}
+        for row, of_row in zip(found.rows, values, strict=True):
+            for outcome, value in zip(row.outcomes, of_row, strict=True):
+                statuses[row.place, outcome.seed] = value
+        outcomes = {
+            row.place: [replace(o, value=statuses[row.place, o.seed]) for o in row.outcomes] for row in found.rows
+        }
+        control = {_control(plan.plan, found.rows[0].place): dict(enumerate(values[0]))}
+        rows = [_row(plan.plan, place, of_place, control) for place, of_place in outcomes.items()]
+        return replace(found, rows=rows).headline()[1]
+
+    no, full, attention = (99.0, 98.0, 60.0), (95.0, 96.0, None), (90.0, None, None)
+    assert headline(no, full, attention).startswith("hay: nothing is better than no warm-up; best is set, full, 95.5 %")
+    assert headline(no, full, (99.5, None, None)).startswith(
+        "hay: best is set, attention, 99.5 % (1 seed), +0.5 points"
+    )
+    none = (None, None, None)
+    assert headline(no, none, none) == "hay: 85.7 % (3 seeds) without a warm-up."
+
+
+def test_a_damaged_folder_does_not_hide_the_others(lab, tmp_path):
+    plan = lab(cells=[{"tasks": "hay", "warmups": NONE, "settings": "slow"}])
+    statuses = {}
+    for cell in plan.cells:
+        cell.folder.mkdir(parents=True)
+        stage = {"samples": 1, "seconds": 1.0}
+        result = {"metrics": {"accuracy": 0.5, "exact": 0.25}, "stages": {STAGE: stage}, "versions": {"torch": "2"}}
+        statuses[cell.hash] = Status(DONE, Run(cell.folder, cell.config, cell.hash, result))
+    first, second = (cell.hash for cell in plan.cells)
+    (tmp_path / "entropy.json").write_text(json.dumps({first: [[0.5]]}))  # the export of the second is gone
+    found = find_outcomes(plan, statuses, tmp_path, "")
+    assert [o.value for o in found.rows[0].outcomes] == [50.0, None] and found.done == 1
+    assert found.rows[0].outcomes[1].state == FOREIGN
+    assert [line for line in found.failed if "seed 1" in line and "cannot be read" in line]
+    (tmp_path / "entropy.json").write_text("{")  # measured again, where that can be
+    assert find_outcomes(plan, statuses, tmp_path, "").done == 0
 
 
 def test_values_that_are_published_are_met_within_three_points_or_the_interval(lab, tmp_path):

@@ -18,6 +18,8 @@ from vitwarm.errors import UserError
 from vitwarm.reading import dump_yaml, read_yaml
 
 TOOLS = Path(gpu_evidence.__file__).parent
+ARM = {"per_seed": {"0": 50.0, "1": 51.0}, "mean": 50.5, "sd": 0.7, "holm": None, "device_seconds": 9.0}
+ARM |= dict.fromkeys(("difference", "low", "high"))
 SCRIPT = ["bash", str(TOOLS / "gpu_evidence.sh")]
 
 
@@ -52,6 +54,19 @@ def test_the_page_says_what_is_missing_and_where_a_figure_is_from(tmp_path, caps
     assert "| ours | 1679.2 | 1 | 76 | 0.057 | 62.3 |  |" in shown  # a benchmark, whose options are its command
     assert "    python tools/benchmark.py lm size=12_12_768 length=64 batch=2 " in shown
     assert f"Device: {found['device']}. Versions: python {found['versions']['python']}, " in shown
+
+
+def test_arms_that_are_not_measured_yet_are_missing(tmp_path):
+    runs, record = tmp_path / "runs", tmp_path / "cifar10.json"
+    for path, content in (("a-seed0/result.json", {"device": "GPU", "versions": {"torch": "2"}}),
+                          ("compare/compare.json", {"rows": [ARM | {"arm": arm} for arm in "ab"]})):  # fmt: skip
+        (runs / path).parent.mkdir(parents=True)
+        (runs / path).write_text(json.dumps(content))
+    for arms, says in (("abc", "no finished runs of c: bash tools/gpu_evidence.sh OUT cifar10"), ("ab", None)):
+        assert main(["compare", str(runs), str(record), *arms, "--", "bash", "tools/gpu_evidence.sh"]) == 0
+        evidence.run(evidence.Options(out=tmp_path))
+        shown = (tmp_path / "report.md").read_text()
+        assert ("no finished runs of" in shown) == bool(says) and (not says or says in shown)
 
 
 def test_each_arm_at_each_rate(tmp_path):

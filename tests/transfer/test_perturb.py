@@ -79,6 +79,18 @@ def test_the_seed_and_the_name_decide(source):
     assert not torch.equal(first[name], other[name])
 
 
+def test_keys_that_heads_share_are_perturbed_in_as_many_pieces_as_there_are():
+    """8 heads of 4 channels, with 2 of keys and values: each piece keeps its own mean."""
+    tensors = {f"blocks.0.attn.{letter}_proj.weight": torch.randn(rows, 5) for letter, rows in (("q", 32), ("k", 8))}
+    tensors["blocks.0.attn.k_proj.weight"][:4] += 100
+    made = perturb(tensors, {"attention": "shuffle"}, depth=1, heads=8, seed=0)
+    own = [t["blocks.0.attn.k_proj.weight"].reshape(2, 20) for t in (made, tensors)]
+    assert not torch.equal(*own)
+    assert torch.equal(*(pieces.sort().values for pieces in own))
+    rows = made["blocks.0.attn.k_proj.weight"]
+    assert not torch.equal(rows[0].sort().values, tensors["blocks.0.attn.k_proj.weight"][0].sort().values)
+
+
 def test_heads_and_layers_narrow_a_control(source):
     made = perturb(source, {"heads=1:2": "scale:0"}, depth=DEPTH, heads=HEADS, seed=0)
     weight = made["blocks.1.attn.qkv.weight"].reshape(3, HEADS, WIDTH // HEADS, WIDTH)

@@ -56,6 +56,19 @@ def test_selecting_from_a_smaller_trunk_is_refused():
         resize(state(model(0)), model(1, depth=4), "select", heads=None, seed=0)
 
 
+@pytest.mark.parametrize(
+    ("name", "args", "kept"),
+    [
+        ("vit_small_patch16_18x2_224", {"depth": 2}, "blocks.0.attns.0"),
+        ("beit_base_patch16_224", {"depth": 2}, "blocks.0.attn.q_bias"),
+    ],
+)
+def test_selecting_for_blocks_that_store_their_weights_otherwise_is_refused(name, args, kept):
+    target = timm.create_model(name, img_size=32, embed_dim=48, num_heads=3, **args)
+    with pytest.raises(UserError, match=f"keeps {kept}.*, which the source has not, or in another form"):
+        resize(state(model(0, embed_dim=96, depth=4)), target, "select", heads=None, seed=0)
+
+
 # Compact core
 
 

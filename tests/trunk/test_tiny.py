@@ -281,9 +281,28 @@ def other_head(model):
     model.head.weight = torch.nn.Parameter(torch.zeros(VOCAB - 1, 16))
 
 
+def other_eps(model):
+    model.blocks[1].norm2.eps = 0.1
+
+
+def other_heads(model):
+    model.blocks[0].attn.num_heads = 2
+
+
+def renormalised(model):
+    model.token_embed.max_norm = 0.1
+
+
+def other_features(model):
+    model.features = lambda x, *_: x
+
+
 @pytest.mark.parametrize(
     "change",
-    [hooked, another_forward, one_evaluates, other_rate, other_activation, shared, parametrized, other_head],
+    [
+        *(hooked, another_forward, one_evaluates, other_rate, other_activation, shared, parametrized, other_head),
+        *(other_eps, other_heads, renormalised, other_features),
+    ],
 )
 def test_a_decoder_that_was_changed_runs_in_pytorch(change):
     model, data = decoder(tied=False, dropout=0.1), batch(5, 8, 2)

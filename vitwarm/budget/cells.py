@@ -73,6 +73,19 @@ class Cells(Protocol):
         """
 
 
+def require_whole(cells: Iterable[Cell], statuses: dict[str, Status]) -> None:
+    """Refuse a study in which a run failed: what was finished is in the report, and the exit code must say the rest.
+
+    Raises:
+        UserError: naming the first such run.
+    """
+    failed = [f"{cell.title}: {statuses[cell.hash].note}" for cell in cells if statuses[cell.hash].note]
+    if failed:
+        raise UserError(
+            f"{len(failed)} run{'s'[: len(failed) > 1]} failed, first {failed[0]}; the same command tries again"
+        )
+
+
 class Folders:
     """The run folders of a study, with the finished ones known by the hash of their recipe.
 
@@ -142,8 +155,7 @@ class Folders:
 
 def _of_another(run: Run) -> str:
     """The reason why a result does not belong to its folder, or an empty string."""
-    own = run.result["seed"] == run.config.seed and run.result["recipe_hash"] == run.hash
-    return "" if own else "result.json belongs to another recipe than recipe.yaml"
+    return "" if run.result.get("recipe_hash") == run.hash else "result.json belongs to another recipe than recipe.yaml"
 
 
 def folder_of(runs: Path, name: str, seed: int, digest: str) -> Path:

@@ -11,7 +11,7 @@ import numpy as np
 
 from vitwarm.budget.curves import Curves, learning_curves
 from vitwarm.budget.metrics import METRICS
-from vitwarm.budget.runs import WARMUP, Run
+from vitwarm.budget.runs import WARMUP, Run, is_finite
 from vitwarm.budget.statistics import holm, paired_interval, paired_p_value, without_interval
 from vitwarm.budget.style import INK, colour_of, draw_level, style
 from vitwarm.checks import KEYS, MAIN_STAGES, differences, main_stage, nearest, value_of
@@ -90,6 +90,8 @@ def check_comparable(arms: dict[str, list[Run]], tuned: Sequence[str] = ()) -> N
                 raise UserError(f"{run.folder} is a warm-up alone; compare runs with a main stage")
             if (metric := MAIN_STAGES[stage].headline) not in run.result["metrics"]:
                 raise UserError(f"{run.folder} has measured no {metric}; compare runs with validation data")
+            if not is_finite(value := run.result["metrics"][metric]):
+                raise UserError(f"{run.folder}: its {metric} is {value!r}, no finite number; leave this seed out")
             for key, (theirs, value) in differences(first_runs[0].config, run.config, (*ARM_KEYS, *tuned)).items():
                 raise UserError(
                     f"{run.folder} differs from {first_runs[0].folder} in {key} ({value!r} against {theirs!r}); "
@@ -181,19 +183,24 @@ def markdown(rows: list[ComparedArm], arms: dict[str, list[Run]]) -> str:
             f"intervals, {0.05 * (len(rows) - 1):.2g} would exclude zero by chance.",
             "",
         ]
-    lines += [f"{r.arm}: {_verdict(r, rows[0].arm)}" for r in rows[1:]]
+    lines += [f"{r.arm}: {_verdict(r, rows[0].arm, len(rows) - 1)}" for r in rows[1:]]
     lines += ["", "| arm | recipe | hashes |", "|---|---|---|"]
     for arm, runs in arms.items():
         lines.append(f"| {arm} | {runs[0].config.name} | {', '.join(r.hash for r in runs)} |")
     return "\n".join(lines) + "\n"
 
 
-def _verdict(row: ComparedArm, baseline: str) -> str:
-    if row.low is None:
+def _verdict(row: ComparedArm, baseline: str, comparisons: int) -> str:
+    if row.low is None or row.high is None:
         return f"{without_interval(len(row.per_seed))}; no difference is detectable."
-    if row.low > 0 or row.high < 0:
-        return f"the interval excludes zero; these seeds show a difference to {baseline}."
-    return f"the interval includes zero; no difference to {baseline} is detectable with these seeds."
+    if row.low <= 0 <= row.high:
+        return f"the interval includes zero; no difference to {baseline} is detectable with these seeds."
+    if row.holm is None or row.holm >= 0.05:
+        return (
+            f"the interval excludes zero, but not among {comparisons} comparisons (p {row.holm:.2g} by Holm); no "
+            f"difference to {baseline} is detectable with these seeds."
+        )
+    return f"the interval excludes zero; these seeds show a difference to {baseline}."
 
 
 def plot(rows: list[ComparedArm], curves: dict[str, dict[Any, dict[str, Any]]], stage: str, path: Path) -> None:

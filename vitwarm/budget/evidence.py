@@ -68,6 +68,8 @@ def page(folder: Path) -> list[Block]:
 def _lack(record: dict[str, Any]) -> str:
     if record.get("cells", 0) > record.get("done", 0):
         return f"{record['done']} of {record['cells']} runs are finished"
+    if missing := record.get("missing"):
+        return f"no finished runs of {', '.join(missing)}"
     seeds = {len(arm["per_seed"]) for arm in record.get("arms", []) if "per_seed" in arm}
     return "arms with one seed have no interval" if seeds and min(seeds) < 2 else ""
 

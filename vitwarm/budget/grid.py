@@ -9,7 +9,7 @@ from vitwarm.amounts import Amount
 from vitwarm.budget.cells import DONE, MARKS, WAITING, Status, counts, folder_of
 from vitwarm.budget.compare import ARM_KEYS
 from vitwarm.budget.plan import UNITS, Plan
-from vitwarm.budget.runs import Run
+from vitwarm.budget.runs import Run, is_finite
 from vitwarm.checks import LENGTHS, MAIN_STAGES, differences, main_stage, starts_from_given, value_of, warms_up
 from vitwarm.config import Config
 from vitwarm.errors import UserError
@@ -107,7 +107,7 @@ class Grid:
         if self.stage not in run.result["stages"]:
             return f"result.json has no stage {self.stage}"
         value = run.result["metrics"].get(self.plan.metric)
-        if not isinstance(value, (int, float)) or not math.isfinite(value):
+        if not is_finite(value):
             return f"result.json has no finite {self.plan.metric}"
         return ""
 

@@ -1,6 +1,7 @@
 """Reads finished run folders."""
 
 import glob
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -99,15 +100,27 @@ def read_run(folder: Path) -> Run:
     """A finished run.
 
     Raises:
-        UserError: not a run folder, or the run is not finished.
+        UserError: not a run folder, the run is not finished, or its result is damaged or of another run.
     """
     if not (folder / "recipe.yaml").is_file():
         raise UserError(f"{folder} is not a run folder (it has no recipe.yaml)")
     if not (folder / "result.json").is_file():
         raise UserError(f"the run in {folder} is not finished (no result.json); run its recipe to the end first")
     config = read_frozen(folder / "recipe.yaml")
-    result = read_json(folder / "result.json", metrics=dict, stages=dict)
+    file = folder / "result.json"
+    result = read_json(file, seed=int, metrics=dict, stages=dict, processes=int, versions=dict)
+    if result["seed"] != config.seed:
+        raise UserError(f"{file} is of seed {result['seed']}, recipe.yaml of {config.seed}: they are of two runs")
+    for stage, outcome in result["stages"].items():
+        for key in ("samples", "seconds", "flops"):
+            if not is_finite(outcome.get(key) if isinstance(outcome, dict) else None):
+                raise UserError(f"{file}: stages.{stage}.{key} is no finite number; run the recipe again")
     return Run(folder, config, recipe_hash(config), result)
+
+
+def is_finite(value: object) -> bool:
+    """Whether a value read from a file is a finite number."""
+    return isinstance(value, (int, float)) and math.isfinite(value)
 
 
 def _is_smoke(folder: Path) -> bool:

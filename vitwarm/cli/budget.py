@@ -71,6 +71,8 @@ def run(options: Options) -> None:
         with stop_signals() as stop:
             study.run(stop)
     print(study.report(shlex.join(["vitwarm", "budget", *options.words])))
+    if not options.report:
+        study.require_whole()
 
 
 def _report_again(numbers: Path, options: Options) -> None:

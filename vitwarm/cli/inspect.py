@@ -20,7 +20,7 @@ class Options:
         form="RUN",
     )
     vs: str | None = option("another one, drawn beside it", None, form="RUN")
-    rule: str = option("rule whose held-out sequences are read; a decoder reads the rule of its warm-up", "dyck")
+    rule: str = option("rule whose held-out sequences are read; of a decoder, name the rule of its warm-up", "dyck")
     length: int | None = option("tokens in a sequence", None, within="[1, inf)")
     lowest: int | None = option(
         "how many heads to name as the groups of a transfer; a quarter of them if not given", None, within="[1, inf)"

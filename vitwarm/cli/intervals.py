@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vitwarm.cli.words import option
+from vitwarm.errors import UserError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,8 +21,10 @@ def run(options: Options) -> None:
     from vitwarm.budget.coverage import BUDGETS, CURVES, HEAD, SEEDS, SHARE, line, measure
     from vitwarm.files import write_text
 
-    if options.out is not None:
-        options.out.parent.mkdir(parents=True, exist_ok=True)  # before the work, not behind it
+    if options.out is not None:  # before the work, not behind it
+        if options.out.is_dir():
+            raise UserError(f"out={options.out} is a folder; name a file in it")
+        options.out.parent.mkdir(parents=True, exist_ok=True)
     print(HEAD)
     rows = []
     for name in CURVES:

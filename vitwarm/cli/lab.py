@@ -51,3 +51,5 @@ def run(options: Options) -> None:
         with stop_signals() as stop:
             study.run(stop)
     print(study.report(shlex.join(["vitwarm", "lab", *options.words])))
+    if not options.report:
+        study.require_whole()

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from vitwarm.budget.cells import DONE, Folders
+from vitwarm.budget.cells import DONE, Folders, require_whole
 from vitwarm.budget.launch import Launch, carry_out
 from vitwarm.cost import estimate
 from vitwarm.lab.grid import LabCell, make_lab
@@ -50,6 +50,10 @@ class LabFolder:
     def run(self, stop: list[int]) -> None:
         """Carry out what is not finished; see `carry_out`."""
         carry_out(self.lab, self.folders, self.launch, self.out, stop)
+
+    def require_whole(self) -> None:
+        """Refuse a plan in which a run failed; see `vitwarm.budget.cells.require_whole`."""
+        require_whole(self.lab.cells, self.folders.statuses(self.lab))
 
     def report(self, command: str) -> str:
         """Write the report of what is finished; returns its headline and where it is."""

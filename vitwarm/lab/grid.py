@@ -1,19 +1,21 @@
 """The cells of a plan of the laboratory: runs of tasks, and before them the warm-ups that they start from."""
 
 import json
-import math
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from vitwarm.budget.cells import Status, counts, folder_of
-from vitwarm.budget.runs import WARMUP, Run
+from vitwarm.budget.runs import WARMUP, Run, is_finite
 from vitwarm.checks import main_stage
 from vitwarm.config import Config
 from vitwarm.errors import UserError
 from vitwarm.lab.plan import NONE, LabPlan
 from vitwarm.recipe import load_recipe, recipe_hash
+from vitwarm.transfer.compose import Part, merge
+from vitwarm.transfer.resize import resize
+from vitwarm.trunk.decoder import Decoder, DecoderSize
 
 STAGE, METRIC = "algorithmic", "accuracy"
 
@@ -71,7 +73,7 @@ class Lab:
         if STAGE not in run.result["stages"] and WARMUP not in run.result["stages"]:
             return f"result.json has no stage {STAGE}"
         value = run.result["metrics"].get(METRIC) if STAGE in run.result["stages"] else 0.0
-        if not isinstance(value, (int, float)) or not math.isfinite(value):
+        if not is_finite(value):
             return f"result.json has no finite {METRIC}"
         return ""
 
@@ -106,6 +108,7 @@ class _Maker:
         self.recipes: dict[tuple[str, ...], Config] = {}  # of the first seed: reading one takes a while
         self.lab = Lab(plan, [], {}, {})
         self.known: dict[str, LabCell] = {}
+        self.fitting: set[Place] = set()  # whose transfer was tried
         for place, seed in self._places():
             if (place, seed) not in self.lab.places:
                 self.lab.places[place, seed] = self._task(place, seed).hash
@@ -127,18 +130,30 @@ class _Maker:
         start = {groups: str(cell.folder) for groups, cell in warmups.items()}
         cell = self._cell("-".join(vars(place).values()), words, seed, start, STAGE)
         self.lab.warmups[cell.hash] = warmups
-        self._check_fit(cell, list(warmups.values()))
+        if warmups and place not in self.fitting:
+            self._check_fit(cell, warmups)
+            self.fitting.add(place)
         return cell
 
-    def _check_fit(self, cell: LabCell, warmups: list[LabCell]) -> None:
-        """Refuse what a run would refuse only when its warm-ups are trained."""
-        size, transfer = cell.config.model.decoder.size, cell.config.transfer
-        for warmup in warmups if transfer.fit == "exact" else []:
-            if (other := warmup.config.model.decoder.size) != size:
-                raise UserError(
-                    f"plan {self.plan.name}: {cell.title}: the warm-up has model.decoder.size {other}, the task "
-                    f"{size}; set it in the plan's own set, or transfer.fit"
-                )
+    def _check_fit(self, cell: LabCell, warmups: dict[str, LabCell]) -> None:
+        """Refuse what a run would refuse only when its warm-ups are trained: the same transfer, of fresh weights."""
+        size, transfer = DecoderSize.parse(cell.config.model.decoder.size or ""), cell.config.transfer
+        fit = transfer.fit
+        sizes = {groups: DecoderSize.parse(w.config.model.decoder.size or "") for groups, w in warmups.items()}
+        if other := next((other for other in sizes.values() if fit == "exact" and other != size), None):
+            raise UserError(
+                f"plan {self.plan.name}: {cell.title}: the warm-up has model.decoder.size {other}, the task "
+                f"{size}; set it in the plan's own set, or transfer.fit"
+            )
+        try:
+            model, parts = _blocks(size, narrow=fit == "exact"), []
+            for groups, other in sizes.items():
+                tensors = _blocks(other, narrow=fit == "exact").state_dict()
+                given = tensors if fit == "exact" else resize(tensors, model, fit, heads=other.heads, seed=0)
+                parts.append(Part(groups.split() or transfer.groups, given, f"warm-up {warmups[groups].title}"))
+            merge(model, parts, transfer.controls)
+        except UserError as error:
+            raise UserError(f"plan {self.plan.name}: {cell.title}: {error}") from error
 
     def _warmup(self, name: str, setting: str, seed: int) -> LabCell:
         return self._cell(f"warmup-{name}-{setting}", self.plan.warmup_words(name, setting), seed, {}, WARMUP)
@@ -177,3 +192,8 @@ class _Maker:
         except UserError as error:
             raise UserError(f"plan {self.plan.name}: {name}: {error}") from error
         return config
+
+
+def _blocks(size: DecoderSize, *, narrow: bool) -> Decoder:
+    """A decoder whose blocks stand for those of a run; narrow ones do where all have one size, and take no time."""
+    return Decoder(replace(size, width=size.heads) if narrow else size, vocab_size=1, n_positions=1)

@@ -1,17 +1,20 @@
 """What the cells of a plan came to: final values, curves, take-offs, attention entropy; read from run folders alone."""
 
+import contextlib
 import json
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
 from vitwarm.analysis.inspection import attention_entropy
-from vitwarm.budget.cells import DONE, Status
+from vitwarm.budget.cells import FOREIGN, Status
 from vitwarm.budget.runs import Run
 from vitwarm.budget.statistics import paired_interval
+from vitwarm.errors import UserError
 from vitwarm.exports.opening import open_model
 from vitwarm.files import write_text
 from vitwarm.lab.grid import METRIC, STAGE, Lab, LabCell, Place
@@ -123,20 +126,20 @@ class Findings:
         return ", ".join(parts + [title("settings", place.setting)] * (of_setting and len(settings) > 1))
 
     def headline(self) -> list[str]:
-        """How far the plan is, and the best of each task against its control, in sentences."""
+        """How far the plan is, and what gains most on the control of each task, in sentences."""
         lines = [f"{self.done} of {self.cells} cells are finished."]
         for task in self.tasks():
-            best = max(self.of(task), key=lambda row: row.mean or 0.0)
-            text = f"{self.plan.title('tasks', task)}: best is {self.name(best.place)}, {best.mean:.1f} %"
-            if best.place.warmup == NONE:
-                tried = any(row.place.warmup != NONE for row in self.of(task))
-                beyond = ", and no warm-up is above it" if tried else ""
-                text = f"{self.plan.title('tasks', task)}: {best.mean:.1f} % without a warm-up{beyond}"
-            text += f" ({len(best.values)} seed{'s'[: len(best.values) != 1]})"
-            if best.difference is not None:  # over the seeds of both
+            paired = [row for row in self.of(task) if row.difference is not None]
+            best = max(paired or self.of(task), key=lambda row: (row.difference if paired else row.mean) or 0.0)
+            name = f"{self.name(best.place)}, " * (best.place.warmup != NONE)
+            text = f"{name}{best.mean:.1f} % ({len(best.values)} seed{'s'[: len(best.values) != 1]})"
+            if best.difference is not None:  # over the seeds of both, as the order is
                 between = "" if best.low is None else f" [{best.low:+.1f}, {best.high:+.1f}]"
-                text += f", {best.difference:+.1f}{between} points against no warm-up"
-            lines.append(f"{text}.")
+                gains = "best is " if best.difference > 0 else "nothing is better than no warm-up; best is "
+                text = f"{gains}{text}, {best.difference:+.1f}{between} points against no warm-up"
+            elif best.place.warmup == NONE:
+                text += " without a warm-up"
+            lines.append(f"{self.plan.title('tasks', task)}: {text}.")
         return lines
 
 
@@ -173,13 +176,14 @@ def find_outcomes(lab: Lab, statuses: dict[str, Status], out: Path, command: str
             values = {o.seed: o.value for o in found if o.value is not None}
             controls.setdefault(_control(lab.plan, place), {}).update(values)
     rows = [_row(lab.plan, place, found, controls) for place, found in by_place.items()]
-    failed = [f"{cells[h].title}: {s.state}: {s.note}" for h, s in statuses.items() if s.note]
-    runs = [s.run for s in statuses.values() if s.run]
+    unread = {o.hash: f"{o.state}: {o.note}" for row in rows for o in row.outcomes if o.note}
+    unread |= {h: f"{s.state}: {s.note}" for h, s in statuses.items() if s.note}
+    runs = [s.run for h, s in statuses.items() if s.run and h not in unread]
     return Findings(
         lab.plan,
         rows,
-        failed,
-        sum(s.state == DONE for s in statuses.values()),
+        [f"{cells[h].title}: {why}" for h, why in unread.items()],
+        len(runs),
         len(cells),
         sorted({str(run.result.get("device", "")) for run in runs} - {""}),
         sorted({" ".join(f"{k} {v}" for k, v in run.result.get("versions", {}).items()) for run in runs} - {""}),
@@ -198,7 +202,7 @@ def _row(
         (
             (p.value, p.source)
             for p in plan.published
-            if (p.task, p.warmup) == (place.task, place.warmup) and p.part in (place.part, NONE)
+            if (p.task, p.warmup, p.part) == (place.task, place.warmup, place.part)
         ),
         None,
     )
@@ -213,18 +217,27 @@ def _outcome(
     run = status.run
     if run is None:
         return Outcome(*base)
+    try:
+        return Outcome(*base, **_numbers(lab, place, cell, run, statuses, entropies))
+    except (UserError, ValueError, KeyError, TypeError) as error:  # one damaged folder must not hide the others
+        return replace(Outcome(*base), state=FOREIGN, note=f"{run.folder} cannot be read: {error}")
+
+
+def _numbers(
+    lab: Lab, place: Place, cell: LabCell, run: Run, statuses: dict[str, Status], entropies: "_Entropies"
+) -> dict[str, Any]:
+    """What an `Outcome` holds of a finished run."""
     curve = [(samples, 100 * value) for samples, value in run.curve(STAGE, METRIC)]
     warmups = {groups: statuses[warmup.hash].run for groups, warmup in lab.warmups[cell.hash].items()}
-    return Outcome(
-        *base,
-        value=100 * run.result["metrics"][METRIC],
-        exact=_per_cent(run, "exact"),
-        curve=curve,
-        take_off=take_off(curve, lab.plan.tasks[place.task].take_off),
-        entropy=entropies.of(run),
-        warmup={g: learnt for g, w in warmups.items() if w and (learnt := _per_cent(w, METRIC)) is not None},
-        seconds=run.result["stages"][STAGE]["seconds"],
-    )
+    return {
+        "value": 100 * run.result["metrics"][METRIC],
+        "exact": _per_cent(run, "exact"),
+        "curve": curve,
+        "take_off": take_off(curve, lab.plan.tasks[place.task].take_off),
+        "entropy": entropies.of(run),
+        "warmup": {g: learnt for g, w in warmups.items() if w and (learnt := _per_cent(w, METRIC)) is not None},
+        "seconds": run.result["stages"][STAGE]["seconds"],
+    }
 
 
 def _per_cent(run: Run, metric: str) -> float | None:
@@ -243,7 +256,9 @@ class _Entropies:
 
     def __init__(self, file: Path):
         self.file = file
-        self.known: dict[str, list[list[float]]] = read_json(file) if file.is_file() else {}
+        self.known: dict[str, list[list[float]]] = {}
+        with contextlib.suppress(UserError):  # unreadable or not there: they are measured again
+            self.known = read_json(file)
 
     def of(self, run: Run) -> list[list[float]]:
         if run.hash not in self.known:

@@ -27,6 +27,7 @@ _OURS = (  # set for each cell
         "algorithmic.task",
     ),
 )
+_EMBEDDINGS = "algorithmic.embeddings"
 _NAME = re.compile(r"\w[\w .,+-]*")
 
 Settings = Mapping[str, Any]
@@ -78,6 +79,7 @@ class Part:
 @dataclass(frozen=True)
 class Setting:
     """A way to train: keys that go to the warm-up (`warmup.*`), to both (`model.*`, `run.*`) or to the task (others).
+    Those for single warm-ups are of the warm-up or of what is taken over, so that arms and their control train alike.
 
     Attributes:
         set: for all warm-ups.
@@ -295,18 +297,32 @@ class _Reader:
                     raise UserError(f"{self.path}: warmups.{name}: no warm-up {source} with a recipe")
 
     def meant(self, found: dict[str, Any]) -> None:
-        """Refuse keys that would have no effect: a plan takes hours."""
-        for kind, wrong in (("tasks", _warms), ("parts", _warms), ("warmups", lambda key: not _of_warmup(key))):
+        """Refuse keys without an effect, since a plan takes hours, and those that set arms apart from their control."""
+        for kind, wrong in (("tasks", _warms), ("warmups", lambda key: not _of_warmup(key))):
             for name, one in found[kind].items():
                 if key := next(filter(wrong, one.set), None):
                     raise UserError(f"{self.path}: {kind}.{name}.set: {key} has no effect there")
                 if kind == "warmups" and one.sources and one.set:
                     raise UserError(f"{self.path}: {kind}.{name}: a composition has no keys; set those of its sources")
+        for name, part in found["parts"].items():
+            self.of_start(part.set, f"parts.{name}.set")
         for name, setting in found["settings"].items():
-            if unknown := next((w for w in setting.warmups if w not in (*found["warmups"], NONE)), None):
-                raise UserError(
-                    f"{self.path}: settings.{name}.warmups: no {unknown!r}{nearest(unknown, found['warmups'])}"
-                )
+            for warmup, keys in setting.warmups.items():
+                where = f"settings.{name}.warmups"
+                if warmup not in found["warmups"]:
+                    raise UserError(f"{self.path}: {where}: no {warmup!r}{nearest(warmup, found['warmups'])}")
+                own = {key: value for key, value in keys.items() if not _warms(key)}
+                if found["warmups"][warmup].sources and len(own) < len(keys):
+                    raise UserError(f"{self.path}: {where}.{warmup}: a composition trains nothing; set its sources'")
+                self.of_start(own, f"{where}.{warmup}")
+
+    def of_start(self, keys: Settings, where: str) -> None:
+        """Refuse keys that say more than what a task starts from: its control would be trained otherwise."""
+        if key := next((k for k in keys if k != _EMBEDDINGS and not k.startswith("transfer.")), None):
+            raise UserError(
+                f"{self.path}: {where}: {key} would set the arm apart from its control by more than its start; only "
+                f"transfer.* and {_EMBEDDINGS} can stand there, other keys in settings.NAME.set, for all"
+            )
 
     def block(self, spec: Any, where: str, known: dict[str, Any], seeds: tuple[int, ...] | None) -> Block:
         self.known(spec, {f.name for f in fields(Block)}, where)
@@ -354,8 +370,11 @@ class _Reader:
             name, allowed = getattr(point, kind[:-1]), [*known[kind], *([NONE] if kind != "tasks" else [])]
             if name not in allowed:
                 raise UserError(f"{self.path}: published: no {kind[:-1]} {name!r}{nearest(str(name), allowed)}")
-        if point.warmup == NONE != point.part:
-            raise UserError(f"{self.path}: published: no warm-up has no part {point.part!r}; write part: {NONE}")
+        if (point.warmup == NONE) != (point.part == NONE):
+            raise UserError(
+                f"{self.path}: published: warmup {point.warmup}, part {point.part}: part is {NONE} without a warm-up, "
+                "and only there"
+            )
         return point
 
 

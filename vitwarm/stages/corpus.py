@@ -37,13 +37,17 @@ def open_split(
         config: the recipe.
         setup: with the processes that tokenise.
         key: of the section `text`, whose value is files, see `TextSource`; or URLs, which are downloaded to
-            `text.cache`. It starts every error message.
+            `text.cache`. It starts error messages.
         split, glue: of a task that brings its own splits.
 
     Raises:
         UserError: files, tokenizer or documents that cannot be right.
     """
     text, spec = config.text, getattr(config.text, key)
+    try:
+        read_tokenizer(text.tokenizer)
+    except UserError as error:
+        raise UserError(f"text.tokenizer: {error}") from error
     try:
         if is_url(spec):
             if text.cache is None:

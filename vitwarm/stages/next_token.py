@@ -89,15 +89,16 @@ class StateModel(nn.Module):
     ):
         super().__init__()
         self.trunk = Trunk(model, grad_checkpointing, middle_runs)
-        self.stem = nn.Linear(cells, self.trunk.width, device="cpu")  # where the generator draws
-        self.positions = nn.Embedding(states, self.trunk.width, device="cpu")
-        self.head = nn.Linear(self.trunk.width, cells, device="cpu")
+        how: Any = {"device": "cpu", "dtype": torch.float32}  # where the generator draws, whatever torch's defaults
+        self.stem = nn.Linear(cells, self.trunk.width, **how)
+        self.positions = nn.Embedding(states, self.trunk.width, **how)
+        self.head = nn.Linear(self.trunk.width, cells, **how)
         generator = torch.Generator().manual_seed(int(keyed_rng(seed, "init", "warmup", "states").integers(2**63)))
         for layer in (self.stem, self.positions, self.head):
             nn.init.normal_(layer.weight, std=INIT_STD, generator=generator)
         for layer in (self.stem, self.head):
             nn.init.zeros_(layer.bias)
-        self.float()  # as the trunk is, whatever torch's default type
+        self.float()  # as the trunk is
 
     def forward(self, states: Tensor) -> Tensor:
         """(B, N, C) of 0 and 1, each state after the one before it, to (B, N, C) logits of the states that follow."""

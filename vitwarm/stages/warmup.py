@@ -50,11 +50,13 @@ class WarmupModel(nn.Module):
         super().__init__()
         self.stem = SymbolStem(vit, vocab_size, length, seed)
         self.trunk = Trunk(vit, grad_checkpointing, middle_runs)
-        self.head = nn.Linear(self.trunk.width, vocab_size, device="cpu")  # where its generator draws
+        self.head = nn.Linear(
+            self.trunk.width, vocab_size, device="cpu", dtype=torch.float32
+        )  # where, and how, its generator draws
         generator = torch.Generator().manual_seed(int(keyed_rng(seed, "init", "warmup", "head").integers(2**63)))
         nn.init.trunc_normal_(self.head.weight, std=0.02, generator=generator)
         nn.init.zeros_(self.head.bias)
-        self.float()  # as the trunk is, whatever torch's default type
+        self.float()  # as the trunk is
 
     def forward(self, tokens: Tensor, positions: Tensor) -> Tensor:
         """Logits at some positions.
@@ -261,13 +263,20 @@ class WarmupStage(RuleStage[MaskedBatch]):
         start: model whose trunk and prefix tokens are where the stage starts, copied; None draws fresh ones.
 
     Raises:
-        UserError: the rule cannot fill the model's tokens, or the budget cannot be resolved.
+        UserError: the rule cannot fill the model's tokens, hardly any of them would be masked, or the budget cannot be
+            resolved.
     """
 
     def __init__(self, config: Config, main_samples: int | None, start: nn.Module | None = None):
         vit = fresh_trunk(config) if start is None else with_dropout(start, config.warmup.dropout or 0.0)
         length = sequence_length(config, vit)
         streams = RuleStreams(config, length)
+        eligible = streams.validation.chunk(0).scored
+        if (hidden := config.warmup.mask_prob * config.warmup.global_batch * eligible.sum() / len(eligible)) < 1:
+            raise UserError(
+                f"warmup.mask_prob={config.warmup.mask_prob:g} masks {hidden:.2g} tokens a step: nothing to learn "
+                "from; raise it, or warmup.global_batch"
+            )
         sizes = streams.rule.vocab.size, length, config.seed
         model = WarmupModel(vit, *sizes, config.model.grad_checkpointing, config.warmup.middle_runs)
         super().__init__(config, main_samples, streams, model, length, length + model.stem.num_prefix_tokens)

@@ -104,8 +104,8 @@ def expand(core: Mapping[str, Tensor], model: nn.Module, heads: int | None, seed
             made[prefix + name] = tensor
             if None in parts and not tiling.gated:
                 made.partly[prefix + name] = "the half that the gate multiplies; the source has no gates"
-        taken = {atom for n, parts in counterparts.items() for part in (*parts, n) if part for atom in _atoms(part)}
-        left = {atom for n in own for atom in _atoms(n)} - taken
+        taken = {atom for n, parts in counterparts.items() for part in (*parts, n) if part for atom in atoms(part)}
+        left = {atom for n in own for atom in atoms(n)} - taken
         gated = any(None in parts for parts in counterparts.values())
         if wrong := sorted(n for n in left if not n.endswith("bias")):
             raise UserError(f"the core does not fit the model: its {type(block).__name__} has no place for {wrong[0]}")
@@ -121,7 +121,7 @@ def _places(new: int, old: int) -> Tensor:
     return torch.from_numpy(np.arange(new) % old if new >= old else every(old, new))
 
 
-def _atoms(name: str) -> list[str]:
+def atoms(name: str) -> list[str]:
     """A tensor of a plain block in its smallest parts: query, key and value are thirds of `attn.qkv`."""
     return [name.replace("qkv", letter) for letter in "qkv"] if name.startswith("attn.qkv.") else [name]
 

@@ -12,6 +12,7 @@ is one piece. Source of the per-head shuffle: arXiv 2511.13945; there the projec
 """
 
 import copy
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -55,7 +56,7 @@ def perturb(
             raise UserError(f"two controls meet in {twice}; give each group one")
         for name in names:
             tensor = tensors[name].float()
-            parts = input_rows(name) * (heads or 1) or 1
+            parts = _pieces(name, tensors, heads or 1)
             rng = keyed_rng(seed, "control", control[0], name)
             made = torch.cat([_controlled(piece, *control, rng) for piece in tensor.chunk(parts)])
             if (own := chosen.heads_of(block_of(name))) is not None:
@@ -64,6 +65,13 @@ def perturb(
     perturbed: Any = copy.copy(tensors)  # what a `Resized` knows of its tensors stays with them
     perturbed.update(changed)
     return perturbed
+
+
+def _pieces(name: str, tensors: Mapping[str, Tensor], heads: int) -> int:
+    """In how many pieces a tensor is perturbed: query, key and value head by head; keys and values may have fewer."""
+    pieces = input_rows(name) * heads or 1
+    query = re.sub(r"\.[kv](?=[._])", ".q", name)
+    return pieces * len(tensors[name]) // len(tensors[query]) if query in tensors else pieces
 
 
 def _controlled(piece: Tensor, name: str, number: float | None, rng: np.random.Generator) -> Tensor:

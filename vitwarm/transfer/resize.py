@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from vitwarm.errors import UserError
-from vitwarm.transfer.expand import Resized, every, expand
+from vitwarm.transfer.expand import Resized, atoms, every, expand
 from vitwarm.transfer.groups import block_of, canonical, group_of, input_rows
 from vitwarm.trunk import family_of
 
@@ -31,14 +31,32 @@ def resize(tensors: Mapping[str, Tensor], model: nn.Module, fit: Fit, *, heads: 
         seed: root seed of the noise of `expand`.
 
     Raises:
-        UserError: a source that is too small to select from, or no core that can be expanded to the model.
+        UserError: a source that is too small to select from or stores its blocks otherwise, or no core that can be
+            expanded to the model.
     """
     state = family_of(model).model.state_dict()
     own = {c: state[n].shape for n, c in canonical(state).items()}
     wanted = {n: shape for n, shape in own.items() if group_of(n) not in ("embedding", "head")}
     if fit == "select":
+        _require_same_blocks(tensors, model)
         return _selection(tensors, wanted)
     return expand(tensors, model, heads, seed)
+
+
+def _require_same_blocks(tensors: Mapping[str, Tensor], model: nn.Module) -> None:
+    """Refuse a model whose blocks hold a source's numbers under other names: they would stay fresh without a word."""
+    family = family_of(model)
+    for number, block in enumerate(family.model.blocks):
+        prefix, state = f"blocks.{number}.", block.state_dict()
+        own = {n.removeprefix(prefix) for n in tensors if n.startswith(prefix)}
+        known = {atom for n in own for atom in atoms(n)}
+        for name, parts in family.counterparts(block).items() if own else ():
+            there = {atom for part in parts if part for atom in atoms(part)} & known
+            if parts and name not in own and (there or state[name].ndim > 1):
+                raise UserError(
+                    f"transfer.fit=select: {type(block).__name__} of the model keeps {prefix}{name}, which the source "
+                    "has not, or in another form; take a source of the model's kind, or expand a core"
+                )
 
 
 def _selection(tensors: Mapping[str, Tensor], wanted: Mapping[str, torch.Size]) -> Resized:

@@ -136,6 +136,8 @@ def _require_usable(name: str, tensor: Tensor, own: Tensor, source: str) -> None
     """Refuse a tensor whose values would be others in the model, though its shape is right."""
     if tensor.is_floating_point() != own.is_floating_point():
         raise UserError(f"{source}: {name} is {tensor.dtype}, the model's {own.dtype}; convert it first")
+    if not torch.isfinite(tensor).all():
+        raise UserError(f"{source}: {name} holds NaN or infinity; these weights are damaged, make or load them again")
     if not torch.isfinite(tensor.to(own.dtype)).all():
         raise UserError(f"{source}: {name} has values that {own.dtype} cannot hold; give the model as float32")
 
@@ -321,9 +323,10 @@ def require_same_blocks(model: nn.Module, found: str | Path) -> None:
     theirs = _facts_beside(Path(found))
     for fact, ours in trunk_facts(model).items():
         if theirs.get(fact, ours) != ours:
+            cure = "transfer.fit=expand makes a trunk of it" if Path(found).parent == CORE else ""
             raise UserError(
                 f"{found} does not fit the model: its trunk has {fact} {theirs[fact]}, the model's {ours}; "
-                "width, depth, heads and block type must be equal"
+                + (cure or "width, depth, heads and block type must be equal")
             )
 
 

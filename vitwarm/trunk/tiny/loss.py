@@ -44,6 +44,8 @@ def obstacle(decoder: "Decoder") -> str | None:
     return str(code) if isinstance(code, Unbuilt) else None
 
 
+_METHODS = {"embed", "features", "logits", "_loss"}  # of a decoder, that `loss` hangs on
+_SETTINGS = ("p", "eps", "num_heads", "head_dim", "scale", "max_norm")  # of dropout, norms, attention, embeddings
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
@@ -68,12 +70,13 @@ def _built(size: "DecoderSize", vocab_size: int, n_positions: int, dropout: floa
 
 
 def _layout(decoder: "Decoder") -> tuple[list[Any], ...]:
-    """Of each module within: name, type, rate of dropout, hooks, mode if it matters; of each weight: name and shape."""
-    modules = []
+    """Of each module within: name, type, settings, hooks, mode if it matters; of each weight: name and shape."""
+    modules: list[Any] = [_METHODS & decoder.__dict__.keys()]
     for name, module in decoder.named_modules(remove_duplicate=False):
         own, in_step = module.__dict__, not decoder.dropout or module.training == decoder.training
         hooked = bool(name) and ("forward" in own or any(own[hooks] for hooks in _HOOKS))
-        modules.append((name, type(module), own.get("p"), hooked, in_step))
+        settings = [own.get(setting) for setting in _SETTINGS]
+        modules.append((name, type(module), settings, hooked, in_step))
     return modules, [(name, p.shape) for name, p in decoder.named_parameters(remove_duplicate=False)]
 
 

@@ -325,9 +325,6 @@ def _check_model(config: Config) -> None:
         _check_text(config)
     if config.train.layer_decay is not None:
         raise UserError("train.layer_decay is for images; a decoder has none")
-    for key in differences(Config(), config):  # `model.num_classes` is set by the stages
-        if key.startswith(("model.name", "model.args", "images.")):
-            raise UserError(f"{key} is for images, which a decoder does not see; leave it out, or model.decoder.size")
 
 
 def _check_text(config: Config) -> None:

@@ -195,7 +195,7 @@ def _verdict(row: ComparedArm, baseline: str, comparisons: int) -> str:
         return f"{without_interval(len(row.per_seed))}; no difference is detectable."
     if row.low <= 0 <= row.high:
         return f"the interval includes zero; no difference to {baseline} is detectable with these seeds."
-    if row.holm is None or row.holm >= 0.05:
+    if row.holm is not None and row.holm >= 0.05:
         return (
             f"the interval excludes zero, but not among {comparisons} comparisons (p {row.holm:.2g} by Holm); no "
             f"difference to {baseline} is detectable with these seeds."

@@ -203,6 +203,14 @@ def test_what_cannot_be_transferred_is_refused_before_the_warm_up(words, says):
         assemble(load_recipe([*small, *words]), 1)
 
 
+@pytest.mark.parametrize(
+    "word", ["model.args={depth: 9}", "model.name=vit_base_patch16_224", "images.mixup=1.0", "model.num_classes=3"]
+)
+def test_what_is_for_images_is_refused_for_a_decoder(word):
+    key = word.partition("=")[0]
+    assert f"{key} is for images, which a decoder does not see; leave it out" in refusal(["recipe=haystack_set", word])
+
+
 def test_a_share_needs_an_image_stage_and_a_run_needs_a_stage():
     assert "there is none" in refusal(["recipe=digits_proc", "images.train=", "warmup.budget=1%"])
     assert "nothing to train" in refusal(["recipe=digits_default", "images.train="])

@@ -37,6 +37,7 @@ MODEL_ARGS_ELSEWHERE = {
 
 # Further ones that are bounded, beside rates of dropout.
 _MODEL_ARGS_WITHIN = {"depth": "[1, 1000]", "in_chans": "[3, 3]"}
+ANY_CLASSES = 1000  # of a model without a main stage on images: any number will do
 _MOST_LEVELS = 16  # of lists and mappings within each other
 
 
@@ -325,6 +326,10 @@ def _check_model(config: Config) -> None:
         _check_text(config)
     if config.train.layer_decay is not None:
         raise UserError("train.layer_decay is for images; a decoder has none")
+    for key, (_, given) in differences(Config(), config).items():
+        filled = key == "model.num_classes" and given == ANY_CLASSES  # in a recipe that was read before
+        if key.startswith(("model.name", "model.args", "model.num_classes", "images.")) and not filled:
+            raise UserError(f"{key} is for images, which a decoder does not see; leave it out, or model.decoder.size")
 
 
 def _check_text(config: Config) -> None:

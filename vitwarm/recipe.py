@@ -25,6 +25,7 @@ from omegaconf.errors import ValidationError
 
 from vitwarm.amounts import GRAMMAR
 from vitwarm.checks import (
+    ANY_CLASSES,
     KEYS,
     SECTIONS,
     SHORT,
@@ -417,7 +418,7 @@ def _resolve(layers: list[tuple[str, dict]], name: str) -> Config:
     config.name = config.name or name
     check(config)
     if config.model.num_classes is None and main_stage(config) != "images":
-        config.model.num_classes = 1000  # no data tell, and any number will do
+        config.model.num_classes = ANY_CLASSES  # no data tell
     config.warmup.rule = rule_of(config.warmup.rule).spec()
     return config
 

@@ -21,6 +21,7 @@ from vitwarm.errors import UserError
 from vitwarm.files import write_text
 from vitwarm.reading import read_json, read_json_lines
 from vitwarm.recipe import SMOKE, recipe_hash
+from vitwarm.signals import check_stop
 
 CELLS, RATES = "cells", "rates.json"
 
@@ -73,14 +74,15 @@ class StudyFolder:
 
         Raises:
             UserError: such a run failed.
+            Interrupted: a signal came; what was measured before is kept.
         """
         for name in self.plan.arms:
             config = self.plan.recipe_of(name)
             if recipe_hash(config) not in self.rates and (name == self.plan.baseline or warms_up(config)):
                 print(f"measuring the speed of {name}: a smoke run", flush=True)
                 self.rates[recipe_hash(config)] = self._probe(name)
-        self.out.mkdir(parents=True, exist_ok=True)
-        write_text(self.out / RATES, json.dumps(self.rates, indent=1) + "\n")
+                self.out.mkdir(parents=True, exist_ok=True)
+                write_text(self.out / RATES, json.dumps(self.rates, indent=1) + "\n")
         self.grid = self._grid()
 
     def _probe(self, arm: str) -> dict[str, float]:
@@ -88,6 +90,7 @@ class StudyFolder:
             folder = Path(scratch) / "probe"
             words = self.plan.arguments(arm, self.plan.seeds[0], "run.smoke=true")
             done = subprocess.run(train_command(words, folder, self.launch), capture_output=True, text=True)
+            check_stop()  # a signal to the whole group has stopped the run as well
             folder = folder.with_name(f"{folder.name}{SMOKE}")
             if not (folder / "result.json").is_file():
                 last = (done.stderr.strip() or done.stdout.strip() or "no output").splitlines()

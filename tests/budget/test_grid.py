@@ -207,6 +207,15 @@ def test_a_number_is_no_key(tmp_path):
         read_plan(tmp_path / "plan.yaml")
 
 
+@pytest.mark.parametrize("word", ["seeds=x", "budgets=10", "effect=-1", "unit=steps", "baseline=x", "arms=x", "seed=3"])
+def test_a_mistake_on_the_command_line_is_not_the_plan_s(tmp_path, word):
+    (tmp_path / "plan.yaml").write_text(yaml.safe_dump(PLAN))
+    key, _, value = word.partition("=")
+    with pytest.raises(UserError, match=f"^command line: {key}") as caught:
+        read_plan(tmp_path / "plan.yaml", {key: value})
+    assert "\n" not in str(caught.value)
+
+
 def test_the_command_line_overrides_plan_and_recipe(tmp_path):
     path = tmp_path / "plan.yaml"
     path.write_text(yaml.safe_dump(PLAN))

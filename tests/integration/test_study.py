@@ -13,7 +13,8 @@ import yaml
 from harness import write_recipe
 
 from vitwarm.cli import call
-from vitwarm.errors import UserError
+from vitwarm.errors import Interrupted, UserError
+from vitwarm.signals import stop_signals
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -83,6 +84,12 @@ def test_the_cost_is_printed_before_anything_runs(study, tmp_path):
     assert sorted(map(sorted, rates.values())) == [["images"], ["images", "warmup"]]
     said = study("--dry-run")  # is known by now
     assert "measuring" not in said and "at the measured rate" in said
+
+
+def test_a_signal_while_the_speed_is_measured_stops_the_command(study, monkeypatch):
+    monkeypatch.setattr("vitwarm.study.train_command", lambda *given: ["sh", "-c", "kill -TERM $PPID"])
+    with stop_signals(), pytest.raises(Interrupted):
+        study("--dry-run")
 
 
 SBATCH = """#!/bin/bash

@@ -97,6 +97,13 @@ def test_a_warmup_is_trained_once_a_seed_and_before_what_needs_it(lab, tmp_path)
     assert {c.config.warmup.lr for c in lone.cells if c.stage == WARMUP} == {0.25}
 
 
+@pytest.mark.parametrize("word", ["seeds=x", "seeds=0,0", "train.rate=1", "run.dir=x"])
+def test_a_mistake_on_the_command_line_is_not_the_plan_s(lab, word):
+    key, _, value = word.partition("=")
+    with pytest.raises(UserError, match=f"^command line: .*{key}"):
+        lab({key: value})
+
+
 def test_the_words_of_a_cell_are_its_recipe(lab):
 
     found = lab()

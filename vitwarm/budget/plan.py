@@ -132,6 +132,7 @@ class Plan:
 
 
 _KEYS = {f.name for f in fields(Plan)} - {"name", "overrides"}
+_COMMAND_LINE = "command line"
 _OURS = ("seed", "run.dir", "run.keep_at", "run.smoke", "resume_from")  # set for each cell
 _PUBLISHED_NUMBERS = {"warmup", "needed", "value"}
 _REQUIRED = ("arms", "budgets", "seeds")
@@ -173,40 +174,48 @@ def read_plan(path: Path, overrides: dict[str, str] | None = None) -> Plan:
         UserError: the plan is malformed or impossible.
     """
     tree, given = read_yaml(path), dict(overrides or {})
-    for key in _KEYS & given.keys():
-        tree[key] = _value(path, key, given.pop(key))
+    typed = _KEYS & given.keys()
+    for key in typed:
+        tree[key] = _value(key, given.pop(key))
+
+    def where(key: str) -> str:
+        return _COMMAND_LINE if key in typed else str(path)
+
     if unknown := sorted(map(str, tree.keys() - _KEYS)):
         raise UserError(f"{path}: unknown key {unknown[0]}{nearest(unknown[0], _KEYS)}")
     if missing := [key for key in _REQUIRED if not tree.get(key)]:
-        raise UserError(f"{path}: {missing[0]} is missing or empty")
+        raise UserError(f"{where(missing[0])}: {missing[0]} is missing or empty")
     arms = {str(name): _arm(path, str(name), spec) for name, spec in _mapping(path, tree, "arms").items()}
     baseline = str(tree.get("baseline") or next(iter(arms)))
     if baseline not in arms:
-        raise UserError(f"{path}: baseline: no arm named {baseline!r}{nearest(baseline, arms)}")
+        raise UserError(f"{where('baseline')}: baseline: no arm named {baseline!r}{nearest(baseline, arms)}")
     if len(arms) < 2:
         raise UserError(f"{path}: arms: a comparison needs at least two")
     for key, known in (("setting", SETTINGS), ("unit", UNITS), ("points", POINTS), ("metric", METRICS)):
         if key in tree and (not isinstance(tree[key], str) or tree[key] not in known):
-            raise UserError(f"{path}: {key} is one of {', '.join(known)}, not {tree[key]!r}")
+            raise UserError(f"{where(key)}: {key} is one of {', '.join(known)}, not {tree[key]!r}")
     plain = {key: tree[key] for key in ("setting", "unit", "points", "metric") if key in tree}
-    images = _positive(path, tree, "train_images")
+    images = _positive(where("train_images"), tree, "train_images")
     plan = Plan(
         name=path.stem,
         description=str(tree.get("description") or ""),
         arms={baseline: arms[baseline]} | arms,
         baseline=baseline,
-        budgets=_budgets(path, tree["budgets"]),
-        seeds=_seeds(path, tree["seeds"]),
+        budgets=_budgets(where("budgets"), tree["budgets"]),
+        seeds=_seeds(where("seeds"), tree["seeds"]),
         set=_mapping(path, tree, "set"),
         overrides=given,
-        tuned=_tuned(path, tree.get("tuned") or []),
-        effect=_positive(path, tree, "effect"),
-        sd=_positive(path, tree, "sd"),
+        tuned=_tuned(where("tuned"), tree.get("tuned") or []),
+        effect=_positive(where("effect"), tree, "effect"),
+        sd=_positive(where("sd"), tree, "sd"),
         train_images=None if images is None else round(images),
         published=_published(path, tree.get("published") or [], arms),
         **plain,
     )
-    for key in (key for settings in (given, plan.set, *(arm.set for arm in arms.values())) for key in _flat(settings)):
+    for key in _flat(given):
+        if key in _OURS:
+            raise UserError(f"{_COMMAND_LINE}: {key} belongs to the study; leave it out")
+    for key in (key for settings in (plan.set, *(arm.set for arm in arms.values())) for key in _flat(settings)):
         if key in _OURS:
             raise UserError(f"{path}: {key} belongs to the study; leave it out of set")
     return replace(plan, budgets=(1.0,)) if plan.points == "crossing" else plan
@@ -230,10 +239,10 @@ def _flat(settings: dict[str, Any], prefix: str = "") -> Iterator[str]:
             yield from _flat(value, f"{prefix}{key}.")
 
 
-def _value(path: Path, key: str, text: str) -> Any:
+def _value(key: str, text: str) -> Any:
     """A plan's key from the command line: a list without quotes, a number or text."""
     if key in ("arms", "set", "published"):
-        raise UserError(f"{path}: {key} is written in the plan, not on the command line; write recipe keys as they are")
+        raise UserError(f"{_COMMAND_LINE}: {key} is written in the plan; write recipe keys as they are")
     if key in ("budgets", "seeds", "tuned"):
         return [part.strip() for part in text.strip("[]").split(",") if part.strip()]
     return text
@@ -261,39 +270,39 @@ def _arm(path: Path, name: str, spec: Any) -> Arm:
     return Arm(name, recipe, _mapping(path, spec, "set"), spec.get("label", ""))
 
 
-def _budgets(path: Path, values: Any) -> tuple[float, ...]:
+def _budgets(where: str, values: Any) -> tuple[float, ...]:
     values = values if isinstance(values, list) else [values]
-    amounts = [Amount.parse(value, f"{path}: budgets") for value in values]
+    amounts = [Amount.parse(value, f"{where}: budgets") for value in values]
     for amount in amounts:
         if amount.unit != "%" or amount.value == 0:
-            raise UserError(f"{path}: budgets: {amount.text!r} is not a share; write them as 25%, 50%, 100%")
+            raise UserError(f"{where}: budgets: {amount.text!r} is not a share; write them as 25%, 50%, 100%")
     shares = tuple(sorted({float(amount.value / 100) for amount in amounts}))
     if len(shares) < len(values):
-        raise UserError(f"{path}: budgets: one of them comes twice")
+        raise UserError(f"{where}: budgets: one of them comes twice")
     if shares[-1] != 1:
-        raise UserError(f"{path}: budgets lacks 100%, where the baseline's value is the target of the arms; add it")
+        raise UserError(f"{where}: budgets lacks 100%, where the baseline's value is the target of the arms; add it")
     return shares
 
 
-def _seeds(path: Path, values: Any) -> tuple[int, ...]:
+def _seeds(where: str, values: Any) -> tuple[int, ...]:
     values = values if isinstance(values, list) else [values]
     if not all(str(value).isdecimal() for value in values):
-        raise UserError(f"{path}: seeds: whole numbers, not {values}")
+        raise UserError(f"{where}: seeds: whole numbers, not {values}")
     seeds = tuple(int(value) for value in values)
     if len(set(seeds)) < len(seeds):
-        raise UserError(f"{path}: seeds: one of them comes twice; each seed counts once")
+        raise UserError(f"{where}: seeds: one of them comes twice; each seed counts once")
     return seeds
 
 
-def _tuned(path: Path, keys: Any) -> tuple[str, ...]:
+def _tuned(where: str, keys: Any) -> tuple[str, ...]:
     keys = keys if isinstance(keys, list) else [keys]
     for key in keys:
         if not isinstance(key, str) or key not in KEYS:
-            raise UserError(f"{path}: tuned: no key {key}{nearest(str(key), KEYS)}")
+            raise UserError(f"{where}: tuned: no key {key}{nearest(str(key), KEYS)}")
     return tuple(keys)
 
 
-def _positive(path: Path, tree: dict, key: str) -> float | None:
+def _positive(where: str, tree: dict, key: str) -> float | None:
     if tree.get(key) is None:
         return None
     try:
@@ -301,7 +310,7 @@ def _positive(path: Path, tree: dict, key: str) -> float | None:
     except (TypeError, ValueError):
         value = 0.0
     if not 0 < value < float("inf"):
-        raise UserError(f"{path}: {key} is a positive number, not {tree[key]!r}")
+        raise UserError(f"{where}: {key} is a positive number, not {tree[key]!r}")
     return value
 
 

@@ -5,7 +5,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from vitwarm.checks import KEYS, nearest
 from vitwarm.errors import UserError
@@ -209,14 +209,16 @@ def read_lab(path: Path, overrides: Mapping[str, str] | None = None) -> LabPlan:
 
 
 class _Reader:
-    """Reads one file; every error names it."""
+    """Reads one file, or the command line; every error names it."""
 
-    def __init__(self, path: Path):
+    def __init__(self, path: Path | Literal["command line"]):
         self.path = path
 
     def tree(self, tree: dict[str, Any], overrides: dict[str, str]) -> dict[str, Any]:
-        seeds = overrides.pop("seeds", tree.pop("seeds", None))
+        typed, seeds = _Reader("command line"), tree.pop("seeds", None)
         fixed = None if seeds is None else self.seeds(seeds, "seeds")
+        if "seeds" in overrides:
+            fixed = typed.seeds(overrides.pop("seeds"), "seeds")
         self.known(tree, {f.name for f in fields(LabPlan)} - {"name", "overrides"}, "")
         found: dict[str, Any] = {
             kind: {str(name): self.one(cls, spec, f"{kind}.{name}") for name, spec in self.mapping(tree, kind).items()}
@@ -232,11 +234,14 @@ class _Reader:
             "cells": tuple(self.block(b, f"cells[{i}]", found, fixed) for i, b in enumerate(blocks)),
             "published": tuple(self.published(row, found) for row in self.rows(tree, "published")),
             "set": self.settings(self.mapping(tree, "set"), "set"),
-            "overrides": self.settings(overrides, "the command line"),
+            "overrides": typed.settings(overrides, ""),
         }
 
+    def at(self, where: str) -> str:
+        return f"{self.path}: {where}: " if where else f"{self.path}: "
+
     def known(self, spec: Any, keys: set[str], where: str) -> None:
-        at = f"{self.path}: {where}: " if where else f"{self.path}: "
+        at = self.at(where)
         if not isinstance(spec, dict):
             raise UserError(f"{at}write {{{', '.join(sorted(keys))}}}, not {spec!r}")
         if unknown := sorted(spec.keys() - keys, key=str):
@@ -279,13 +284,13 @@ class _Reader:
     def settings(self, keys: Any, where: str) -> dict[str, Any]:
         """Full keys of recipes with their values."""
         if not isinstance(keys, dict):
-            raise UserError(f"{self.path}: {where}: keys of recipes with their values, not {keys!r}")
+            raise UserError(f"{self.at(where)}keys of recipes with their values, not {keys!r}")
         for key in keys:
             if key in _OURS:
-                raise UserError(f"{self.path}: {where}: {key} belongs to the laboratory; leave it out")
+                raise UserError(f"{self.at(where)}{key} belongs to the laboratory; leave it out")
             rule = str(key).startswith("warmup.rule.")
             if key not in KEYS and not rule:
-                raise UserError(f"{self.path}: {where}: no key {key}{nearest(str(key), KEYS)}; write them in full")
+                raise UserError(f"{self.at(where)}no key {key}{nearest(str(key), KEYS)}; write them in full")
         return dict(keys)
 
     def compositions(self, warmups: dict[str, WarmUp]) -> None:

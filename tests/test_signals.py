@@ -5,7 +5,7 @@ import threading
 import pytest
 
 from vitwarm.errors import Interrupted
-from vitwarm.parallel import run_in_order, run_in_pool
+from vitwarm.parallel import default_workers, run_in_order, run_in_pool
 from vitwarm.signals import SIGNALS, check_stop, stop_signals
 
 
@@ -24,6 +24,31 @@ def test_a_second_interrupt_stops_at_once():
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGINT)
         assert seen == [signal.SIGINT]
+
+
+@pytest.mark.parametrize(
+    ("cpus", "world", "environment", "workers"),
+    [
+        (12, 16, {"LOCAL_WORLD_SIZE": "8", "SLURM_NTASKS": "16", "SLURM_CPUS_PER_TASK": "12"}, 8),  # bound to its task
+        (96, 16, {"LOCAL_WORLD_SIZE": "8", "SLURM_NTASKS": "16", "SLURM_CPUS_PER_TASK": "6"}, 5),  # not bound
+        (64, 32, {"LOCAL_WORLD_SIZE": "8"}, 7),  # torchrun on four nodes
+        (
+            64,
+            16,
+            {"LOCAL_WORLD_SIZE": "8", "SLURM_NTASKS": "2", "SLURM_CPUS_PER_TASK": "64"},
+            7,
+        ),  # torchrun in a task a node
+        (2, 2, {}, 0),
+        (8, 1, {}, 7),
+    ],
+)
+def test_loader_workers_share_the_cpus_of_their_machine(monkeypatch, cpus, world, environment, workers):
+    for name in ("LOCAL_WORLD_SIZE", "SLURM_NTASKS", "SLURM_CPUS_PER_TASK"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr("vitwarm.parallel.cores", lambda: cpus)
+    assert default_workers(world) == workers
 
 
 def test_a_thread_can_run_too():

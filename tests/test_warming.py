@@ -173,8 +173,10 @@ def test_a_folder_resumes_and_no_folder_leaves_nothing(tmp_path, monkeypatch, qu
     assert steps == sorted(steps)
     with pytest.raises(UserError, match="another run"):
         vitwarm.warm_up(small(), dir="folder", **{**quiet, "rule": {"name": "dyck", "k": 5}})
-    with pytest.raises(UserError, match="folder holds the warm-up of a model of another size; choose another dir"):
+    with pytest.raises(UserError, match="folder holds the warm-up of another model; choose another dir"):
         vitwarm.warm_up(small(depth=3), dir="folder", **quiet)
+    with pytest.raises(UserError, match="holds the warm-up of another model"):
+        vitwarm.warm_up(small(num_heads=1), dir="folder", **quiet)  # of the same shapes
 
 
 class Imitation(rule_class("dyck")):

@@ -206,7 +206,9 @@ def _check_plain(key: Key, value: Any, where: str, depth: int = 0) -> None:
         raise UserError(f"{where}{key.name}: {value} is not finite")
     elif isinstance(value, str) and control_character(value, allowed="\n\t" if key.name == "description" else ""):
         raise UserError(f"{where}{key.name}: {_show(value)} holds a control character, or bytes that are not UTF-8")
-    elif value == "???" or not isinstance(value, (NoneType, bool, int, float, str)):  # ??? is OmegaConf's "missing"
+    elif (isinstance(value, str) and value == "???") or not isinstance(
+        value, (NoneType, bool, int, float, str)
+    ):  # ??? is OmegaConf's "missing"
         raise wrong_type(key.name, value, where)
 
 

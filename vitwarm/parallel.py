@@ -21,8 +21,15 @@ from vitwarm.signals import SIGNALS, check_stop
 
 
 def default_workers(world: int) -> int:
-    """Default number of worker processes of a rank: its share of the CPUs, less one for the loop, at most 8."""
-    return max(0, min(8, cores() // world - 1))
+    """Default number of worker processes of a rank: its share of the CPUs, less one for the loop, at most 8.
+
+    The CPUs are those of this machine, so the ranks that share them are `LOCAL_WORLD_SIZE`, which launchers set. Where
+    Slurm started each rank as a task of its own, the share is what it gave a task: bound to it or not.
+    """
+    share = cores() // int(os.environ.get("LOCAL_WORLD_SIZE", world))
+    if os.environ.get("SLURM_NTASKS") == str(world) and (own := os.environ.get("SLURM_CPUS_PER_TASK")):
+        share = min(cores(), int(own))
+    return max(0, min(8, share - 1))
 
 
 def cores() -> int:

@@ -92,7 +92,7 @@ def load_recipe(arguments: list[str]) -> Config:
     return _resolve([*_lineage(place), ("", overrides)], name=place.name)
 
 
-def build_recipe(overrides: Mapping[str, Any], recipe: str | None = None) -> Config:
+def build_recipe(overrides: Mapping[str, Any], recipe: str | Path | None = None) -> Config:
     """A recipe from plain values, checked as a file is.
 
     Args:
@@ -107,7 +107,9 @@ def build_recipe(overrides: Mapping[str, Any], recipe: str | None = None) -> Con
         _insert(tree, name, spelled_out(plain(value), name))
     layers, place = [("", tree)], None
     if recipe is not None:
-        place = _find(recipe)
+        if not isinstance(recipe, str | Path):
+            raise UserError(f"recipe is {recipe!r}; give the name of a shipped recipe or the path of a file")
+        place = _find(str(recipe))
         layers = [*_lineage(place), *layers]
     return _resolve(layers, name=place.name if place else "")
 

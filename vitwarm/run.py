@@ -54,7 +54,7 @@ _SMOKE_RUN: dict[str, Any] = {"log_every": 5, "checkpoint_every": 10, "keep_at":
 _DISTRIBUTED = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU, DistributedType.FSDP)
 
 
-def train(recipe: str, **overrides: Any) -> dict[str, Any]:
+def train(recipe: str | Path, **overrides: Any) -> dict[str, Any]:
     """Carry out a recipe, or resume it, as `vitwarm train` does.
 
         vitwarm.train("digits_proc", seed=1, images={"epochs": 3})

@@ -17,6 +17,7 @@ from vitwarm.amounts import Amount
 from vitwarm.checks import KEYS, nearest, rule_spec
 from vitwarm.config import Config
 from vitwarm.errors import UserError
+from vitwarm.exports.arguments import structure_of
 from vitwarm.exports.gpt2 import as_trunk
 from vitwarm.files import expanded
 from vitwarm.keys import require_seed
@@ -243,11 +244,11 @@ class _Here:
 def _open(folder: Path, config: Config, held: contextlib.ExitStack, model: nn.Module) -> None:
     check_folder(folder, config)
     open_folder(folder, config, held, 0)
-    shapes = {name: str(tuple(tensor.shape)) for name, tensor in model.state_dict().items()}
+    structure = {name: str(value) for name, value in structure_of(model).items()}
     try:
-        record_data(folder, shapes, {})
+        record_data(folder, structure, {})
     except UserError as error:
-        raise UserError(f"{folder} holds the warm-up of a model of another size; choose another dir") from error
+        raise UserError(f"{folder} holds the warm-up of another model; choose another dir") from error
 
 
 def _train(

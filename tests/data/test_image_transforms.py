@@ -274,6 +274,15 @@ def test_damaged_images_have_a_reason_of_one_line(data, message):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    "transform", [EvalTransform(64), TrainTransform(64, crop="none"), TrainTransform(64, crop="pad")]
+)
+def test_a_line_of_pixels_that_would_become_a_plane_is_damaged(transform):
+    thin = Image.new("RGB", (1, 40_000))
+    with pytest.raises(DamagedSample, match="pixels, more than"):
+        transform(thin) if isinstance(transform, EvalTransform) else transform(thin, np.random.default_rng(0))
+
+
 @pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP", "BMP", "PPM"])
 def test_noise_in_image_bytes_never_escapes(format):
     whole, rng = encode(np.array(picture(32, 32)), format), np.random.default_rng(0)

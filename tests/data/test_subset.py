@@ -10,6 +10,7 @@ from tarmaking import random_image, samples, write_tar
 
 from vitwarm.data.making import Options
 from vitwarm.data.shards import ShardSet, expand
+from vitwarm.data.sources import open_images
 from vitwarm.data.subset import balanced, select_subset, subset_size
 from vitwarm.errors import UserError
 
@@ -98,6 +99,16 @@ def test_names_as_simclr_writes_them(tmp_path):
             select_subset(shards, str(names), 0)
     with pytest.raises(UserError, match="is missing"):
         select_subset(shards, str(tmp_path / "none.txt"), 0)
+
+
+def test_a_list_of_ours_is_read_back_whatever_the_names(tmp_path):
+    for place in ("golden retriever/5, left.jpg", "golden retriever/6.jpg", "bee/7.jpg"):
+        (tmp_path / "in" / place).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "in" / place).write_bytes(random_image(len(place), format="JPEG"))
+    images = open_images(tmp_path / "in", "train")
+    drawn = select_subset(images, "2 samples", 3)
+    (tmp_path / "subset.txt").write_text(drawn.text)
+    np.testing.assert_array_equal(select_subset(images, str(tmp_path / "subset.txt"), 0).ids, drawn.ids)
 
 
 @pytest.mark.parametrize(

@@ -81,6 +81,15 @@ def test_any_number_of_workers_writes_the_same_bytes(tmp_path, cache, monkeypatc
     assert set(written[0]) == {"tokens.bin", "offsets.bin", "digests.bin", "manifest.json", "seen.json"}
 
 
+def test_files_of_the_same_names_and_sizes_are_two_corpora(tmp_path):
+    for name in "ab":
+        (tmp_path / name).mkdir()
+        jsonl(tmp_path / name / "part.jsonl", [f"{name} {i}" for i in range(9)])
+    train, val = (opened(tmp_path / name / "part.jsonl") for name in "ab")
+    assert overlap(train, val, "text.train", "text.val") == 0
+    assert len({*train.digests().tolist(), *val.digests().tolist()}) == 18
+
+
 def test_every_kind_of_file_gives_its_documents(tmp_path):
     (tmp_path / "story.txt").write_text("<|endoftext|>\n".join(f"\n{t}\n" for t in TEXTS))
     (tmp_path / "wiki.raw.gz").write_bytes(gzip.compress(b" = A = \n\n b \n = = c = = \n = B = \n d \n"))
@@ -93,6 +102,11 @@ def test_every_kind_of_file_gives_its_documents(tmp_path):
     assert documents(opened(tmp_path / "story.txt")) == expected(TEXTS)
     pieces = [" = A = \n\n b \n = = c = = ", " = B = \n d "]
     assert documents(opened(tmp_path / "wiki.raw.gz", heading=r" = [^=].* = $")) == expected(pieces)
+    (tmp_path / "fr.txt").write_text("\u00c4rger\na\n\u00e9tude\nb\n", encoding="utf-8")
+    assert documents(opened(tmp_path / "fr.txt", heading=r"[\u00c4\u00d6]\w+$")) == expected(
+        ["\u00c4rger\na\n\u00e9tude\nb\n"]
+    )
+    assert len(opened(tmp_path / "fr.txt", heading=r"(?i)\u00c9")) == 2
     assert documents(opened(tmp_path / "whole.txt")) == expected(["\na\n\nb\n"])
     assert documents(opened(tmp_path / "web.tar", field="py")) == expected(["x = 1\n", "y"])
     both = documents(opened(f"{tmp_path}/{{whole,story}}.txt"))

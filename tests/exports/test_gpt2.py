@@ -143,6 +143,17 @@ def test_damaged_folders_are_refused_in_one_line(tmp_path):
 # Out
 
 
+def test_a_middle_block_that_repeats_is_no_model_of_transformers(tmp_path):
+    core = build_decoder("3_2_16", 40, 16, seed=0, middle_runs=3)
+    with pytest.raises(UserError, match="middle block runs 3 times") as refused:
+        vitwarm.export(core, tmp_path / "mine")
+    assert "\n" not in str(refused.value) and not (tmp_path / "mine").exists()
+    export_gpt2(core, tmp_path / "core", provenance={"trained": "warmup", "metrics": {"accuracy": 0.9}})
+    assert json.loads((tmp_path / "core/vitwarm.json").read_text())["middle_runs"] == 3
+    card = (tmp_path / "core/README.md").read_text()
+    assert "the middle block run 3 times | 0.9" in card and "not a model to run" in card
+
+
 @pytest.mark.parametrize("tied", [True, False])
 def test_an_export_gives_the_same_logits_in_transformers(tmp_path, tied):
     decoder = ours(tied=tied)

@@ -1,10 +1,11 @@
 """What holds for every rule under all of its parameters, the smallest and the odd ones included."""
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vitwarm.procedural import keyed_rng, list_rules, make_rule
+from vitwarm.procedural import Vocab, keyed_rng, list_rules, make_rule
 
 SMALL = st.integers(1, 7)
 MAYBE = st.none() | SMALL
@@ -81,6 +82,20 @@ nested = st.one_of(
         st.booleans(),
     ),
 )
+
+
+@pytest.mark.parametrize("length", range(6, 13))
+def test_short_stacks_are_whole(length):
+    """Three operations leave one symbol at most, two leave two."""
+    rule = make_rule("stack", symbols=5, min_length=1)
+    rows = rule.sample(keyed_rng(0), 200, length)
+    assert (rule.solve(np.where(rows.determined, Vocab.mask, rows.tokens), rows.determined) == rows.tokens).all()
+    for row in rows.tokens:
+        at = row.tolist().index(rule.vocab.sep)
+        left = []
+        for token in row[:at]:
+            left = left[:-1] if token == rule.vocab.pop else [*left, token]
+        assert row[at + 1 : at + 2 + len(left)].tolist() == [*left[::-1], rule.vocab.end]
 
 
 def test_every_rule_is_covered():

@@ -14,13 +14,14 @@ from timm.loss import BinaryCrossEntropy, SoftTargetCrossEntropy
 from torch import nn
 
 from vitwarm.assembly import assemble
+from vitwarm.config import Config, ImagesConfig, TrainConfig
 from vitwarm.data.making import Options
 from vitwarm.data.subset import balanced
 from vitwarm.errors import UserError
 from vitwarm.exports import export_model
 from vitwarm.recipe import list_recipes, load_recipe
 from vitwarm.run import run
-from vitwarm.stages.images import ImagesStage
+from vitwarm.stages.images import ImagesStage, image_lengths
 from vitwarm.stages.registry import Setup
 from vitwarm.trunk import build_model
 from vitwarm.validate import validate_export
@@ -238,6 +239,13 @@ def test_epochs_pass_over_the_subset_or_last_as_long_as_the_full_set(tmp_path):
     assert set(shown) == set(ids) and sum(shown.values()) == 479 * 12 and set(shown.values()) == {39, 40}
     with pytest.raises(UserError, match="epochs_of=full is about a subset"):
         recipe(tmp_path, "images.epochs_of=full")
+
+
+@pytest.mark.parametrize(("epochs", "steps"), [(1.1, 55), (2.2, 110), (0.07, 4), (0.1, 5), (300, 15_000)])
+def test_steps_are_those_of_the_written_number_of_epochs(epochs, steps):
+    """In binary 1.1 x 50,000 is a bit more than 55,000."""
+    config = Config(images=ImagesConfig(epochs=epochs), train=TrainConfig(global_batch=1000, lr_warmup="0"))
+    assert image_lengths(config, 50_000, 50_000)[0] == steps
 
 
 def test_the_seed_of_a_subset_is_its_own(tmp_path):

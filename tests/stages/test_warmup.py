@@ -6,12 +6,13 @@ import numpy as np
 import pytest
 import timm
 import torch
+from timm.layers import DiffAttention
 from torch import nn
 
 from vitwarm.config import Config, ModelConfig, WarmupConfig
 from vitwarm.errors import UserError
 from vitwarm.stages.batches import MaskedBatch
-from vitwarm.stages.warmup import WarmupModel, WarmupStage
+from vitwarm.stages.warmup import WarmupModel, WarmupStage, with_dropout
 from vitwarm.trunk import SymbolStem
 from vitwarm.trunk.stems import SCALE, position_table, token_table
 
@@ -268,6 +269,12 @@ def test_odd_grid_is_refused_in_one_line_or_padded():
     assert "\n" not in str(caught.value)
     s = stage(arguments=odd, rule={"odd": "pad"}, global_batch=2)
     assert (s.streams.train.rows(0, 2).tokens[:, -1] == 0).all()
+
+
+def test_the_dropout_of_differential_attention_is_off():
+    attention = with_dropout(DiffAttention(16, 2, attn_drop=0.5), 0.0).train()
+    x = torch.randn(2, 5, 16)
+    assert torch.equal(attention(x), attention(x))
 
 
 def test_dropouts_of_the_recipe_are_off():

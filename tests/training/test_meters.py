@@ -85,6 +85,14 @@ def test_the_wait_for_the_device_before_the_reading_belongs_to_the_window(clock)
         ("NVIDIA L40S", 362e12),
         ("NVIDIA GeForce RTX 4090", 165.2e12),
         ("NVIDIA GeForce GTX 1080", None),
+        ("NVIDIA GH200 480GB", 989e12),
+        ("NVIDIA H100 NVL", 835e12),
+        ("NVIDIA RTX A1000", None),
+        ("NVIDIA RTX A4000", None),
+        ("NVIDIA L40", None),
+        ("NVIDIA A10G", None),
+        ("NVIDIA GeForce RTX 4090 Laptop GPU", None),
+        ("NVIDIA GeForce RTX 3090 Ti", None),
     ],
 )
 def test_the_peak_is_the_cards_own_or_none(monkeypatch, card, peak):

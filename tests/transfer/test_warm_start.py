@@ -97,6 +97,20 @@ def test_a_gpt2_of_transformers_takes_what_our_decoder_takes(tmp_path):
         assert found.keys() == wanted.keys() and all(torch.equal(found[n], wanted[n]) for n in found)
 
 
+def test_a_gpt2_of_several_types_keeps_every_tensor_that_is_not_chosen():
+    theirs = GPT2LMHeadModel(GPT2Config(n_layer=2, n_head=1, n_embd=16, vocab_size=20, n_positions=20)).double()
+    with torch.no_grad():
+        for tensor in theirs.parameters():
+            tensor.normal_()
+    theirs.transformer.h[0].ln_1.float()
+    before = state(theirs)
+    vitwarm.warm_up(theirs, rule="identity", steps=1, global_batch=2, length=12, groups="attention layers=last:1")
+    after = theirs.state_dict()
+    assert {n: t.dtype for n, t in after.items()} == {n: t.dtype for n, t in before.items()}
+    changed = {n for n, t in after.items() if not torch.equal(t, before[n])}
+    assert changed == {f"transformer.h.1.attn.{n}.{k}" for n in ("c_attn", "c_proj") for k in ("weight", "bias")}
+
+
 @pytest.mark.parametrize(("pool_from", "pool_to"), [("token", "avg"), ("avg", "token"), ("avg", "avg")])
 def test_final_norm_finds_its_place_under_any_pooling(tmp_path, pool_from, pool_to):
     source, target = model(0, global_pool=pool_from), model(1, global_pool=pool_to)

@@ -36,6 +36,7 @@ def _filter(interpolation: str) -> Image.Resampling:
 
 def _resize_shorter(image: Image.Image, shorter: int, resample: Image.Resampling) -> Image.Image:
     size = shorter_side(*image.size, shorter)
+    check_size(*size)  # a line of pixels becomes a plane of them
     return image if size == image.size else image.resize(size, resample)
 
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from vitwarm.amounts import Amount
 from vitwarm.data.grouping import IMAGE_SUFFIXES
-from vitwarm.data.lists import read_rows
+from vitwarm.data.lists import read_rows, read_text
 from vitwarm.data.making.samples import Keys
 from vitwarm.data.source import ImageSource
 from vitwarm.errors import UserError
@@ -121,12 +121,15 @@ def is_list(spec: str) -> bool:
 
 
 def _named(shards: ImageSource, path: Path) -> np.ndarray:
-    wanted = read_names(path)
     samples: dict[str, list[int]] = defaultdict(list)
     for sample in range(len(shards)):
         name = shards.key(sample)
         for alias in {name, name.partition(":")[2], _stem(name)}:
             samples[alias].append(sample)
+    lines = [line.strip() for line in read_text(path, "images.subset").splitlines() if line.strip()]
+    wanted = (
+        lines if lines and all(line in samples for line in lines) else read_names(path)
+    )  # names may hold spaces and commas
     # The full name first, so that a list of ours is exact; after another sharding the keys still match.
     found = [samples.get(name) or samples.get(_stem(name)) or samples.get(_made(name), []) for name in wanted]
     for name, matches in zip(wanted, found, strict=True):

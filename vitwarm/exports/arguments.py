@@ -23,6 +23,7 @@ _PASSING = (nn.Identity, nn.Dropout, DropPath, PatchDropout)
 _NOT_COMPUTED = (  # attributes
     *("training", "fused_attn", "strict_img_size", "num_classes", "vocab_size"),  # tensors show the numbers
     *("grad_checkpointing", "gradient_checkpointing"),  # timm's, transformers'
+    "distilled_training",  # of training alone, and no argument
 )
 _LIBRARIES = (
     "torch",
@@ -230,7 +231,7 @@ def _holds(model: nn.Module, within: str, *names: str) -> bool:
 
 def difference(model: nn.Module, twin: nn.Module) -> str | None:
     """The first thing in which two models compute differently, in words; None if there is none."""
-    ours, theirs = _structure(model), _structure(twin)
+    ours, theirs = structure_of(model), structure_of(twin)
     for what in [*theirs, *ours]:
         if ours.get(what) != theirs.get(what):
             mine, its = (f"{one[what]}" if what in one else "absent" for one in (ours, theirs))
@@ -238,7 +239,7 @@ def difference(model: nn.Module, twin: nn.Module) -> str | None:
     return None
 
 
-def _structure(model: nn.Module) -> dict[str, Any]:
+def structure_of(model: nn.Module) -> dict[str, Any]:
     """What a model computes with: type of each module and its plain attributes, shape of each tensor, by name."""
     found: dict[str, Any] = {}
     for name, module in model.named_modules(remove_duplicate=False):

@@ -78,6 +78,7 @@ def model_card(name: str, record: Mapping[str, Any], architecture: str | None = 
         eval_results=(_results(task, record, metrics) if ready else []) or None,
     )
     where = " on the rule's sequences" if trained == "warmup" else ""
+    where += f", the middle block run {runs} times" if (runs := record.get("middle_runs")) else ""
     facts = {
         "recipe": f"`{record['recipe']}`" if record.get("recipe") else None,
         "what the recipe is for": record.get("description") or None,
@@ -92,6 +93,11 @@ def model_card(name: str, record: Mapping[str, Any], architecture: str | None = 
     rows = [(key, f"{v:.4f}" if isinstance(v, float) and v % 1 else v) for key, v in facts.items() if v is not None]
     table = "\n".join(f"| {key} | {value} |" for key, value in [("", ""), ("---", "---"), *rows])
     story = f"{_kind(name, architecture)}, {_story(record)}{_SMOKE if record.get('smoke') else ''}."
+    if runs:
+        story += (
+            f" A compact core to expand, not a model to run: its middle block ran {runs} times in training, and runs "
+            "once as this folder is loaded."
+        )
     return f"""---
 {data.to_yaml()}
 ---

@@ -119,8 +119,9 @@ def as_trunk(model: nn.Module) -> Iterator[nn.Module]:
     sizes = config["vocab_size"], config["n_positions"]
     decoder = build_decoder(size, *sizes, "gpt2", seed=0, dropout=config["resid_pdrop"], tied=tied)
     tensors = from_gpt2(own.state_dict())
-    decoder.load_state_dict({name: tensors[name] for name in decoder.state_dict()})
-    yield decoder.to(next(own.parameters()))  # its device, and its type: what that cannot hold is refused
+    # Each tensor in its own type: what that cannot hold is refused, and what is not changed is not rounded.
+    decoder.load_state_dict({name: tensors[name].clone() for name in decoder.state_dict()}, assign=True)
+    yield decoder.to(next(own.parameters()).device)
     values = own.state_dict()
     with torch.no_grad():
         for name, tensor in to_gpt2(decoder.state_dict()).items():
@@ -231,7 +232,8 @@ def export_gpt2(
     A language model is read by its `AutoModelForCausalLM`, a classifier by its `AutoModelForSequenceClassification`.
 
     Args:
-        decoder: the model; its logits and those of the folder in `transformers` agree.
+        decoder: the model; its logits and those of the folder in `transformers` agree, unless its middle block runs
+            several times, which `transformers` cannot do: then the folder is a core to expand, and says so.
         folder: target; an older export there is replaced.
         tokenizer: its files go along, and its end-of-text id into the configuration.
         provenance: JSON-able facts for `vitwarm.json` and the model card.
@@ -261,6 +263,8 @@ def export_gpt2(
         "dtype": "float32",
     }
     record = {**(provenance or {}), "trunk": trunk_facts(decoder)}
+    if decoder.middle_runs > 1:
+        record["middle_runs"] = decoder.middle_runs
     files: dict[str, dict[str, Any]] = {CONFIG: config, PROVENANCE: record}
     if isinstance(decoder, Classifier):
         config |= {

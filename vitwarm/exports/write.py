@@ -106,6 +106,11 @@ def export(
     if theirs:
         _export_transformers(model, folder, record | _lineage([unknown, *lineages], license))
     elif isinstance(model, Decoder):
+        if model.middle_runs > 1:
+            raise UserError(
+                f"the middle block runs {model.middle_runs} times, which transformers cannot do; expand it into a "
+                "deeper decoder (vitwarm.warm_start with fit='expand') and export that"
+            )
         export_gpt2(model, folder, provenance=record | _lineage([unknown, *lineages], license))
     else:
         name, arguments, twin = twin_of(model, model_args)

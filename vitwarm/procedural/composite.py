@@ -43,9 +43,10 @@ class Mixture(Rule):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if isinstance(self.rules, (str, Mapping)) or not hasattr(self.rules, "__iter__") or not list(self.rules):
+        listed = not isinstance(self.rules, (str, Mapping)) and hasattr(self.rules, "__iter__")
+        rules = tuple(_nested("each of mixture.rules", given) for given in self.rules) if listed else ()
+        if not rules:
             raise ValueError(f"mixture.rules must be a list of rules, got {self.rules!r}")
-        rules = tuple(_nested("each of mixture.rules", given) for given in self.rules)
         object.__setattr__(self, "rules", rules)
         if self.weights is not None:
             try:

@@ -343,7 +343,7 @@ class Stack(TaskRule):
             items[top] = moved
             operations[t] = np.where(push, moved, -1)
             size += (push.view(np.int8) * np.int8(2) - np.int8(1)) * exists[t]
-        widest = self.longest_output(longest)
+        widest = max(map(self.longest_output, range(1, longest + 1)))  # three operations leave less than two
         depth = size[:, None] - 1 - np.arange(widest)
         output = items.reshape(count, total)[np.arange(count)[:, None], depth]
         return [(operations.T, None if self.min_length is None else exists.T), (output, depth >= 0)]

@@ -125,6 +125,9 @@ class CorpusStage(DecoderStage[B]):
         super().shorten(steps, val_samples)
         self.read["epochs"] = self.samples / self.read["rows"]
 
+    def example(self) -> tuple[B, int]:
+        return self.batch("train", 0, 1), 1  # the text of an evaluation may be shorter than a sequence
+
     def describe(self) -> str:
         return f"{self.config.task}, {self.vocab_size:,} symbols ({self.config.tokenizer})"
 

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Generator, Iterable
 from dataclasses import replace
+from fractions import Fraction
 from typing import Any
 
 import torch
@@ -51,7 +52,8 @@ def image_lengths(config: Config, full: int, used: int) -> tuple[int, int, tuple
     """
     images, optim = config.images, config.train
     epoch = full if images.epochs_of == "full" else used
-    steps, eval_every = (max(1, math.ceil(n * epoch / optim.global_batch)) for n in (images.epochs, images.eval_every))
+    passes = (Fraction(str(n)) for n in (images.epochs, images.eval_every))  # 1.1 x 50,000 is 55,000, not a bit more
+    steps, eval_every = (max(1, math.ceil(n * epoch / optim.global_batch)) for n in passes)
     warmup, cooldown = (
         Amount.parse(getattr(optim, name), f"train.{name}").steps(
             global_batch=optim.global_batch, steps_of_whole=steps, samples_per_epoch=epoch

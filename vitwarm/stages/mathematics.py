@@ -114,6 +114,3 @@ class MathematicsStage(CorpusStage[TokenBatch]):
                 f"{prefix}exact": totals[f"{name}_exact"] / problems,
             }
         return found | {"count": totals["weight"]}
-
-    def example(self) -> tuple[TokenBatch, int]:
-        return self.batch("train", 0, 1), 1  # problems of an evaluation are shorter than sequences

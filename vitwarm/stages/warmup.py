@@ -145,11 +145,14 @@ def fresh_trunk(config: Config) -> nn.Module:
 def with_dropout(model: nn.Module, rate: float) -> nn.Module:
     """A copy of a model in fp32, all of it trainable, whose dropouts have that rate; paths are never dropped."""
     copied = copy_of(model).float().requires_grad_(True)
+    module: Any
     for module in copied.modules():
         if isinstance(module, nn.Dropout):
             module.p = rate
         elif isinstance(module, DropPath):
             module.drop_prob = 0.0
+        if hasattr(module, "attn_drop_p"):  # of timm's differential attention
+            module.attn_drop_p = rate
     return copied
 
 

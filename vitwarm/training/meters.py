@@ -1,5 +1,6 @@
 """Throughput, waiting, memory and utilisation of a stage, without synchronising the device."""
 
+import re
 import resource
 import sys
 import time
@@ -21,6 +22,8 @@ PEAK_FLOPS = {
     "V100": 125e12,
     "H100": 989e12,
     "H100 PCIe": 756e12,
+    "H100 NVL": 835e12,
+    "GH200": 989e12,
     "H200": 989e12,
     "B200": 2250e12,
     "RTX 4090": 165.2e12,
@@ -33,7 +36,9 @@ def known_card(device: torch.device) -> str | None:
     if device.type != "cuda":
         return None
     name = torch.cuda.get_device_name(device)
-    return max((known for known in PEAK_FLOPS if known in name), key=len, default=None)
+    if re.search(r"\b(Laptop|Ti|D)\b", name):  # other chips under the same number
+        return None
+    return max((known for known in PEAK_FLOPS if re.search(rf"\b{known}\b", name)), key=len, default=None)
 
 
 def duration(seconds: float) -> str:

@@ -20,7 +20,7 @@ def token_table(vocab_size: int, width: int, seed: int) -> Tensor:
     Source: arXiv 2511.13945 (frozen scaled identity; the rule for K > D is ours).
     """
     if vocab_size <= width:
-        return SCALE * torch.eye(vocab_size, width)
+        return SCALE * torch.eye(vocab_size, width, dtype=torch.float32)
     rng = keyed_rng(seed, "stem", "tokens")
     bases = [np.linalg.qr(rng.standard_normal((width, width)))[0] for _ in range(-(-vocab_size // width))]
     return SCALE * torch.from_numpy(np.concatenate(bases)[:vocab_size]).float()

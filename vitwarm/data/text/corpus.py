@@ -105,11 +105,12 @@ class Corpus:
                 raise DamagedCache(f"{name} is not the one that was written")
         self.tokens = np.memmap(folder / TOKENS, dtype=self.manifest.dtype, mode="r")
         self.offsets = np.memmap(folder / OFFSETS, dtype=np.int64, mode="r")
-        self._digests = folder / DIGESTS
+        path = folder / DIGESTS  # opened now: another process may put another corpus into the folder's place
+        self._digests = np.memmap(path, np.uint64, mode="r") if path.stat().st_size else np.empty(0, np.uint64)
 
     def digests(self) -> np.ndarray:
         """(n,) uint64, a hash of each document's text, white space left out."""
-        return np.fromfile(self._digests, np.uint64)
+        return self._digests
 
     def __len__(self) -> int:
         return self.manifest.documents

@@ -292,7 +292,7 @@ def _array(path: Path, file: IO[bytes]) -> Iterator[TextRecord]:
 
 def _plain(path: Path, heading: str | None) -> Iterator[TextRecord]:
     """Split plain text: a line `<|endoftext|>` separates documents and belongs to none; a heading begins one."""
-    begins = re.compile(heading.encode()) if heading else None
+    begins = re.compile(heading) if heading else None
     with open_content(path) as file:
         several = any(number for number, _ in _parts(file, begins))
     with open_content(path) as file:
@@ -301,12 +301,12 @@ def _plain(path: Path, heading: str | None) -> Iterator[TextRecord]:
             yield from _pieces(where, (line for _, line in part), several)
 
 
-def _parts(file: IO[bytes], begins: re.Pattern[bytes] | None) -> Iterator[tuple[int, bytes]]:
+def _parts(file: IO[bytes], begins: re.Pattern[str] | None) -> Iterator[tuple[int, bytes]]:
     """(number of the part, a line of it); long lines come in pieces, separators as empty lines of what follows."""
     number, line_begins, empty = 0, True, True
     while line := file.readline(PIECE):
         ends = line_begins and line.strip() == END.encode()
-        if not empty and (ends or (line_begins and begins is not None and begins.match(line))):
+        if not empty and (ends or (line_begins and begins is not None and begins.match(line.decode(errors="replace")))):
             number, empty = number + 1, True
         yield number, b"" if ends else line
         empty &= ends

@@ -17,7 +17,7 @@ from tarmaking import encode, write_tar
 
 from vitwarm.data import parquet as parquet_images
 from vitwarm.data.images import EvalTransform
-from vitwarm.data.lists import parse_labelled
+from vitwarm.data.lists import parse_labelled, read_classes
 from vitwarm.data.loading import ImageDataset, eval_loader
 from vitwarm.data.making import Options
 from vitwarm.data.source import DamagedSample, ImageSource
@@ -591,3 +591,13 @@ def test_make_shards_reads_each_split_and_numbers_as_told(tmp_path):
     (tmp_path / "lone.csv").write_text("all/train/bee/0.jpg,bee\nall/train/newt/0.jpg,newt\n")
     made = quiet(tmp_path / "lone.csv", tmp_path / "third", classes=tmp_path / "out/manifest.json", split="val")
     assert made.splits["val"].class_counts == [0, 1, 1]
+
+
+def test_numbers_that_tell_classes_apart_are_part_of_their_names(tmp_path):
+    for text, names in (
+        ("stage 1\nstage 2\n", ["stage 1", "stage 2"]),
+        ("1 ant\n0 bee\n", ["bee", "ant"]),
+        ("ant 1\nbee 0\n", ["bee", "ant"]),
+    ):
+        (tmp_path / "classes.txt").write_text(text)
+        assert read_classes(tmp_path / "classes.txt") == names

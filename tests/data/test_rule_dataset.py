@@ -64,6 +64,8 @@ def test_a_reader_resumes_where_its_state_was_taken():
     other.load_state_dict(dataset.state_dict())
     assert [tuple(i["input_ids"].tolist()) for i in begun] + read(other) == whole
     assert read(other) == whole, "the next epoch is whole again"
+    other.load_state_dict(other.state_dict())
+    assert read(other) == whole, "also from a state that was taken between the two"
     with pytest.raises(UserError, match="2 readers, now there are 1"):
         RuleDataset("set", 24).load_state_dict(dataset.state_dict())
 

@@ -4,7 +4,9 @@ import hashlib
 import io
 import json
 import re
+import shutil
 import tarfile
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -175,6 +177,40 @@ def test_class_folders_with_splits(tmp_path):
     assert made.splits["val"].class_counts == [0, 2, 2]
     assert "not used: 1 .txt files, 1 test folder without labels" in said
     assert list(quiet(tmp_path / "in/validation", tmp_path / "one", split="val").splits) == ["val"]
+
+
+def zipped(folder: Path, path: Path) -> Path:
+    with zipfile.ZipFile(path, "w") as archive:
+        for file in sorted(folder.rglob("*.*")):
+            archive.write(file, file.relative_to(folder))
+    return path
+
+
+def test_the_test_split_of_a_zip_and_of_tars_is_made_too(tmp_path):
+    for split, count in (("train", 3), ("val", 2), ("test", 1)):
+        tree(tmp_path / "in" / split, count)
+    made = quiet(zipped(tmp_path / "in", tmp_path / "in.zip"), tmp_path / "out")
+    again = quiet(tmp_path / "out", tmp_path / "smaller", options=Options(max_side=8))
+    for one in (made, again):
+        assert {name: split.class_counts for name, split in one.splits.items()} == {
+            "train": [3, 3, 3],
+            "val": [2, 2, 2],
+            "test": [1, 1, 1],
+        }
+    shutil.rmtree(tmp_path / "in/val")  # then the test split stands for it, once
+    two = quiet(zipped(tmp_path / "in", tmp_path / "two.zip"), tmp_path / "pair")
+    assert {name: split.class_counts for name, split in two.splits.items()} == {"train": [3] * 3, "val": [1] * 3}
+
+
+def test_a_test_split_without_labels_in_a_zip_is_named(tmp_path):
+    for split, count in (("train", 3), ("val", 2)):
+        tree(tmp_path / "in" / split, count)
+    (tmp_path / "in/test").mkdir()
+    (tmp_path / "in/test/0.jpg").write_bytes(jpeg(7))
+    said = []
+    made = make_shards(zipped(tmp_path / "in", tmp_path / "in.zip"), tmp_path / "out", say=said.append)
+    assert list(made.splits) == ["train", "val"]
+    assert any(line.startswith("not used: test (") for line in said), said
 
 
 def cifar_rows(labels: list[tuple[int, ...]]) -> tuple[bytes, list[np.ndarray]]:

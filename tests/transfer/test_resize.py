@@ -1,12 +1,15 @@
 """Selecting from a larger trunk and expanding a core: the written formulas, and what the results compute."""
 
 import sys
+from functools import partial
 
 import numpy as np
 import pytest
 import timm
 import torch
 from test_warm_start import model, state
+from timm.layers import SwiGLUPacked
+from timm.models.vision_transformer import ParallelScalingBlock
 
 from vitwarm.errors import UserError
 from vitwarm.transfer import group_of, resize, transfer
@@ -54,6 +57,34 @@ def test_selecting_from_a_smaller_trunk_is_refused():
         resize(state(model(0)), model(1, embed_dim=96), "select", heads=None, seed=0)
     with pytest.raises(UserError, match="too few to take"):
         resize(state(model(0)), model(1, depth=4), "select", heads=None, seed=0)
+
+
+def test_selection_does_not_mix_what_a_tensor_stacks():
+    """Each piece is selected alone, where widths do not divide too: halves of a gated MLP, and of parallel blocks."""
+    gated = {"mlp_layer": SwiGLUPacked, "mlp_ratio": 3}
+    parallel = {"block_fn": partial(ParallelScalingBlock, fuse_out_proj=True), "qkv_bias": True}
+    for args in (gated, parallel):
+        source, target = model(0, embed_dim=60, num_heads=3, **args), model(1, embed_dim=42, num_heads=3, **args)
+        own, got = state(source), resize(state(source), target, "select", heads=None, seed=0)
+        taken = torch.from_numpy(every(60, 42))
+        if args is gated:
+            units, few = own["blocks.1.mlp.fc2.weight"].shape[1], target.blocks[1].mlp.fc2.in_features
+            rows = torch.from_numpy(every(units, few))
+            assert torch.equal(got["blocks.1.mlp.fc2.weight"], own["blocks.1.mlp.fc2.weight"][taken][:, rows])
+            for name in ("blocks.1.mlp.fc1.weight", "blocks.1.mlp.fc1.bias"):
+                for old, new in zip(own[name].chunk(2), got[name].chunk(2), strict=True):
+                    assert torch.equal(new, old[rows][:, taken] if old.ndim == 2 else old[rows])
+        else:
+            rows = torch.from_numpy(every(240, 168))
+            for name in ("blocks.1.in_proj.weight", "blocks.1.in_proj.bias"):
+                old, new = own[name].split([240, 60, 60, 60]), got[name].split([168, 42, 42, 42])
+                for piece, (a, b) in zip((rows, taken, taken, taken), zip(old, new, strict=True), strict=True):
+                    assert torch.equal(b, a[piece][:, taken] if a.ndim == 2 else a[piece])
+            old = own["blocks.1.out_proj.weight"].split([60, 240], 1)
+            new = got["blocks.1.out_proj.weight"].split([42, 168], 1)
+            assert torch.equal(new[0], old[0][taken][:, taken]) and torch.equal(new[1], old[1][taken][:, rows])
+            assert torch.equal(got["blocks.1.out_proj.bias"], own["blocks.1.out_proj.bias"][taken])
+        assert got.keys() == {n for n in state(target) if group_of(n) not in ("embedding", "head")}
 
 
 @pytest.mark.parametrize(

@@ -123,8 +123,9 @@ def read_classes(path: Path) -> list[str]:
         for form, number in ((r"(\d+)[\s,;:]+(.+)", 1), (r"(.+?)[\s,;:]+(\d+)", 2)):
             found = [match for name in names if (match := re.fullmatch(form, name))]
             rows = sorted((int(match[number]), match[3 - number].strip('"')) for match in found)
-            if len(rows) == len(names) and [row[0] for row in rows] in [list(range(i, i + len(rows))) for i in (0, 1)]:
-                names = [name for _, name in rows]
+            ordered = [row[0] for row in rows] in [list(range(i, i + len(rows))) for i in (0, 1)]
+            if len(rows) == len(names) and ordered and len({name for _, name in rows}) == len(rows):
+                names = [name for _, name in rows]  # of `stage 1`, `stage 2` the numbers are part of the names
                 break
     if not names:
         raise UserError(f"classes: {path} holds no class names")

@@ -28,7 +28,8 @@ class RuleDataset(IterableDataset[dict[str, Tensor]]):
     Loader workers, and the ranks of a process group, read disjoint parts: chunks of 256 sequences in turn. Together
     they read each sequence once, in an order that depends on how many they are. `state_dict` says how far this
     reader has come; with workers the state is in them, and only loaders that ask them for it (torchdata's
-    StatefulDataLoader) resume. Without a state each iteration begins with the first sequence again.
+    StatefulDataLoader) resume. Without a state each iteration begins with the first sequence again, and so does one
+    with a state that was taken after the last.
 
     Args:
         rule: name of a rule, {"name": NAME, PARAMETER: value}, or a `Rule`.
@@ -103,6 +104,7 @@ class RuleDataset(IterableDataset[dict[str, Tensor]]):
             start = (turn * readers + reader) * CHUNK
             stop = start + CHUNK if self.samples is None else min(start + CHUNK, self.samples)
             if start + within >= stop:
+                self._read = 0  # a state that is taken now is that of the next epoch's start
                 return
             inputs, labels = self._sequences(start + within, stop)
             for one, asked in zip(inputs, labels, strict=True):

@@ -13,6 +13,12 @@ _WORDS = {
 }
 _SPLIT = {word: split for split, words in _WORDS.items() for word in words}
 T = TypeVar("T")
+
+
+class NoSplit(UserError):
+    """There are several splits, and none of them is the one that is asked for."""
+
+
 _NEUTRAL = frozenset(("images", "image", "img", "imgs", "set", "data", "split"))
 
 
@@ -42,11 +48,11 @@ def choose(splits: Mapping[str, T], split: str | None, where: object, remedy: st
     """What stands for the split that is asked for: it, for `val` also `test`, or whatever is there alone.
 
     Raises:
-        UserError: none of these.
+        NoSplit: none of these.
     """
     for name in (split, "test") if split == "val" else (split,):
         if name is not None and name in splits:
             return splits[name]
     if len(splits) > 1:
-        raise UserError(f"{where}: has no {split}, only {', '.join(splits)}; {remedy}")
+        raise NoSplit(f"{where}: has no {split}, only {', '.join(splits)}; {remedy}")
     return next(iter(splits.values()))

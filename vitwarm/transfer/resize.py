@@ -6,9 +6,10 @@
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -39,7 +40,7 @@ def resize(tensors: Mapping[str, Tensor], model: nn.Module, fit: Fit, *, heads: 
     wanted = {n: shape for n, shape in own.items() if group_of(n) not in ("embedding", "head")}
     if fit == "select":
         _require_same_blocks(tensors, model)
-        return _selection(tensors, wanted)
+        return _selection(tensors, wanted, model)
     return expand(tensors, model, heads, seed)
 
 
@@ -59,8 +60,15 @@ def _require_same_blocks(tensors: Mapping[str, Tensor], model: nn.Module) -> Non
                 )
 
 
-def _selection(tensors: Mapping[str, Tensor], wanted: Mapping[str, torch.Size]) -> Resized:
-    made = Resized({n: _select(n, tensors[n], shape) for n, shape in wanted.items() if _has(tensors, n)})
+def _selection(tensors: Mapping[str, Tensor], wanted: Mapping[str, torch.Size], model: nn.Module) -> Resized:
+    family = family_of(model)
+    blocks = [family.counterparts(block) for block in family.model.blocks]
+    made = Resized()
+    for name, shape in wanted.items():
+        if _has(tensors, name):
+            block = block_of(name)
+            parts = blocks[block].get(name.split(".", 2)[2], ()) if block is not None else ()
+            made[name] = _select(name, tensors, shape, parts, int(family.model.embed_dim))
     depth = 1 + max((b for n in wanted if (b := block_of(n)) is not None), default=-1)
     left = {
         re.sub(r"^blocks\.\d+", "blocks.*", n)
@@ -80,16 +88,47 @@ def _has(tensors: Mapping[str, Tensor], name: str) -> bool:
     return False  # such as a layer scale: stays fresh
 
 
-def _select(name: str, tensor: Tensor, shape: torch.Size) -> Tensor:
+def _select(
+    name: str, tensors: Mapping[str, Tensor], shape: torch.Size, parts: Sequence[str | None], width: int
+) -> Tensor:
+    tensor = tensors[name]
     if tensor.ndim != len(shape) or any(a < b for a, b in zip(tensor.shape, shape, strict=True)):
         raise UserError(
             f"transfer.fit=select takes a part of larger weights, but {name} is {tuple(tensor.shape)} there and "
             f"{tuple(shape)} in the model"
         )
-    parts = input_rows(name) or 1  # query, key and value each give their part
-    pieces = [torch.from_numpy(every(tensor.shape[0] // parts, shape[0] // parts)) + p * (tensor.shape[0] // parts)
-              for p in range(parts)]  # fmt: skip
-    tensor = tensor[torch.cat(pieces)]
-    for axis in range(1, len(shape)):
-        tensor = tensor.index_select(axis, torch.from_numpy(every(tensor.shape[axis], shape[axis])))
+    before = _width(tensors)
+    for axis, (old, new) in enumerate(zip(tensor.shape, shape, strict=True)):
+        rows = _pieces(name, axis, parts, old, before), _pieces(name, axis, parts, new, width)
+        places, start = [], 0
+        for many, few in zip(*rows, strict=True):  # what is stacked on an axis is selected from piece by piece
+            places.append(every(many, few) + start)
+            start += many
+        tensor = tensor.index_select(axis, torch.from_numpy(np.concatenate(places)))
     return tensor.contiguous()
+
+
+def _width(tensors: Mapping[str, Tensor]) -> int:
+    """Length of the residual stream, from any norm of the blocks."""
+    return next((len(t) for n, t in tensors.items() if group_of(n) == "norm"), 0)
+
+
+def _pieces(name: str, axis: int, parts: Sequence[str | None], length: int, width: int) -> list[int]:
+    """Lengths of what a tensor stacks along an axis.
+
+    Args:
+        name: canonical.
+        axis: rows are 0.
+        parts: see `Family.counterparts`.
+        length: of the axis.
+        width: of the residual stream.
+    """
+    if axis == 0 and (letters := input_rows(name)):  # query, key and value
+        return [length // letters] * letters
+    if axis == 0 and None in parts:  # of a gated MLP
+        return [length // 2] * 2
+    if axis == int(".out_proj." in name) and len(parts) > 1:  # of blocks whose attention and MLP run side by side
+        stacked = [atom for part in parts if part for atom in atoms(part)]
+        hidden = length - width * (len(stacked) - 1)
+        return [hidden if atom.startswith("mlp.") else width for atom in stacked]
+    return [length]

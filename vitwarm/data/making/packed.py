@@ -6,7 +6,7 @@ from pathlib import Path
 from vitwarm.data.making.samples import Keys, Sample, Source, SourceSplit
 from vitwarm.data.source import ImageSource
 from vitwarm.data.sources import open_images
-from vitwarm.data.splits import split_of
+from vitwarm.data.splits import NoSplit, split_of
 from vitwarm.errors import UserError
 
 
@@ -24,11 +24,9 @@ def read_packed(kind: str, path: Path, split: str | None, known: list[str] | Non
     """
     lone = split or (split_of(path.stem) if path.is_file() else None)
     if lone is not None:
-        sources = {lone: open_images(path, lone)}
+        sources, ignored = {lone: open_images(path, lone)}, list[str]()
     else:
-        sources = {name: open_images(path, name) for name in ("train", "val")}
-        if sources["train"].identity == sources["val"].identity:  # one split, which stands for both
-            del sources["val"]
+        sources, ignored = _splits(path)
     first = next(iter(sources.values()))
     classes = first.classes.names if first.classes is not None else known
     if classes is None:
@@ -36,7 +34,24 @@ def read_packed(kind: str, path: Path, split: str | None, known: list[str] | Non
     if classes is known and first.labels.max() >= len(classes):
         raise UserError(f"classes: has {len(classes)} names, and {path} the class number {first.labels.max()}")
     splits = [SourceSplit(name, _samples(source, classes)) for name, source in sources.items()]
-    return Source(kind, classes, splits, [])
+    return Source(kind, classes, splits, ignored)
+
+
+def _splits(path: Path) -> tuple[dict[str, ImageSource], list[str]]:
+    """The splits, each under the first name that it stands for, and in words what is there and not used."""
+    sources = {name: open_images(path, name) for name in ("train", "val")}
+    ignored = []
+    try:
+        sources["test"] = open_images(path, "test")
+    except NoSplit:
+        pass
+    except UserError as error:  # that of a benchmark has no labels
+        ignored.append(f"test ({error})")
+    found: dict[str, ImageSource] = {}
+    for name, source in sources.items():
+        if all(source.identity != other.identity for other in found.values()):
+            found[name] = source
+    return found, ignored
 
 
 def _samples(source: ImageSource, classes: list[str]) -> list[Sample]:

@@ -62,6 +62,9 @@ def test_a_study_with_a_failed_run_is_no_success(study):
     statuses[one.hash] = Status(CRASHED, note="the disk is full")
     with pytest.raises(UserError, match="1 run failed, first .*warmed.*: the disk is full; the same command tries"):
         require_whole(study[0].cells, statuses)
+    statuses[one.hash] = Status(FOREIGN, note="x holds a run of another recipe")
+    with pytest.raises(UserError, match="of another recipe; remove or move its folder, and the same command"):
+        require_whole(study[0].cells, statuses)
 
 
 def test_another_recipe_in_the_folder_is_marked(study):

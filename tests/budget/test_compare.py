@@ -168,6 +168,9 @@ def test_verdicts_follow_the_interval(arms, tmp_path):
         ({"seed": 77}, "is of seed 77, recipe.yaml of 1: they are of two runs"),
         ({"stages": {"images": {"samples": 1, "seconds": 1.0}}}, "stages.images.flops is no finite number"),
         ({"processes": "two"}, "processes"),
+        ({"stages": {}}, "was trained or measured on nothing"),
+        ({"stages": {"images": {"samples": 0, "seconds": 1.0, "flops": 1.0}}}, "was trained or measured on nothing"),
+        ({"metrics": {"top1": 0.5}}, "was trained or measured on nothing"),
     ],
 )
 def test_a_damaged_result_is_named(arms, tmp_path, changes, says):
@@ -175,6 +178,14 @@ def test_a_damaged_result_is_named(arms, tmp_path, changes, says):
     file.write_text(json.dumps(json.loads(file.read_text()) | changes))
     with pytest.raises(UserError, match=says):
         compare(arms | {"warmed": read_arm(str(tmp_path / "warmed-*"))})
+
+
+@pytest.mark.parametrize("line", [{"step": 1, "top1": None}, {"step": 1, "top1": "x"}, {"top1": 0.5}])
+def test_a_damaged_line_of_a_log_is_named(arms, tmp_path, line):
+    run = read_arm(str(tmp_path / "warmed-1"))[0]
+    (run.folder / "log.jsonl").write_text(json.dumps({"event": "eval", "stage": "images"} | line) + "\n")
+    with pytest.raises(UserError, match="log.jsonl: a line of stage images has a step or top1 that is no number"):
+        run.curve("images", "top1")
 
 
 def test_the_report_has_table_curves_and_picture(arms, tmp_path):

@@ -108,6 +108,12 @@ def test_neighbouring_budgets_without_two_common_seeds_leave_all_between_them_op
     assert (found.interval.low, found.interval.high) == (None, pytest.approx(0.5))
 
 
+@pytest.mark.parametrize("last", [0.7, 0.75, 0.9])
+def test_an_interval_that_ends_at_the_last_budget_with_runs_is_open(last):
+    values = np.array([[1.0, -0.9], [NAN, NAN], [3.0, -2.9], [NAN, NAN]])
+    assert equivalence((0.25, 0.5, last, 1.0), values, np.zeros(2)).interval.high is None
+
+
 def test_nothing_to_say_without_two_budgets():
     assert equivalence((1.0,), np.ones((1, 3)), np.zeros(3)).state == UNKNOWN
     assert equivalence(BUDGETS, np.full((4, 3), NAN), np.zeros(3)).state == UNKNOWN

@@ -1,6 +1,7 @@
 """Plans and their cells: what a plan may say, and the recipes that it becomes."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -8,7 +9,9 @@ import yaml
 
 from vitwarm.budget.grid import Work, make_grid, required_stage
 from vitwarm.budget.launch import Launch, _devices
+from vitwarm.budget.metrics import measured
 from vitwarm.budget.plan import find_plan, list_plans, read_plan
+from vitwarm.config import Config
 from vitwarm.errors import UserError
 from vitwarm.recipe import load_recipe, recipe_hash
 from vitwarm.study import StudyFolder
@@ -154,6 +157,22 @@ def test_arms_may_vary_in_what_the_plan_names(tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("stage", "task", "metrics"),
+    [
+        ("algorithmic", "language", {"loss", "accuracy", "exact"}),
+        ("text", "language", {"loss", "accuracy"}),
+        ("text", "mathematics", {"loss", "accuracy", "exact"}),
+        ("text", "cola", {"loss", "accuracy", "matthews"}),
+        ("text", "qqp", {"loss", "accuracy", "f1"}),
+        ("text", "mnli", {"loss", "accuracy"}),
+    ],
+)
+def test_a_plan_asks_for_what_its_stage_measures(stage, task, metrics):
+    config = Config()
+    assert measured(replace(config, text=replace(config.text, task=task)), stage) == metrics
+
+
+@pytest.mark.parametrize(
     ("changes", "why"),
     [
         ({"seeds": []}, "seeds is missing or empty"),
@@ -168,7 +187,8 @@ def test_arms_may_vary_in_what_the_plan_names(tmp_path):
         ({"unit": "steps"}, "unit is one of samples"),
         ({"metric": "topp1"}, "metric is one of top1"),
         ({"metric": ["top1"]}, "metric is one of top1"),
-        ({"metric": "exact"}, "a run on images gives no exact"),
+        ({"metric": "exact"}, "a run on images gives no exact; set metric to one of loss, top1, top5"),
+        ({"metric": "f1"}, "a run on images gives no f1"),
         ({"tuned": [["train.lr"]]}, "tuned: no key"),
         ({"set": {"run": {"dir": "x"}}}, "run.dir belongs to the study"),
         ({"published": [{"label": "x", "warmup": float("nan"), "needed": 50, "source": "y"}]}, "published: a list of"),

@@ -208,12 +208,13 @@ def test_every_block_has_both_forms():
         Heading("A head"),
         Points(["one", "two"], "warning"),
         Table(["arm", "n"], [["a|b", "77 %"]]),
-        Figure("<svg></svg>", "x.svg", 'a "caption"'),
+        Figure("<svg></svg>", "x 1.svg", 'a "caption"'),
         Code("a\nb"),
         Folded("more", [Text("inside")]),
     ]
     html, markdown = to_html("T", blocks), to_markdown("T", blocks)
     assert not Page(html).open and "a &lt; b" in html and "77\u00a0%" in html and "&quot;caption&quot;" in html
+    assert "](x%201.svg)" in markdown  # a target of a link has no blanks
     assert html.count("scrolls sideways") == 1  # of the table; the style shows it only where that is so
     assert "| a\\|b | 77 % |" in markdown and "- two" in markdown and "    b" in markdown and "### more" in markdown
 

@@ -54,8 +54,20 @@ def test_what_cannot_be_paired_or_drawn(runs):
         seed_rows(both, ["top1"])
     with pytest.raises(UserError, match="no metric exact; it has top1"):
         seed_rows(arms(runs, none="none"), ["exact"])
+    file = runs / "none-1/result.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"metrics": {"top1": None}}))
+    with pytest.raises(UserError, match="none-1: its top1 is no finite number; leave this seed out"):
+        seed_rows(arms(runs, none="none"), ["top1"])
+    (runs / "none-1/result.json").unlink()
     with pytest.raises(UserError, match="one metric"):
-        plot(seed_rows(arms(runs, none="none"), ["top1", "loss"]), runs / "x.png")
+        plot(seed_rows({"none": read_arm(str(runs / "none-[02]"))}, ["top1", "loss"]), runs / "x.png")
+
+
+def test_names_with_signs_of_markup_are_written_as_they_are(runs, tmp_path):
+    rows = seed_rows({"a|b $x_y^$": read_arm(str(runs / "none-*"))}, ["top1"])
+    assert "| a\\|b $x_y^$ |" in markdown(rows)
+    plot(rows, tmp_path / "x.png")  # matplotlib would take it for a formula, and a wrong one
+    assert (tmp_path / "x.png").stat().st_size > 1000
 
 
 def test_the_tool_writes_table_numbers_and_picture(runs):

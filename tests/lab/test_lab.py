@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,8 +11,10 @@ import yaml
 
 from vitwarm.analysis.inspection import attention_entropy, inspect_trunk
 from vitwarm.budget.cells import CRASHED, DONE, FOREIGN, WAITING, Folders, Status
+from vitwarm.budget.launch import Launch
 from vitwarm.budget.runs import WARMUP, Run
 from vitwarm.errors import UserError
+from vitwarm.lab.folder import LabFolder
 from vitwarm.lab.grid import STAGE, Place, make_lab
 from vitwarm.lab.outcomes import _control, _row, control_of, find_outcomes, take_off
 from vitwarm.lab.plan import NONE, find_lab, list_labs, read_lab
@@ -97,6 +100,21 @@ def test_a_warmup_is_trained_once_a_seed_and_before_what_needs_it(lab, tmp_path)
     assert {c.config.warmup.lr for c in lone.cells if c.stage == WARMUP} == {0.25}
 
 
+def test_seeds_of_a_block_count_more_than_those_of_the_plan(lab):
+    cells = [PLAN["cells"][0] | {"seeds": "3-4"}, PLAN["cells"][1]]
+    assert {cell.seed for cell in lab(cells=cells).cells} == {0, 1, 3, 4}
+    assert {cell.seed for cell in lab({"seeds": "7"}, cells=cells).cells} == {7}
+
+
+def test_a_folder_is_the_same_however_its_path_is_written(tmp_path, monkeypatch):
+    file = tmp_path / "tiny.yaml"
+    file.write_text(yaml.safe_dump(PLAN, sort_keys=False))
+    monkeypatch.chdir(tmp_path)
+    spelled = [Path("out"), tmp_path / "out"]
+    found = [LabFolder(read_lab(file), out, Launch(jobs=1, accelerate=None)) for out in spelled]
+    assert [c.hash for c in found[0].lab.cells] == [c.hash for c in found[1].lab.cells]
+
+
 @pytest.mark.parametrize("word", ["seeds=x", "seeds=0,0", "train.rate=1", "run.dir=x"])
 def test_a_mistake_on_the_command_line_is_not_the_plan_s(lab, word):
     key, _, value = word.partition("=")
@@ -176,6 +194,7 @@ def test_the_words_of_a_cell_are_its_recipe(lab):
             {"published": [{"task": "hay", "warmup": NONE, "part": "full", "value": 9, "source": "a paper"}]},
             "published: warmup none, part full: part is none without a warm-up, and only there",
         ),
+        ({"published": [PLAN["published"][0]] * 2}, "warmup set, part attention comes twice; leave one value"),
         ({"published": [PLAN["published"][0] | {"part": NONE}]}, "warmup set, part none: part is none without"),
         ({"published": [PLAN["published"][0] | {"task": NONE}]}, "published: no task 'none'"),
         (
@@ -368,8 +387,14 @@ def test_a_damaged_folder_does_not_hide_the_others(lab, tmp_path):
     assert [o.value for o in found.rows[0].outcomes] == [50.0, None] and found.done == 1
     assert found.rows[0].outcomes[1].state == FOREIGN
     assert [line for line in found.failed if "seed 1" in line and "cannot be read" in line]
-    (tmp_path / "entropy.json").write_text("{")  # measured again, where that can be
-    assert find_outcomes(plan, statuses, tmp_path, "").done == 0
+    for damaged in (
+        "{",
+        json.dumps({first: 3}),
+        json.dumps({first: [["a"]]}),
+        json.dumps({first: [[0.1, 0.2], [0.3]]}),
+    ):
+        (tmp_path / "entropy.json").write_text(damaged)  # measured again, where that can be
+        assert find_outcomes(plan, statuses, tmp_path, "").done == 0
 
 
 def test_values_that_are_published_are_met_within_three_points_or_the_interval(lab, tmp_path):

@@ -79,11 +79,13 @@ def require_whole(cells: Iterable[Cell], statuses: dict[str, Status]) -> None:
     Raises:
         UserError: naming the first such run.
     """
-    failed = [f"{cell.title}: {statuses[cell.hash].note}" for cell in cells if statuses[cell.hash].note]
+    failed = [(cell.title, status) for cell in cells if (status := statuses[cell.hash]).note]
     if failed:
-        raise UserError(
-            f"{len(failed)} run{'s'[: len(failed) > 1]} failed, first {failed[0]}; the same command tries again"
-        )
+        title, status = failed[0]
+        remedy = "the same command tries again"
+        if status.state == FOREIGN:
+            remedy = "remove or move its folder, and the same command makes it anew"
+        raise UserError(f"{len(failed)} run{'s'[: len(failed) > 1]} failed, first {title}: {status.note}; {remedy}")
 
 
 class Folders:

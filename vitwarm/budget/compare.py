@@ -92,6 +92,9 @@ def check_comparable(arms: dict[str, list[Run]], tuned: Sequence[str] = ()) -> N
                 raise UserError(f"{run.folder} has measured no {metric}; compare runs with validation data")
             if not is_finite(value := run.result["metrics"][metric]):
                 raise UserError(f"{run.folder}: its {metric} is {value!r}, no finite number; leave this seed out")
+            counts = run.result["metrics"].get("count"), run.result["stages"].get(stage, {}).get("samples")
+            if not all(is_finite(count) and count > 0 for count in counts):
+                raise UserError(f"{run.folder}: was trained or measured on nothing; leave this seed out")
             for key, (theirs, value) in differences(first_runs[0].config, run.config, (*ARM_KEYS, *tuned)).items():
                 raise UserError(
                     f"{run.folder} differs from {first_runs[0].folder} in {key} ({value!r} against {theirs!r}); "
@@ -167,7 +170,7 @@ def markdown(rows: list[ComparedArm], arms: dict[str, list[Run]]) -> str:
         difference = "" if r.difference is None else f"{r.difference:+.2f}"
         if r.low is not None and r.difference is not None:
             difference += f" [{r.low:+.2f}, {r.high:+.2f}]"
-        cells = [r.arm, mean, values, difference]
+        cells = [r.arm.replace("|", "\\|"), mean, values, difference]
         cells += ["" if r.holm is None else f"{r.holm:.2g}"] if several else []
         cells += [str(r.tuned[key]) for key in keys]
         cells += [f"{100 * r.warmup_share:.3g} %", f"{r.flops / rows[0].flops:.2f}", f"{r.device_seconds:.0f}"]

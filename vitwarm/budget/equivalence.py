@@ -109,7 +109,7 @@ def _hull(places: Array, gains: Array, estimate: float, confidence: float) -> In
     for k in range(len(places) - 1):
         both = np.isfinite(gains[k]) & np.isfinite(gains[k + 1])
         weights = _accepted(gains[k][both], gains[k + 1][both], confidence)
-        accepted += [places[k] + w * (places[k + 1] - places[k]) for w in weights]
+        accepted += [(1 - w) * places[k] + w * places[k + 1] for w in weights]  # exact at both ends
     return _interval(places, min(accepted), max(accepted))
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from vitwarm.amounts import Amount
 from vitwarm.budget.cells import DONE, MARKS, WAITING, Status, counts, folder_of
 from vitwarm.budget.compare import ARM_KEYS
+from vitwarm.budget.metrics import measured
 from vitwarm.budget.plan import UNITS, Plan
 from vitwarm.budget.runs import Run, is_finite
 from vitwarm.checks import LENGTHS, MAIN_STAGES, differences, main_stage, starts_from_given, value_of, warms_up
@@ -165,8 +166,9 @@ def make_grid(plan: Plan, runs: Path, measure: Callable[[Config], dict[str, Work
     full = {name: plan.recipe_of(name) for name in plan.arms}
     baseline = full[plan.baseline]
     stage = required_stage(baseline)
-    if (stage == "images") != (plan.metric in ("top1", "top5")) and plan.metric != "loss":
-        raise UserError(f"plan {plan.name}: a run on {stage} gives no {plan.metric}; set metric")
+    if plan.metric not in (known := measured(baseline, stage)):
+        names = ", ".join(sorted(known))
+        raise UserError(f"plan {plan.name}: a run on {stage} gives no {plan.metric}; set metric to one of {names}")
     for name in plan.others:
         _check_arm(plan, name, baseline, full[name])
     work = {}

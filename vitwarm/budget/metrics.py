@@ -3,6 +3,8 @@
 import math
 from dataclasses import dataclass
 
+from vitwarm.config import Config
+
 
 @dataclass(frozen=True)
 class Metric:
@@ -45,3 +47,18 @@ def metric_of(name: str) -> Metric:
     else:
         other = Metric(f"{words}, %", "points", 100.0, True)
     return METRICS.get(name, other)
+
+
+def measured(config: Config, stage: str) -> set[str]:
+    """The keys of `METRICS` that a recipe's main stage measures."""
+    match stage, config.text.task:
+        case "images", _:
+            return {"loss", "top1", "top5"}
+        case ("algorithmic", _) | ("text", "mathematics"):
+            return {"loss", "accuracy", "exact"}
+        case "text", "cola":
+            return {"loss", "accuracy", "matthews"}
+        case "text", ("mrpc" | "qqp"):
+            return {"loss", "accuracy", "f1"}
+        case _:
+            return {"loss", "accuracy"}

@@ -4,6 +4,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from html import escape as _escape
+from urllib.parse import quote
 
 
 @dataclass(frozen=True)
@@ -83,7 +84,7 @@ def _markdown(block: Block) -> str:
             rule = ["---" if i < names else "---:" for i in range(len(heads))]
             return "\n".join(f"| {' | '.join(row)} |" for row in [cells[0], rule, *cells[1:]])
         case Figure(_, file, caption):
-            return f"![{caption}]({file})"
+            return f"![{caption}]({quote(file)})"
         case Code(text):
             return "\n".join(f"    {line}" for line in text.splitlines())
         case Folded(name, inner):

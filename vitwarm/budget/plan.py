@@ -127,8 +127,15 @@ class Plan:
         return tuple(words.values())
 
     def recipe_of(self, arm: str) -> Config:
-        """The recipe of an arm at the full budget and the first seed."""
-        return load_recipe(list(self.arguments(arm, self.seeds[0])))
+        """The recipe of an arm at the full budget and the first seed.
+
+        Raises:
+            UserError: it cannot be.
+        """
+        try:
+            return load_recipe(list(self.arguments(arm, self.seeds[0])))
+        except UserError as error:
+            raise UserError(f"plan {self.name}: arm {arm}: {error}") from error
 
 
 _KEYS = {f.name for f in fields(Plan)} - {"name", "overrides"}

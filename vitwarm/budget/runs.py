@@ -50,15 +50,20 @@ class Run:
         )
 
     def curve(self, stage: str, metric: str, event: str = "eval") -> list[tuple[int, float]]:
-        """(samples of the stage, value) at each log line of that event which has the metric; none without a log."""
+        """(samples of the stage, value) at each log line of that event which has the metric; none without a log.
+
+        Raises:
+            UserError: a step or a value in the log is no number.
+        """
         batch = (self.config.warmup if stage == "warmup" else self.config.train).global_batch
         log = self.folder / "log.jsonl"
         entries = read_json_lines(log) if log.is_file() else []
-        return [
-            (e["step"] * batch, e[metric])
-            for e in entries
-            if e.get("event") == event and e.get("stage") == stage and metric in e
-        ]
+        of_event = [e for e in entries if e.get("event") == event and e.get("stage") == stage and metric in e]
+        if any(
+            isinstance(v, bool) or not isinstance(v, int | float) for e in of_event for v in (e.get("step"), e[metric])
+        ):
+            raise UserError(f"{log}: a line of stage {stage} has a step or {metric} that is no number; it is damaged")
+        return [(e["step"] * batch, e[metric]) for e in of_event]
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from vitwarm.budget.metrics import metric_of
-from vitwarm.budget.runs import Run
+from vitwarm.budget.runs import Run, is_finite
 from vitwarm.budget.statistics import paired_interval
 from vitwarm.budget.style import INK, colour_of, draw_level, style
 from vitwarm.errors import UserError
@@ -57,6 +57,8 @@ def seed_rows(arms: dict[str, list[Run]], metrics: list[str]) -> list[SeedRow]:
             for arm, runs in members.items():
                 if any(metric not in r.result["metrics"] for r in runs):
                     raise UserError(f"{arm} has no metric {metric}; it has {', '.join(runs[0].result['metrics'])}")
+                if wrong := next((r for r in runs if not is_finite(r.result["metrics"][metric])), None):
+                    raise UserError(f"{wrong.folder}: its {metric} is no finite number; leave this seed out")
                 scale = metric_of(metric).scale
                 values = {r.config.seed: scale * r.result["metrics"][metric] for r in runs}
                 baseline, first = not first, first or values
@@ -75,7 +77,7 @@ def seed_rows(arms: dict[str, list[Run]], metrics: list[str]) -> list[SeedRow]:
                         high,
                         runs[0].config.name,
                         [r.hash for r in runs],
-                        runs[0].result["start"],
+                        str(runs[0].result.get("start", "")),
                     )
                 )
     return rows
@@ -86,7 +88,7 @@ def markdown(rows: list[SeedRow]) -> str:
     lines, before = [], None
     for r in rows:
         if (r.panel, r.metric) != before:
-            title = f"{r.panel} {r.metric}".strip()
+            title = f"{r.panel} {r.metric}".strip().replace("|", "\\|")
             lines += ["", f"| {title} | mean | sd | difference [95 %] | each seed |", "|---|---|---|---|---|"]
             before = r.panel, r.metric
         digits = 1 if metric_of(r.metric).scale == 100 else 3
@@ -96,7 +98,8 @@ def markdown(rows: list[SeedRow]) -> str:
         if r.low is not None:
             difference += f" [{r.low:+.{digits}f}, {r.high:+.{digits}f}]"
         each = ", ".join(f"{v:.{digits}f}" for v in values)
-        lines.append(f"| {r.arm} | {values.mean():.{digits}f} | {deviation} | {difference} | {each} |")
+        arm = r.arm.replace("|", "\\|")
+        lines.append(f"| {arm} | {values.mean():.{digits}f} | {deviation} | {difference} | {each} |")
     return "\n".join(lines[1:])
 
 

@@ -67,6 +67,7 @@ def style() -> dict[str, Any]:
         "font.family": "sans-serif",  # a page without the first one takes its own sans-serif
         "font.sans-serif": ["DejaVu Sans"],
         "font.size": 10.5,
+        "text.parse_math": False,  # names of arms are the user's
         "axes.facecolor": "none",
         "axes.spines.top": False,
         "axes.spines.right": False,

@@ -53,6 +53,8 @@ def run(options: Options) -> None:
     if options.plan == "list":
         print(listing(list_plans()))
         return
+    if options.dry_run and options.report:
+        raise UserError("--dry-run trains nothing and --report neither; give one of them")
     if (numbers := expanded(options.plan)).suffix == ".json":
         _report_again(numbers, options)
         return

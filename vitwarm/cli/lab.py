@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vitwarm.cli.words import flag, listing, option, rest, typed
+from vitwarm.errors import UserError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +38,8 @@ def run(options: Options) -> None:
     if options.plan == "list":
         print(listing(list_labs()))
         return
+    if options.dry_run and options.report:
+        raise UserError("--dry-run trains nothing and --report neither; give one of them")
     plan = read_lab(find_lab(options.plan), options.overrides)
     from vitwarm.budget.launch import Launch
     from vitwarm.lab.folder import LabFolder  # imports torch: only once the plan is known to be good

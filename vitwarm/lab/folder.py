@@ -31,8 +31,11 @@ class LabFolder:
 
     def __init__(self, plan: LabPlan, out: Path, launch: Launch, runs: Path | None = None):
         self.out, self.launch = out, launch
-        self.lab = make_lab(plan, runs or out / RUNS)
-        self.folders = Folders(runs or out / RUNS, out)
+        runs, here = runs or out / RUNS, Path.cwd()
+        if runs.is_relative_to(here):  # the path of a warm-up is part of the hash of what starts from it: one spelling
+            runs = runs.relative_to(here)
+        self.lab = make_lab(plan, runs)
+        self.folders = Folders(runs, out)
 
     def summary(self) -> str:
         """Every cell with its state, and the time that is left on a core."""

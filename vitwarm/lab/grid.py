@@ -137,9 +137,9 @@ class _Maker:
 
     def _check_fit(self, cell: LabCell, warmups: dict[str, LabCell]) -> None:
         """Refuse what a run would refuse only when its warm-ups are trained: the same transfer, of fresh weights."""
-        size, transfer = DecoderSize.parse(cell.config.model.decoder.size or ""), cell.config.transfer
-        fit = transfer.fit
-        sizes = {groups: DecoderSize.parse(w.config.model.decoder.size or "") for groups, w in warmups.items()}
+        transfer, fit = cell.config.transfer, cell.config.transfer.fit
+        size = self._size(cell)
+        sizes = {groups: self._size(warmup) for groups, warmup in warmups.items()}
         if other := next((other for other in sizes.values() if fit == "exact" and other != size), None):
             raise UserError(
                 f"plan {self.plan.name}: {cell.title}: the warm-up has model.decoder.size {other}, the task "
@@ -152,6 +152,12 @@ class _Maker:
                 given = tensors if fit == "exact" else resize(tensors, model, fit, heads=other.heads, seed=0)
                 parts.append(Part(groups.split() or transfer.groups, given, f"warm-up {warmups[groups].title}"))
             merge(model, parts, transfer.controls)
+        except UserError as error:
+            raise UserError(f"plan {self.plan.name}: {cell.title}: {error}") from error
+
+    def _size(self, cell: LabCell) -> DecoderSize:
+        try:
+            return DecoderSize.parse(cell.config.model.decoder.size or "")
         except UserError as error:
             raise UserError(f"plan {self.plan.name}: {cell.title}: {error}") from error
 

@@ -12,7 +12,7 @@ import torch
 
 from vitwarm.analysis.inspection import attention_entropy
 from vitwarm.budget.cells import FOREIGN, Status
-from vitwarm.budget.runs import Run
+from vitwarm.budget.runs import Run, is_finite
 from vitwarm.budget.statistics import paired_interval
 from vitwarm.errors import UserError
 from vitwarm.exports.opening import open_model
@@ -258,7 +258,7 @@ class _Entropies:
         self.file = file
         self.known: dict[str, list[list[float]]] = {}
         with contextlib.suppress(UserError):  # unreadable or not there: they are measured again
-            self.known = read_json(file)
+            self.known = {digest: found for digest, found in read_json(file).items() if _is_entropy(found)}
 
     def of(self, run: Run) -> list[list[float]]:
         if run.hash not in self.known:
@@ -277,3 +277,10 @@ class _Entropies:
     def write(self) -> None:
         self.file.parent.mkdir(parents=True, exist_ok=True)
         write_text(self.file, json.dumps(self.known, indent=0) + "\n")
+
+
+def _is_entropy(found: object) -> bool:
+    """Whether what a file says of a model is a share for each head of each block."""
+    if not isinstance(found, list) or not found or not all(isinstance(heads, list) and heads for heads in found):
+        return False
+    return len({len(heads) for heads in found}) == 1 and all(is_finite(share) for heads in found for share in heads)

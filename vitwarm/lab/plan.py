@@ -216,9 +216,8 @@ class _Reader:
 
     def tree(self, tree: dict[str, Any], overrides: dict[str, str]) -> dict[str, Any]:
         typed, seeds = _Reader("command line"), tree.pop("seeds", None)
-        fixed = None if seeds is None else self.seeds(seeds, "seeds")
-        if "seeds" in overrides:
-            fixed = typed.seeds(overrides.pop("seeds"), "seeds")
+        default = None if seeds is None else self.seeds(seeds, "seeds")
+        fixed = typed.seeds(overrides.pop("seeds"), "seeds") if "seeds" in overrides else None
         self.known(tree, {f.name for f in fields(LabPlan)} - {"name", "overrides"}, "")
         found: dict[str, Any] = {
             kind: {str(name): self.one(cls, spec, f"{kind}.{name}") for name, spec in self.mapping(tree, kind).items()}
@@ -231,8 +230,8 @@ class _Reader:
             raise UserError(f"{self.path}: cells: a list of {{tasks, warmups, parts, settings, seeds}}")
         return found | {
             "description": str(tree.get("description") or ""),
-            "cells": tuple(self.block(b, f"cells[{i}]", found, fixed) for i, b in enumerate(blocks)),
-            "published": tuple(self.published(row, found) for row in self.rows(tree, "published")),
+            "cells": tuple(self.block(b, f"cells[{i}]", found, fixed, default) for i, b in enumerate(blocks)),
+            "published": self.all_published(self.rows(tree, "published"), found),
             "set": self.settings(self.mapping(tree, "set"), "set"),
             "overrides": typed.settings(overrides, ""),
         }
@@ -329,13 +328,21 @@ class _Reader:
                 f"transfer.* and {_EMBEDDINGS} can stand there, other keys in settings.NAME.set, for all"
             )
 
-    def block(self, spec: Any, where: str, known: dict[str, Any], seeds: tuple[int, ...] | None) -> Block:
+    def block(
+        self,
+        spec: Any,
+        where: str,
+        known: dict[str, Any],
+        fixed: tuple[int, ...] | None,
+        default: tuple[int, ...] | None,
+    ) -> Block:
+        """Cells; the seeds of the command line (`fixed`) count more than its own, the plan's (`default`) less."""
         self.known(spec, {f.name for f in fields(Block)}, where)
         names = {}
         controls = _listed(spec.get("warmups")) == [NONE]
         for kind, among in known.items():
-            default = [next(iter(among))] if kind in ("parts", "settings") and among else []
-            names[kind] = tuple(map(str, _listed(spec.get(kind, default))))
+            usual = [next(iter(among))] if kind in ("parts", "settings") and among else []
+            names[kind] = tuple(map(str, _listed(spec.get(kind, usual))))
             allowed = [*among, NONE] if kind == "warmups" else list(among)
             if not names[kind] and not allowed and not (kind == "parts" and controls):
                 raise UserError(f"{self.path}: {kind} is missing; cells name them. One without keys is NAME: {{}}")
@@ -343,7 +350,7 @@ class _Reader:
                 raise UserError(f"{self.path}: {where}: {kind} is missing; known: {', '.join(allowed)}")
             if wrong := next((name for name in names[kind] if name not in allowed), None):
                 raise UserError(f"{self.path}: {where}: {kind}: no {wrong!r}{nearest(wrong, allowed)}")
-        own = seeds or (self.seeds(spec["seeds"], f"{where}: seeds") if "seeds" in spec else None)
+        own = fixed or (self.seeds(spec["seeds"], f"{where}: seeds") if "seeds" in spec else default)
         if own is None:
             raise UserError(f"{self.path}: {where}: seeds is missing, and the plan has none for all cells")
         return Block(**names, seeds=own)
@@ -361,6 +368,16 @@ class _Reader:
         if len(set(found)) < len(found):
             raise UserError(f"{self.path}: {where}: one of them comes twice; each seed counts once")
         return tuple(found)
+
+    def all_published(self, rows: list[Any], known: dict[str, Any]) -> tuple[Published, ...]:
+        points = [self.published(row, known) for row in rows]
+        places = [(point.task, point.warmup, point.part) for point in points]
+        if twice := next((place for place in places if places.count(place) > 1), None):
+            task, warmup, part = twice
+            raise UserError(
+                f"{self.path}: published: task {task}, warmup {warmup}, part {part} comes twice; leave one value"
+            )
+        return tuple(points)
 
     def published(self, row: Any, known: dict[str, Any]) -> Published:
         self.known(row, {f.name for f in fields(Published)}, "published")

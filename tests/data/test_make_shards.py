@@ -396,6 +396,27 @@ def test_a_folder_in_use_is_left_alone_and_one_that_is_made_is_not_made_again(tm
         quiet(tmp_path / "in", tmp_path / "out", options=Options(seed=5))
 
 
+def test_images_that_changed_under_their_size_are_noticed(tmp_path, monkeypatch):
+    """As bitmaps do: a call that was stopped writes their shards again, one that has finished says so."""
+    bitmaps = tmp_path / "in/dog"
+    bitmaps.mkdir(parents=True)
+    for number in range(30):
+        Image.fromarray(pixels(number)).save(bitmaps / f"{number}.bmp")
+    stopped(tmp_path, monkeypatch)
+    time.sleep(0.05)
+    for number in range(30):
+        Image.fromarray(pixels(number + 50)).save(bitmaps / f"{number}.bmp")
+    options = Options(images_per_shard=4)
+    quiet(tmp_path / "in", tmp_path / "out", options=options)
+    quiet(tmp_path / "in", tmp_path / "at once", options=options)
+    assert files_of(tmp_path / "out") == files_of(tmp_path / "at once")
+    time.sleep(0.05)
+    Image.fromarray(pixels(98)).save(bitmaps / "1.bmp")
+    said = []
+    make_shards(tmp_path / "in", tmp_path / "out", options=options, say=said.append)
+    assert "in/dog/1.bmp was written or copied after it; if images have changed, remove" in said[-1]
+
+
 def test_a_full_disk_is_seen_before_anything_is_written(tmp_path, monkeypatch):
     tree(tmp_path / "in")
     monkeypatch.setattr("shutil.disk_usage", lambda _: type("Usage", (), {"free": 1000}))

@@ -7,6 +7,7 @@ import torch
 
 from vitwarm.errors import UserError
 from vitwarm.transfer import perturb
+from vitwarm.trunk import trunk_facts
 
 DEPTH, HEADS, WIDTH = 2, 3, 96
 
@@ -39,6 +40,16 @@ def test_a_shuffle_keeps_the_values_of_each_tensor_and_head_and_nothing_of_their
         assert torch.equal(before.sort(-1).values, after.sort(-1).values), name
     big = source["blocks.0.mlp.fc1.weight"]
     assert abs(np.corrcoef(big.flatten(), made["blocks.0.mlp.fc1.weight"].flatten())[0, 1]) < 0.03
+
+
+def test_heads_of_attentions_side_by_side_are_perturbed_one_by_one():
+    vit = timm.create_model("vit_small_patch16_18x2_224", img_size=32, embed_dim=48, num_heads=3, depth=2)
+    name = "blocks.0.attns.0.attn.qkv.weight"
+    tensor = torch.arange(3 * 48 * 48.0).reshape(3 * 48, 48)
+    facts = trunk_facts(vit)
+    made = perturb({name: tensor}, {"attention": "shuffle"}, depth=2, heads=facts["heads"], seed=0)[name]
+    for before, after in zip(tensor.split(16), made.split(16), strict=True):
+        assert not torch.equal(before, after) and torch.equal(before.flatten(), after.flatten().sort().values)
 
 
 def test_gaussian_keeps_mean_and_deviation_of_each_head(source):

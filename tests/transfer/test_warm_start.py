@@ -1,5 +1,6 @@
 """What a transfer copies, leaves fresh and refuses, and what it reads."""
 
+import json
 import shutil
 
 import pytest
@@ -15,6 +16,7 @@ from vitwarm.config import Config, ModelConfig
 from vitwarm.errors import UserError
 from vitwarm.exports import export_model
 from vitwarm.exports.gpt2 import as_trunk, from_gpt2
+from vitwarm.exports.opening import lineage
 from vitwarm.procedural import make_rule
 from vitwarm.transfer import canonical, compose, group_of, read_source, require_fit, select, transfer
 from vitwarm.transfer.warm_start import require_same_blocks
@@ -299,6 +301,31 @@ def test_unknown_group_is_refused():
 def test_a_family_without_trunk_is_refused(tmp_path):
     with pytest.raises(UserError, match="no plain sequence"):
         vitwarm.warm_start(timm.create_model("test_resnet"), trunk_file(tmp_path / "t.safetensors", model(0)))
+
+
+def test_heads_of_attentions_side_by_side_are_compared(tmp_path):
+    name = "vit_small_patch16_18x2_224"
+    vitwarm.export(model(0, name, num_heads=3), tmp_path / "export")
+    with pytest.raises(UserError, match="its trunk has heads 3, the model's 4"):
+        vitwarm.warm_start(model(1, name, num_heads=4), tmp_path / "export")
+    record = tmp_path / "export/vitwarm.json"
+    record.write_text(record.read_text().replace('"heads": 3', '"heads": null'))  # as it was written before
+    assert vitwarm.warm_start(model(1, name, num_heads=3), tmp_path / "export").copied
+
+
+def test_a_selection_is_of_blocks_of_the_same_kind(tmp_path):
+    vitwarm.export(model(0), tmp_path / "export")
+    with pytest.raises(UserError, match="its trunk has block Block, the model's ResPostBlock; these must be equal"):
+        vitwarm.warm_start(model(1, "vit_base_patch16_rpn_224"), tmp_path / "export", fit="select")
+
+
+@pytest.mark.parametrize("damage", [{"base_models": 3}, {"base_models": "abc"}, {"license": ["mit"]}])
+def test_a_damaged_record_of_licences_counts_as_none(tmp_path, damage):
+    vitwarm.export(model(0), tmp_path / "export", license="mit")
+    record = tmp_path / "export/vitwarm.json"
+    record.write_text(json.dumps(json.loads(record.read_text()) | damage))
+    assert lineage([str(tmp_path / "export/model.safetensors")]) == {"base_models": [], "license": "unknown"}
+    assert vitwarm.warm_start(model(1), tmp_path / "export").copied
 
 
 def test_equal_shapes_of_other_blocks_are_refused_when_the_export_tells(tmp_path):

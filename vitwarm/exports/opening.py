@@ -131,8 +131,10 @@ def lineage(sources: Iterable[str]) -> dict[str, Any]:
         except UserError:  # weights of others
             licences.add("unknown")
         else:
-            bases += record.get("base_models", [])
-            licences.add(record.get("license", LICENSE))
+            named, terms = record.get("base_models", []), record.get("license", LICENSE)
+            readable = isinstance(named, list) and all(isinstance(word, str) for word in [*named, terms])
+            bases += named if readable else []
+            licences.add(terms if readable else "unknown")
     licence = licences.pop() if len(licences) == 1 else "unknown" if licences else LICENSE
     return dict(zip(LINEAGE, (sorted(set(bases)), licence), strict=True))
 

@@ -24,7 +24,8 @@ block of the model's size (`Family.counterparts`):
 | one norm in front of attention and MLP | matrices with the weights of both norms multiplied in; the norm is 1 and 0 |
 | several attentions or MLPs whose outputs add up | a copy each, which says its share |
 
-What a plain block lacks stays fresh: layer scales, norms within attention and MLP, gates of attention.
+What a plain block lacks stays fresh: layer scales, norms within attention and MLP, gates of attention. Blocks with
+their norms behind attention and MLP are refused.
 """
 
 import re
@@ -40,6 +41,8 @@ from vitwarm.transfer.groups import block_of, canonical, group_of, input_letters
 from vitwarm.trunk.families import BlockSize, family_of
 
 NOISE = 0.1
+# Blocks of timm whose norms stand behind attention and MLP: the core's matrices would read a stream without a norm.
+_POST_NORM = ("ResPostBlock", "ResPostRelPosBlock", "EvaBlockPostNorm")
 
 
 class Resized(dict[str, Tensor]):
@@ -78,6 +81,11 @@ def expand(core: Mapping[str, Tensor], model: nn.Module, heads: int | None, seed
         raise UserError("transfer.fit=expand takes a core: three blocks, and vitwarm.json beside them with the heads")
     family = family_of(model)
     blocks, width = family.model.blocks, int(family.model.embed_dim)
+    if (kind := type(blocks[0]).__name__) in _POST_NORM:
+        raise UserError(
+            f"the core normalises what goes into attention and MLP, blocks of type {kind} what comes out; take a "
+            "warmed trunk of the model's own kind"
+        )
     narrow = next((len(t) for n, t in core.items() if n.endswith(("norm1.weight", "in_norm.weight"))), None)
     if narrow is None:
         raise UserError("transfer.fit=expand takes a core whose blocks are one attention and one MLP each")

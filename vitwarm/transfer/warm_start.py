@@ -280,13 +280,14 @@ def warm_start(
             raise UserError(f"fit=select takes a part of a larger source; {PACKAGED} is expanded")
         fit = "expand"
     tensors, found = read_source(source)
+    origin = lineage([found])
     with as_trunk(model) as trunk:
         report = transfer(trunk, fitted(trunk, tensors, found, fit, words, seed=seed), source=found, groups=words)
         require_fit(report, words)
     what = "weights" if words == ["trunk"] else " ".join(words)
     how = {"select": ", a selection", "expand": ", expanded"}.get(fit, "")
     drawn = seed if fit == "expand" else None
-    change = Change(f"{what} of {source}{how}", drawn, tuple(report.copied), lineage=lineage([found]))
+    change = Change(f"{what} of {source}{how}", drawn, tuple(report.copied), lineage=origin)
     note(model, change, replaced=() if Selection.parse(words).heads else report.copied)
     return report
 
@@ -318,15 +319,26 @@ def _start_for_free(model: nn.Module, groups: list[str], fit: str, seed: int) ->
     )
 
 
-def require_same_blocks(model: nn.Module, found: str | Path) -> None:
-    """Refuse a source whose export says that its blocks compute something else, though the shapes may be equal."""
+def require_same_blocks(model: nn.Module, found: str | Path, facts: Sequence[str] = ()) -> None:
+    """Refuse a source whose export says that its blocks compute something else, though the shapes may be equal.
+
+    Args:
+        model: timm model or decoder.
+        found: the file of the source.
+        facts: which of `trunk_facts` must be equal; all, if empty.
+
+    Raises:
+        UserError: one differs.
+    """
     theirs = _facts_beside(Path(found))
     for fact, ours in trunk_facts(model).items():
-        if theirs.get(fact, ours) != ours:
+        if facts and fact not in facts:
+            continue
+        if theirs.get(fact) not in (None, ours):
             cure = "transfer.fit=expand makes a trunk of it" if Path(found).parent == CORE else ""
             raise UserError(
                 f"{found} does not fit the model: its trunk has {fact} {theirs[fact]}, the model's {ours}; "
-                + (cure or "width, depth, heads and block type must be equal")
+                + (cure or f"{'these' if facts else 'width, depth, heads and block type'} must be equal")
             )
 
 
@@ -357,6 +369,8 @@ def fitted(
         return tensors
     if outside := {"embedding", "head"} & set(Selection.parse(groups).kinds):
         raise UserError(f"transfer.fit={fit} resizes the trunk alone; leave out {' and '.join(sorted(outside))}")
+    if fit == "select":
+        require_same_blocks(model, found, ("block",))
     return resize(tensors, require_values(model), fit, heads=_facts_beside(Path(found)).get("heads"), seed=seed)
 
 

@@ -20,7 +20,15 @@ from vitwarm.data.making.encode import MaxSide
 from vitwarm.data.making.samples import Source
 from vitwarm.data.making.sources import TARS, find, read_source
 from vitwarm.data.making.tars import describe_tars
-from vitwarm.data.making.write import ShardJob, ShardRecord, read_record, record_path, verify_shard, write_shard
+from vitwarm.data.making.write import (
+    ShardJob,
+    ShardRecord,
+    file_after,
+    read_record,
+    record_path,
+    verify_shard,
+    write_shard,
+)
 from vitwarm.data.manifest import ShardManifest, SplitManifest
 from vitwarm.errors import Interrupted, UserError
 from vitwarm.files import locked, write_text
@@ -148,6 +156,9 @@ def _make(
     began = hashlib.sha256(json.dumps([source.kind, source.classes, cut]).encode()).hexdigest()
     if (made := _already_made(out, digest)) is not None:
         say(f"{out}: is made already; source={out} checks it against its manifest")
+        samples = (sample for job in jobs for sample in job.samples)
+        if later := file_after(samples, (out / manifests.NAME).stat().st_mtime_ns):
+            say(f"{later} was written or copied after it; if images have changed, remove {out} and run this again")
         return made
     if options.max_side is None:  # else nobody knows how small the images become
         _check_space(out, sum(s.size for job in jobs if not job.tar.exists() for s in job.samples))

@@ -1,11 +1,13 @@
 """One shard: written by a worker, and read again at the end. Imports no torch, so that workers start at once."""
 
+import contextlib
 import hashlib
 import io
 import json
 import os
 import tarfile
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -69,6 +71,18 @@ class ShardRecord:
     damaged: list[tuple[str, str]]
 
 
+def file_after(samples: Iterable[Sample], time: int) -> str | None:
+    """A file of the samples that was written, copied or replaced after a time in nanoseconds; None if none was.
+
+    Sizes and names may be as before, as of images without compression.
+    """
+    for file in dict.fromkeys(sample.file for sample in samples):
+        with contextlib.suppress(OSError):  # one that is gone is reported when it is read
+            if os.stat(file).st_ctime_ns > time:
+                return file
+    return None
+
+
 def record_path(tar: Path) -> Path:
     return tar.with_name(f"{tar.name}.json")
 
@@ -88,8 +102,10 @@ def read_record(job: ShardJob) -> ShardRecord | None:
             damaged=[tuple(pair) for pair in tree.pop("damaged")],
             **tree,
         )
-        whole = job.tar.stat().st_size == record.shard.bytes
-        return record if whole and record.job == job.digest and not record.damaged else None
+        made = job.tar.stat()
+        if made.st_size != record.shard.bytes or record.job != job.digest or record.damaged:
+            return None
+        return record if file_after(job.samples, made.st_mtime_ns) is None else None
     except (UserError, OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
 

@@ -156,11 +156,12 @@ class Family:
         """What two trunks must share before tensors can go from one to the other; head count and block type leave no
         trace in the shapes."""
         block = self.model.blocks[0]
+        attention = getattr(getattr(block, "attns", [block])[0], "attn", block)  # `attns` run side by side
         return {
             "block": type(block).__name__,
             "width": self.model.embed_dim,
             "depth": len(self.model.blocks),
-            "heads": getattr(getattr(block, "attn", block), "num_heads", None),
+            "heads": getattr(attention, "num_heads", None),
         }
 
     # Images

@@ -114,12 +114,17 @@ def test_blocks_side_by_side_say_together_what_one_says(noiseless):
         torch.testing.assert_close(own(x), block(x), rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["vit_base_patch16_rpn_224", "vit_relpos_small_patch16_rpn_224"])
-def test_blocks_with_their_norms_behind_are_refused(name):
-    with pytest.raises(
-        UserError, match="normalises what goes into attention and MLP, blocks of type ResPost.* what comes out"
-    ):
-        receive(built(name, **CORE), model(0, **CORE))
+def test_norms_behind_attention_and_mlp_stay_the_model_s():
+    """Those of the core stand in front: they go into the matrices, and are no norms of outputs."""
+    core = model(0, **CORE)
+    target, report = receive(built("vit_relpos_small_patch16_rpn_224", **CORE), core)
+    block, own = core.blocks[1], target.blocks[1]
+    torch.testing.assert_close(own.attn.qkv.weight, block.attn.qkv.weight * block.norm1.weight)
+    torch.testing.assert_close(own.mlp.fc1.bias, block.mlp.fc1.bias + block.mlp.fc1.weight @ block.norm2.bias)
+    torch.testing.assert_close(own.mlp.fc1.weight, block.mlp.fc1.weight * block.norm2.weight)
+    assert {"blocks.1.norm1.weight", "blocks.1.norm2.bias"} <= set(
+        report.reasons
+    ) and "blocks.1.norm1.weight" in report.fresh
 
 
 def test_blocks_side_by_side_do_not_stay_equal():
@@ -184,7 +189,7 @@ def test_fewer_hidden_units_are_evenly_spread_ones(noiseless):
     torch.testing.assert_close(own.fc2.weight, mlp.fc2.weight[:, chosen] / 0.75**0.5)
 
 
-@pytest.mark.parametrize("label", [label for label in FAMILIES if not label.endswith("post-norm")])
+@pytest.mark.parametrize("label", FAMILIES)
 def test_every_family_takes_a_core_and_names_what_stays(label):
     name, arguments = FAMILIES[label]
     torch.manual_seed(1)

@@ -22,10 +22,10 @@ block of the model's size (`Family.counterparts`):
 | no bias | nothing: the core's is not used |
 | a gated MLP | `mlp.fc1` in front of the activation; the values that the gate multiplies stay fresh |
 | one norm in front of attention and MLP | matrices with the weights of both norms multiplied in; the norm is 1 and 0 |
+| norms behind attention and MLP | the same matrices; the norms stay fresh, and say how large a block's output is |
 | several attentions or MLPs whose outputs add up | a copy each, which says its share |
 
-What a plain block lacks stays fresh: layer scales, norms within attention and MLP, gates of attention. Blocks with
-their norms behind attention and MLP are refused.
+What a plain block lacks stays fresh: layer scales, norms within attention and MLP, gates of attention.
 """
 
 import re
@@ -41,7 +41,7 @@ from vitwarm.transfer.groups import block_of, canonical, group_of, input_letters
 from vitwarm.trunk.families import BlockSize, family_of
 
 NOISE = 0.1
-# Blocks of timm whose norms stand behind attention and MLP: the core's matrices would read a stream without a norm.
+# Blocks of timm whose norms stand behind attention and MLP.
 _POST_NORM = ("ResPostBlock", "ResPostRelPosBlock", "EvaBlockPostNorm")
 
 
@@ -81,11 +81,6 @@ def expand(core: Mapping[str, Tensor], model: nn.Module, heads: int | None, seed
         raise UserError("transfer.fit=expand takes a core: three blocks, and vitwarm.json beside them with the heads")
     family = family_of(model)
     blocks, width = family.model.blocks, int(family.model.embed_dim)
-    if (kind := type(blocks[0]).__name__) in _POST_NORM:
-        raise UserError(
-            f"the core normalises what goes into attention and MLP, blocks of type {kind} what comes out; take a "
-            "warmed trunk of the model's own kind"
-        )
     narrow = next((len(t) for n, t in core.items() if n.endswith(("norm1.weight", "in_norm.weight"))), None)
     if narrow is None:
         raise UserError("transfer.fit=expand takes a core whose blocks are one attention and one MLP each")
@@ -102,9 +97,11 @@ def expand(core: Mapping[str, Tensor], model: nn.Module, heads: int | None, seed
         own = {n.split(".", 2)[2]: t for n, t in core.items() if block_of(n) == third}
         prefix, state, counterparts = f"blocks.{number}.", block.state_dict(), family.counterparts(block)
         if "in_norm.weight" in state and "norm1.weight" in own:
-            own = _one_norm(own) | {
+            own = _without_norms(own) | {
                 n: torch.full((narrow,), float(n.endswith("weight"))) for n in state if "in_norm." in n
             }
+        elif type(block).__name__ in _POST_NORM:
+            own = _without_norms(own)
         tiling = _Tiling(own, heads, narrow // heads, family.size(block), prefix, seed)
         for name, parts in counterparts.items():
             if group_of(prefix + name) == "embedding" or (tensor := tiling.fill(name, parts, state[name])) is None:
@@ -134,7 +131,7 @@ def atoms(name: str) -> list[str]:
     return [name.replace("qkv", letter) for letter in "qkv"] if name.startswith("attn.qkv.") else [name]
 
 
-def _one_norm(own: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def _without_norms(own: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """A plain block without its two norms: their gains and biases are part of the matrices behind them."""
     own = dict(own)
     for norm, matrix in (("norm1", "attn.qkv"), ("norm2", "mlp.fc1")):

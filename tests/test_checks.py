@@ -211,6 +211,19 @@ def test_what_is_for_images_is_refused_for_a_decoder(word):
     assert f"{key} is for images, which a decoder does not see; leave it out" in refusal(["recipe=haystack_set", word])
 
 
+@pytest.mark.parametrize(
+    "recipe, word, says",
+    [
+        ("digits_proc", "text.length=64", "text.length is for stage text, but the run's is images"),
+        ("cifar10_small", "algorithmic.size=5", "algorithmic.size is for stage algorithmic, but the run's is images"),
+        ("haystack_set", "text.tokenizer=chars", "text.tokenizer is for stage text, but the run's is algorithmic"),
+    ],
+)
+def test_keys_of_another_main_stage_are_refused(recipe, word, says):
+    assert says in refusal([f"recipe={recipe}", word])
+    load_recipe([f"recipe={recipe}", "images.train=", "algorithmic.task=null", word, "warmup.budget=10 steps"])  # waits
+
+
 def test_a_share_needs_an_image_stage_and_a_run_needs_a_stage():
     assert "there is none" in refusal(["recipe=digits_proc", "images.train=", "warmup.budget=1%"])
     assert "nothing to train" in refusal(["recipe=digits_default", "images.train="])

@@ -151,6 +151,17 @@ def test_a_gpt2_of_transformers_is_warmed_as_our_decoder_is():
     assert first.accuracy == second.accuracy
 
 
+def test_the_middle_block_of_a_core_runs_as_often_as_in_the_core(quiet):
+    def warmed(built: int, **settings):
+        core = build_decoder("3_2_16", 9, 24, seed=0, middle_runs=built)
+        vitwarm.warm_up(core, **quiet, length=24, **settings)
+        return core.blocks.state_dict()
+
+    core = warmed(4)
+    assert not differing(core, warmed(1, middle_runs=4))
+    assert differing(core, warmed(4, middle_runs=1))
+
+
 def test_a_folder_resumes_and_no_folder_leaves_nothing(tmp_path, monkeypatch, quiet):
     monkeypatch.chdir(tmp_path)
     whole, stopped = small(), small()

@@ -271,7 +271,9 @@ def check(config: Config) -> None:
                 f"{key.name}={given} is for objective {objective}, not {config.warmup.objective}; leave it out"
             )
     _check_model(config)
-    if main_stage(config) is None:
+    main = main_stage(config)
+    _check_other_stages(config, main)
+    if main is None:
         if budget.value == 0:
             asked = ", ".join(f"{name}.{section.asks}" for name, section in MAIN_STAGES.items())
             none = "" if config.images.epochs else "images.epochs is 0; "
@@ -332,6 +334,14 @@ def _check_model(config: Config) -> None:
         filled = key == "model.num_classes" and given == ANY_CLASSES  # in a recipe that was read before
         if key.startswith(("model.name", "model.args", "model.num_classes", "images.")) and not filled:
             raise UserError(f"{key} is for images, which a decoder does not see; leave it out, or model.decoder.size")
+
+
+def _check_other_stages(config: Config, main: str | None) -> None:
+    """Refuse keys of main stages that the run does not have; without one they wait for it, as in a warm-up alone."""
+    others = [other for other in MAIN_STAGES if main not in (None, other)]
+    for name in differences(Config(), config) if others else ():
+        if (other := name.partition(".")[0]) in others:
+            raise UserError(f"{name} is for stage {other}, but the run's is {main}; leave one of them out")
 
 
 def _check_text(config: Config) -> None:

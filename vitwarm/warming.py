@@ -149,7 +149,7 @@ def warm_up(
             "warmup": {
                 "rule": rule_spec(rule),
                 "budget": length,
-                **({"objective": "next_token"} if isinstance(trunk, Decoder) else {}),
+                **(_as_built(trunk) if isinstance(trunk, Decoder) else {}),
                 **settings,
             },
             "transfer": {"groups": words},
@@ -185,6 +185,11 @@ def warm_up(
         curve=curve,
         transfer=report,
     )
+
+
+def _as_built(decoder: Decoder) -> dict[str, Any]:
+    """What a warm-up of a decoder takes from the decoder itself, where the caller says nothing else."""
+    return {"objective": "next_token", "middle_runs": decoder.middle_runs}
 
 
 def _length(steps: int | None, budget: str | None) -> str:

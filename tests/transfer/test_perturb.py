@@ -116,6 +116,8 @@ def test_refusals(source):
         ({"head": "shuffle"}, "no such tensor"),
         ({"trunk": "blur"}, "write shuffle"),
         ({"heads=3": "shuffle"}, "the model has 3 heads"),
+        ({"mlp": "scale:1e39"}, "becomes infinite; give a smaller number"),
+        ({"attention": "noise:1e39"}, "becomes infinite; give a smaller number"),
     ]:
         with pytest.raises(UserError, match=says):
             perturb(source, controls, depth=DEPTH, heads=HEADS, seed=0)

@@ -42,7 +42,8 @@ def perturb(
         seed: root seed.
 
     Raises:
-        UserError: an unknown group or control, one that meets nothing, or two that meet in one tensor.
+        UserError: an unknown group or control, one that meets nothing, two that meet in one tensor, or a number whose
+            product the tensor's type cannot hold.
     """
     if not controls:
         return tensors  # as they are, with what is known of them
@@ -62,6 +63,8 @@ def perturb(
             if (own := chosen.heads_of(block_of(name))) is not None:
                 made = torch.where(head_mask(name, tensor.shape, own, heads or 1), made, tensor)
             changed[name] = made.to(tensors[name].dtype)
+            if tensor.isfinite().all() and not changed[name].isfinite().all():
+                raise UserError(f"control {text} of {groups}: {name} becomes infinite; give a smaller number")
     perturbed: Any = copy.copy(tensors)  # what a `Resized` knows of its tensors stays with them
     perturbed.update(changed)
     return perturbed

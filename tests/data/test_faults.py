@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 import torch
 from tarmaking import encode, random_image, samples, write_tar
+from torch.utils.data import DataLoader
+from torch.utils.data._utils import signal_handling
 
 from vitwarm.data import loading
 from vitwarm.data.images import EvalTransform, TrainTransform
@@ -259,7 +261,21 @@ def test_a_slow_worker_changes_nothing_but_time(shards):
     assert same(list(train_loader(slow, order, 0, 8, workers=2)), list(train_loader(plain, order, 0, 8)))
 
 
-def test_a_killed_worker_is_replaced_and_nothing_lost_or_shown_twice(shards, tmp_path, monkeypatch, caplog):
+@pytest.fixture(params=["alone", "beside another loader"])
+def company(request, monkeypatch):
+    """Another loader of torch with a worker of its own, which brings torch's answer to the death of any worker."""
+    if request.param == "alone":
+        yield
+        return
+    monkeypatch.setattr(signal_handling, "_SIGCHLD_handler_set", False)  # or an earlier test may have had it removed
+    before = signal.getsignal(signal.SIGCHLD)
+    other = iter(DataLoader(range(4), num_workers=1))
+    yield
+    assert [int(batch) for batch in other] == [0, 1, 2, 3]
+    signal.signal(signal.SIGCHLD, before)
+
+
+def test_a_killed_worker_is_replaced_and_nothing_lost_or_shown_twice(shards, tmp_path, monkeypatch, caplog, company):
     monkeypatch.setattr(loading, "_PATIENCE", 1)
     mark, order = tmp_path / "killed", ImageOrder(20, 4, 0)
 
@@ -268,11 +284,18 @@ def test_a_killed_worker_is_replaced_and_nothing_lost_or_shown_twice(shards, tmp
             mark.touch()
             os.kill(os.getpid(), signal.SIGKILL)
 
-    before = signal.getsignal(signal.SIGCHLD)
     found = list(train_loader(ImageDataset(shards, Transform(3, once)), order, 0, 8, workers=2))
     assert mark.exists() and same(found, list(train_loader(ImageDataset(shards, EvalTransform(8)), order, 0, 8)))
     assert "worker died (exit code -9" in caplog.text
-    assert signal.getsignal(signal.SIGCHLD) == before
+
+
+def test_workers_that_are_killed_in_the_end_disturb_nothing_that_comes_later(shards, company):
+    loader = train_loader(ImageDataset(shards, EvalTransform(8)), ImageOrder(20, 4, 0), 0, 8, workers=2)
+    for _ in range(3):
+        running = loader._start(0)
+        next(running)
+        loading._kill(running)
+        time.sleep(0.3)  # the deaths are reported while the iterator is alive, as a traceback may keep it
 
 
 def test_an_image_that_kills_every_worker_ends_the_run_in_one_line(shards, monkeypatch):

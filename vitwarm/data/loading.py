@@ -14,6 +14,7 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, default_collate
+from torch.utils.data._utils import signal_handling
 
 from vitwarm.data.order import ImageOrder, rank_slice
 from vitwarm.data.source import DamagedSample, ImageSource
@@ -184,17 +185,17 @@ class Loader:
             timeout=_PATIENCE if self.workers else 0,
             generator=torch.Generator(),  # else each iteration would draw from the global one
         )
-        handler = signal.getsignal(signal.SIGCHLD)
         multiprocessing.util.get_temp_dir()  # workers inherit it, and it goes with us; their own would stay
         try:
-            running = iter(loader)
+            running: Any = iter(loader)
         except (OSError, RuntimeError) as error:
             if short := shortage(error, "run.workers"):
                 raise short from error
             raise
-        if threading.current_thread() is threading.main_thread():
+        if self.workers:
             # torch would answer the death of a worker with an exception in whatever the main thread is doing.
-            signal.signal(signal.SIGCHLD, handler or signal.SIG_DFL)
+            signal_handling._remove_worker_pids(id(running))
+            running._worker_pids_set = False
         return running
 
     def __iter__(self) -> Iterator[dict[str, Any]]:

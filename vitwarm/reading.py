@@ -5,6 +5,8 @@ decimal, a truth value is true or false, and what another reader would take othe
 the same to all of them. What `dump_yaml` writes reads back as it was.
 """
 
+import copy
+import functools
 import json
 import os
 import re
@@ -207,10 +209,16 @@ def parse_yaml(text: str, where: object) -> Any:
 
 def read_yaml(path: Path) -> dict[Any, Any]:
     """A YAML file that holds a mapping; see `read_text` and `parse_yaml`. An empty file is an empty mapping."""
-    tree = parse_yaml(read_text(path, _MOST_YAML), path)
+    tree = copy.deepcopy(_parsed(read_text(path, _MOST_YAML), path))
     if not isinstance(tree, dict | None):
         raise UserError(f"{path}: holds a {type(tree).__name__}, not a mapping of keys to values")
     return tree or {}
+
+
+@functools.lru_cache(maxsize=256)
+def _parsed(text: str, path: Path) -> Any:
+    """Of many recipes with the same ancestors, those are parsed once; by text, so that a changed file is read anew."""
+    return parse_yaml(text, path)
 
 
 def dump_yaml(tree: Any) -> str:

@@ -6,12 +6,14 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import yaml
 from harness import write_recipe
 
+from vitwarm.budget.launch import Launch
 from vitwarm.cli import call
 from vitwarm.errors import Interrupted, UserError
 from vitwarm.signals import stop_signals
@@ -44,6 +46,12 @@ def study(words, capsys):
     return study
 
 
+@pytest.fixture
+def alone(monkeypatch):
+    """Cells start without `accelerate launch`, which takes seconds each time and is not what the test is about."""
+    monkeypatch.setattr("vitwarm.budget.launch.Launch", lambda *given: replace(Launch(*given), accelerate=None))
+
+
 def test_a_study_runs_stops_goes_on_and_reports(study, words, tmp_path):
     command = [sys.executable, "-m", "vitwarm", "budget", *words, "jobs=2"]
     process = subprocess.Popen(command, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
@@ -67,7 +75,7 @@ def test_a_study_runs_stops_goes_on_and_reports(study, words, tmp_path):
     assert "start " not in study()  # nothing is left to do
 
 
-def test_a_cell_that_crashes_is_marked_and_the_others_go_on(study, tmp_path, capsys):
+def test_a_cell_that_crashes_is_marked_and_the_others_go_on(study, alone, tmp_path, capsys):
     with pytest.raises(UserError, match="2 runs failed, first .*not finite.*; the same command tries again"):
         study("budgets=100%", "jobs=2", "train.lr=1e30", "train.start_lr=1e30")
     assert "2 crashed (x)" in capsys.readouterr().out
@@ -76,7 +84,7 @@ def test_a_cell_that_crashes_is_marked_and_the_others_go_on(study, tmp_path, cap
     assert "crashed" in (tmp_path / "out/report.md").read_text()
 
 
-def test_the_cost_is_printed_before_anything_runs(study, tmp_path):
+def test_the_cost_is_printed_before_anything_runs(study, alone, tmp_path):
     said = study("--dry-run")
     assert "4 waiting (.)" in said and "device-hours at the measured rate" in said
     assert not (tmp_path / "out/cells").exists()
@@ -110,7 +118,7 @@ exec "$@" > "$(fill "$out")" 2> "$(fill "$err")"
 SACCT = "#!/bin/bash\necho 'JobID|State|NodeList'\n"
 
 
-def test_cells_are_submitted_to_slurm(study, tmp_path, monkeypatch):
+def test_cells_are_submitted_to_slurm(study, alone, tmp_path, monkeypatch):
     """With stand-ins for Slurm's commands: a job that is carried out at once, on this machine."""
     (tmp_path / "bin").mkdir()
     for name, script in (("sbatch", SBATCH), ("srun", SRUN), ("sacct", SACCT)):

@@ -146,8 +146,8 @@ def measure(rounds: int, peer: Path | None) -> list[dict[str, Any]]:
     return records
 
 
-def first_batch(name: str, parameters: dict[str, Any], length: int) -> dict[str, Any]:
-    """CPU seconds to import the package and then to make a first batch of 32 rows, in seven fresh interpreters."""
+def first_batch(name: str, parameters: dict[str, Any], length: int, starts: int) -> dict[str, Any]:
+    """CPU seconds to import the package and then to make a first batch of 32 rows: medians over fresh interpreters."""
     code = (
         "import time; a = time.thread_time(); from vitwarm.procedural import RuleStream, make_rule; "
         "b = time.thread_time(); "
@@ -156,7 +156,7 @@ def first_batch(name: str, parameters: dict[str, Any], length: int) -> dict[str,
     )
     times = [
         subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
-        for _ in range(7)
+        for _ in range(starts)
     ]
     imported, made = (statistics.median(float(t[i]) for t in times) for i in (0, 1))
     case = {"rule": name, "parameters": parameters, "length": length}
@@ -230,9 +230,10 @@ def main(argv: list[str] | None = None) -> int:
     for module in sorted({module for module, _, _ in PEERS.values()} if options.peer else ()):
         if not (path := options.peer / "procedural_data" / f"{module}.py").is_file():
             parser.error(f"--peer names a checkout with procedural_data/; {path} does not exist")
+    starts = min(options.rounds, 7)
     result = {
         "rules": measure(options.rounds, options.peer),
-        "first_batch": [first_batch(*case[:3]) for case in [*CASES, *FIRST_BATCHES]],
+        "first_batch": [first_batch(*case[:3], starts) for case in [*CASES, *FIRST_BATCHES]],
         "memory": memory(options.batches),
         "rounds": options.rounds,
         "machine": {"processor": processor(), "python": platform.python_version(), "numpy": np.__version__},

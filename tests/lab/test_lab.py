@@ -76,7 +76,7 @@ def test_a_warmup_is_trained_once_a_seed_and_before_what_needs_it(lab, tmp_path)
     folders = [cell.folder for cell in found.cells]
     assert len(set(folders)) == len(folders) == 20
     for at, cell in enumerate(found.cells):
-        assert all(folders.index(need) < at for need in cell.needs) and cell.folder.parent == tmp_path / "runs"
+        assert all(folders.index(need.folder) < at for need in cell.needs) and cell.folder.parent == tmp_path / "runs"
         assert cell.ready() == (not cell.needs)
     cells = {cell.hash: cell for cell in found.cells}
 
@@ -85,14 +85,14 @@ def test_a_warmup_is_trained_once_a_seed_and_before_what_needs_it(lab, tmp_path)
 
     full, attention, mix = of("set", "full", "slow"), of("set", "attention", "slow"), of("mix", "composed", "slow")
     assert full.needs == attention.needs != of("set", "full", "fast").needs
-    assert full.config.init_from == str(full.needs[0]) and full.config.seed == 1
+    assert full.config.init_from == str(full.needs[0].folder) and full.config.seed == 1
     assert attention.config.transfer.groups == ["attention"] and full.config.transfer.groups == ["trunk"]
-    assert mix.config.transfer.sources == dict(zip(["attention", "mlp"], map(str, mix.needs), strict=True))
+    assert mix.config.transfer.sources == {"attention": str(full.needs[0].folder), "mlp": str(mix.needs[1].folder)}
     assert mix.needs[0] == full.needs[0]
-    warmups = {cell.folder: cell.config for cell in found.cells if cell.stage == WARMUP}
-    assert [warmups[need].warmup.lr for need in mix.needs] == [5e-5, 1e-2]
-    assert {c.algorithmic.task for c in warmups.values()} == {None}
-    assert {c.run.log_every for c in (*warmups.values(), mix.config)} == {7}
+    warmups = [cell.config for cell in found.cells if cell.stage == WARMUP]
+    assert [need.config.warmup.lr for need in mix.needs] == [5e-5, 1e-2]
+    assert {c.algorithmic.task for c in warmups} == {None}
+    assert {c.run.log_every for c in (*warmups, mix.config)} == {7}
     assert of(NONE, NONE, "fast").config.train.lr == 4e-3 and not of(NONE, NONE, "fast").needs
     lone = lab({"seeds": "5", "train.lr": "0.5", "warmup.lr": "0.25"})
     assert {cell.seed for cell in lone.cells} == {5}
@@ -254,7 +254,21 @@ def test_a_warmup_is_found_under_the_name_that_another_plan_gave_it(lab):
     (elsewhere / "recipe.yaml").write_text(freeze(first.config))
     cells = lab().cells
     assert next(cell for cell in cells if cell.hash == first.hash).folder == elsewhere
-    assert any(elsewhere in cell.needs and cell.ready() for cell in cells)
+    assert any(elsewhere == cell.needs[0].folder and cell.ready() for cell in cells if cell.needs)
+
+
+def test_a_task_does_not_start_from_a_run_that_is_not_its_warm_up(lab):
+    cells = lab().cells
+    task = next(cell for cell in cells if len(cell.needs) == 1)
+    (warmup,) = task.needs
+    warmup.folder.mkdir(parents=True)
+    (warmup.folder / "result.json").write_text("{}")
+    assert not task.ready()
+    other = next(cell for cell in cells if cell.stage == WARMUP and cell is not warmup)
+    (warmup.folder / "recipe.yaml").write_text(freeze(other.config))
+    assert not task.ready()
+    (warmup.folder / "recipe.yaml").write_text(freeze(warmup.config))
+    assert task.ready()
 
 
 def test_shipped_plans_are_good(tmp_path):

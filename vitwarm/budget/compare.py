@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from vitwarm.budget.curves import Curves, learning_curves
-from vitwarm.budget.metrics import METRICS
+from vitwarm.budget.metrics import METRICS, counted
 from vitwarm.budget.runs import WARMUP, Run, is_finite
 from vitwarm.budget.statistics import holm, paired_interval, paired_p_value, without_interval
 from vitwarm.budget.style import INK, colour_of, draw_level, style
@@ -23,8 +23,6 @@ from vitwarm.recipe import NOT_IDENTITY
 # The keys in which arms of one comparison may differ: how the trunk starts. All other keys must be equal.
 ARM_KEYS = (*NOT_IDENTITY, "seed", "init_from", "model.init", "warmup", "transfer")
 _SEED_KEYS = (*NOT_IDENTITY, "seed", "init_from", "transfer.sources")  # in which the seeds of an arm may
-
-_COUNTED = {"images": "images", "algorithmic": "questions", "mathematics": "questions"}  # by main stage
 
 
 @dataclass(frozen=True)
@@ -154,7 +152,7 @@ def markdown(rows: list[ComparedArm], arms: dict[str, list[Run]]) -> str:
     seeds = ", ".join(str(s) for s in rows[0].per_seed)
     several, keys = len(rows) > 2 and rows[1].holm is not None, list(rows[0].tuned)
     metric, first = METRICS[rows[0].metric], arms[rows[0].arm][0]
-    count, unit = first.result["metrics"]["count"], _COUNTED.get(main_stage(first.config) or "", "predictions")
+    count, unit = first.result["metrics"]["count"], counted(first.config, compared(arms)[0])
     columns = ["arm", "mean ± sd", "by seed", "difference [95 %]", *(["p, Holm"] if several else []), *keys]
     columns += ["warm-up / main samples", "FLOPs / baseline's", "device-seconds"]
     lines = [

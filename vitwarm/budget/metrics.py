@@ -62,3 +62,16 @@ def measured(config: Config, stage: str) -> set[str]:
             return {"loss", "accuracy", "f1"}
         case _:
             return {"loss", "accuracy"}
+
+
+def counted(config: Config, stage: str) -> str:
+    """What an evaluation of a main stage counts."""
+    match stage, config.text.task:
+        case "images", _:
+            return "images"
+        case ("algorithmic", _) | ("text", "mathematics"):
+            return "questions"
+        case "text", "language":
+            return "predictions"
+        case _:
+            return "examples"

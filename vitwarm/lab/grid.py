@@ -12,7 +12,8 @@ from vitwarm.checks import main_stage
 from vitwarm.config import Config
 from vitwarm.errors import UserError
 from vitwarm.lab.plan import NONE, LabPlan
-from vitwarm.recipe import load_recipe, recipe_hash
+from vitwarm.recipe import frozen_hash, load_recipe, recipe_hash
+from vitwarm.run_folder import RECIPE, RESULT
 from vitwarm.transfer.compose import Part, merge
 from vitwarm.transfer.resize import resize
 from vitwarm.trunk.decoder import Decoder, DecoderSize
@@ -35,7 +36,7 @@ class LabCell:
     """One run: a task, or a warm-up alone; see `vitwarm.budget.cells.Cell`.
 
     Attributes:
-        needs: run folders of the warm-ups that it starts from.
+        needs: the warm-ups that it starts from.
         stage: the stage that it is for.
     """
 
@@ -45,12 +46,17 @@ class LabCell:
     hash: str
     arguments: tuple[str, ...]
     folder: Path
-    needs: tuple[Path, ...]
+    needs: tuple["LabCell", ...]
     stage: str
 
     def ready(self) -> bool:
-        """Whether the warm-ups that it starts from are finished."""
-        return all((folder / "result.json").is_file() for folder in self.needs)
+        """Whether the warm-ups that it starts from are finished, and are those of the plan."""
+        return all(
+            (warmup.folder / RESULT).is_file()
+            and (recipe := warmup.folder / RECIPE).is_file()
+            and frozen_hash(recipe) == warmup.hash
+            for warmup in self.needs
+        )
 
 
 @dataclass(frozen=True)
@@ -127,8 +133,7 @@ class _Maker:
         sources = {} if place.warmup == NONE else plan.warmups[place.warmup].sources or {"": place.warmup}
         warmups = {groups: self._warmup(name, place.setting, seed) for groups, name in sources.items()}
         words = plan.task_words(place.task, place.warmup, place.part, place.setting)
-        start = {groups: str(cell.folder) for groups, cell in warmups.items()}
-        cell = self._cell("-".join(vars(place).values()), words, seed, start, STAGE)
+        cell = self._cell("-".join(vars(place).values()), words, seed, warmups, STAGE)
         self.lab.warmups[cell.hash] = warmups
         if warmups and place not in self.fitting:
             self._check_fit(cell, warmups)
@@ -164,7 +169,8 @@ class _Maker:
     def _warmup(self, name: str, setting: str, seed: int) -> LabCell:
         return self._cell(f"warmup-{name}-{setting}", self.plan.warmup_words(name, setting), seed, {}, WARMUP)
 
-    def _cell(self, name: str, words: list[str], seed: int, start: dict[str, str], stage: str) -> LabCell:
+    def _cell(self, name: str, words: list[str], seed: int, warmups: dict[str, LabCell], stage: str) -> LabCell:
+        start = {groups: str(warmup.folder) for groups, warmup in warmups.items()}
         given = [f"init_from={start['']}"] if "" in start else []
         if start and not given:
             given = [
@@ -184,8 +190,7 @@ class _Maker:
         if digest not in self.known:
             title = f"{name.replace('-', ' · ')}, seed {seed}"
             folder = folder_of(self.runs, re.sub(r"[^A-Za-z0-9_.-]+", "_", name), seed, digest)
-            needs = tuple(map(Path, start.values()))
-            arguments = (*words, *given, f"seed={seed}")
+            arguments, needs = (*words, *given, f"seed={seed}"), tuple(warmups.values())
             self.known[digest] = LabCell(title, seed, config, digest, arguments, folder, needs, stage)
             self.lab.cells.append(self.known[digest])
         return self.known[digest]

@@ -16,16 +16,14 @@ from vitwarm.recipe import override_words, recipes_folder
 NONE = "none"  # the warm-up of a control
 _RUNS = ("run", "model")  # sections that both a warm-up and a task have
 _OURS = (  # set for each cell
-    *(
-        "seed",
-        "run.dir",
-        "run.smoke",
-        "run.keep_at",
-        "init_from",
-        "resume_from",
-        "transfer.sources",
-        "algorithmic.task",
-    ),
+    "seed",
+    "run.dir",
+    "run.smoke",
+    "run.keep_at",
+    "init_from",
+    "resume_from",
+    "transfer.sources",
+    "algorithmic.task",
 )
 _EMBEDDINGS = "algorithmic.embeddings"
 _NAME = re.compile(r"\w[\w .,+-]*")

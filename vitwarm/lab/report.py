@@ -106,8 +106,7 @@ _MAP = "Mean accuracy over the seeds, %, under the published mask; in brackets t
 _CURVES = "A line for each seed. Evaluations on held-out sequences; the dotted line is where a run counts as taken off."
 _AGREES = (
     f"A published value agrees where it lies in the 95 % t interval of our mean, from {ENOUGH} seeds on, or within "
-    f"{NEAR:g} points of it: its "
-    "own spread is not published."
+    f"{NEAR:g} points of it: its own spread is not published."
 )
 _AVERAGES = "Mean of an arm over all tasks, ± a standard deviation over the seeds that it has in each of them."
 _ENTROPY = (

@@ -10,7 +10,10 @@ import pytest
 from scipy import stats
 
 from vitwarm.budget.compare import compare, markdown, report
+from vitwarm.budget.metrics import counted
 from vitwarm.budget.runs import read_arm
+from vitwarm.config import Config, TextConfig
+from vitwarm.data.text.glue import TASKS
 from vitwarm.errors import UserError
 from vitwarm.recipe import freeze, load_recipe
 
@@ -137,6 +140,20 @@ def test_one_seed_decides_nothing(arms):
     assert rows[1].low is None and rows[1].sd is None
     assert "no difference is detectable" in markdown(rows, arms)
     assert " images; seeds " in markdown(rows, arms)
+
+
+@pytest.mark.parametrize(
+    ("stage", "task", "unit"),
+    [
+        ("images", "language", "images"),
+        ("algorithmic", "language", "questions"),
+        ("text", "language", "predictions"),
+        ("text", "mathematics", "questions"),
+        *(("text", task, "examples") for task in TASKS),
+    ],
+)
+def test_a_comparison_says_what_its_evaluations_count(stage, task, unit):
+    assert counted(Config(text=TextConfig(task=task)), stage) == unit
 
 
 @pytest.mark.parametrize("package", ["scipy", "matplotlib"])

@@ -85,7 +85,7 @@ cifar10() {  # arm by arm, all seeds of it at once; then the table of the arms t
         dyck) words=(recipe=cifar10_vit_t_proc "${short[@]}") ;;
         shuffled) words=(recipe=cifar10_vit_t_proc warmup.rule="$shuffled" "${short[@]}") ;;
         core) words+=(init_from=vitwarm:core transfer.fit=expand) ;;
-        core_full) words+=(init_from="$work/core" transfer.fit=expand) ;;
+        core_full) words+=(init_from="$work/core" transfer.fit=expand transfer.controls.attention=scale:0.5 transfer.controls.mlp=scale:0.5) ;;
         esac
         for seed in "${seeds[@]}"; do
             folder=$work/cifar10/$arm-seed$seed

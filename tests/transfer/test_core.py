@@ -14,7 +14,7 @@ from vitwarm.assembly import assemble
 from vitwarm.config import Config, ModelConfig
 from vitwarm.errors import UserError
 from vitwarm.exports import export_model
-from vitwarm.recipe import load_recipe
+from vitwarm.recipe import load_recipe, recipe_hash
 from vitwarm.run import run
 from vitwarm.transfer import group_of
 from vitwarm.transfer.core import CORE, MAX_BYTES, pack_core
@@ -34,7 +34,9 @@ def test_the_shipped_core_is_whole_small_and_says_where_it_comes_from():
     record = json.loads((CORE / "vitwarm.json").read_text())
     assert weights.stat().st_size <= MAX_BYTES
     assert hashlib.sha256(weights.read_bytes()).hexdigest() == record["sha256"]
-    assert record["recipe"] == "core_vit_small" and record["metrics"]["accuracy"] > 0.5
+    assert record["recipe_hash"] == recipe_hash(load_recipe(["recipe=core_vit_small"]))
+    assert record["metrics"]["accuracy"] > 0.95
+    assert record["controls"] == {"attention": "scale:0.5", "mlp": "scale:0.5"}
     assert record["trunk"] == {"block": "Block", "width": 192, "depth": 3, "heads": 3}
     assert all(group_of(n) not in ("embedding", "head") for n in load_file(weights))
 
@@ -63,6 +65,13 @@ def test_a_core_is_packed_from_an_export(tmp_path):
     vitwarm.warm_start(target, tmp_path / "core", fit="expand")
     assert torch.equal(target.blocks[3].norm1.weight, source.blocks[2].norm1.weight.half().float().repeat(2))
     assert record["sha256"] == hashlib.sha256((tmp_path / "core/model.safetensors").read_bytes()).hexdigest()
+    assert "controls" not in record
+    pack_core(tmp_path / "export", tmp_path / "halved", {"mlp": "scale:0.5"})
+    whole, halved = (load_file(tmp_path / name / "model.safetensors") for name in ("core", "halved"))
+    for name, tensor in whole.items():
+        factor = 0.5 if group_of(name) == "mlp" else 1.0
+        torch.testing.assert_close(halved[name].float(), tensor.float() * factor, rtol=1e-3, atol=1e-7)
+    assert json.loads((tmp_path / "halved/vitwarm.json").read_text())["controls"] == {"mlp": "scale:0.5"}
     export_model(model(0, depth=4), tmp_path / "four", config, FACTS)
     for place, says in [(tmp_path / "four", "three blocks"), (tmp_path, "no export with")]:
         with pytest.raises(UserError, match=says):

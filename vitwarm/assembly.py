@@ -1,7 +1,7 @@
 """What a recipe is made of: its main stage, the model, the warm-up, the weights that were given. Decided here alone."""
 
 import contextlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from vitwarm.checks import MAIN_STAGES, main_stage, rule_of, starts_from_given, 
 from vitwarm.config import Config
 from vitwarm.errors import UserError
 from vitwarm.exports.opening import lineage, preprocessing, preprocessing_beside
+from vitwarm.exports.weights import sha256_of_weights
 from vitwarm.parallel import default_workers
 from vitwarm.selection import Selection
 from vitwarm.stages import RuleStage, make_warmup, warmup_decoder
@@ -51,7 +52,7 @@ class Experiment:
         warmup: None when the budget is nothing, or given weights take its place.
         given: what `init_from` or `transfer.sources` brought in; None without them.
         warnings: what may be wrong with data and given weights, a line each.
-        sources: files that the given weights came from, or `timm:NAME`.
+        sources: as the recipe names them -> file that was read, or `timm:NAME`.
     """
 
     config: Config
@@ -60,7 +61,7 @@ class Experiment:
     warmup: RuleStage[Any] | None
     given: TransferReport | None
     warnings: list[str] = field(default_factory=list)
-    sources: list[str] = field(default_factory=list)
+    sources: dict[str, str] = field(default_factory=dict)
 
     @property
     def stages(self) -> list[RuleStage[Any] | MainStage[Any]]:
@@ -109,11 +110,14 @@ class Experiment:
         sources = self.config.transfer.sources
         several = ", ".join(f"{groups} of {source}" for groups, source in sources.items())
         text = f"weights of {self.config.init_from}" if self.config.init_from else several or "fresh weights"
-        return start_record(self.config, text, self.given, self.sources)
+        record = start_record(self.config, text, self.given, self.sources.values())
+        # A path alone would not tell two versions of a file apart.
+        digests = {n: sha256_of_weights(Path(f)) for n, f in self.sources.items() if not f.startswith("timm:")}
+        return record | ({"source_sha256": digests} if digests else {})
 
 
 def start_record(
-    config: Config, text: str, report: TransferReport | None, sources: Sequence[str] = ()
+    config: Config, text: str, report: TransferReport | None, sources: Iterable[str] = ()
 ) -> dict[str, Any]:
     """How the weights of the main stage came about: `start`, `warmed_keys`, `fresh_keys` of result and provenance, and
     whose weights they were."""
@@ -176,7 +180,8 @@ def assemble(
     if starts_from_given(config) and not resumes and not estimate:
         parts = _given_parts(told, model)
         experiment.given = experiment.transfer(parts)
-        experiment.sources = [part.source for part in parts]
+        named = config.transfer.sources.values() or [config.init_from]
+        experiment.sources = {name: part.source for name, part in zip(named, parts, strict=True)}
         if isinstance(main, ImagesStage):
             experiment.warnings += [text for part in parts if (text := _other_images(config, main.size, part.source))]
     return experiment

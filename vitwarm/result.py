@@ -33,6 +33,7 @@ def result_of(
         "recipe_hash": recipe_hash(config),
         "seed": config.seed,
         "start": start["start"],
+        **({"source_sha256": start["source_sha256"]} if "source_sha256" in start else {}),
         "metrics": stages[main.name if main else WARMUP]["metrics"],
         "stages": stages,
         "processes": processes,

@@ -407,7 +407,8 @@ def _read_start(member: _Member) -> dict[str, Any]:
         text = "fresh weights" if known else f"unknown, since {file} is gone"
         return start_record(config, text, None, [str(file)] if given else [])
     record = read_json(file, start=str, warmed_keys=list, fresh_keys=list)
-    return {key: record[key] for key in ("start", "warmed_keys", "fresh_keys", *LINEAGE) if key in record}
+    kept = ("start", "source_sha256", "warmed_keys", "fresh_keys", *LINEAGE)
+    return {key: record[key] for key in kept if key in record}
 
 
 def _push(config: Config, folder: Path) -> None:

@@ -1,5 +1,6 @@
 """The start order: own checkpoint, resume_from, init_from, warm-up, fresh weights; and what a finished run does."""
 
+import hashlib
 import json
 import os
 import shutil
@@ -141,19 +142,23 @@ def test_init_from_skips_the_warm_up_and_takes_the_trunk(tmp_path, recipe, undis
 def test_a_run_that_went_on_needs_its_init_from_no_more(tmp_path, recipe, undisturbed):
     source = tmp_path / "source"
     shutil.copytree(undisturbed, source)
+    digest = hashlib.sha256((source / "warmup/model.safetensors").read_bytes()).hexdigest()
     assert run(recipe, tmp_path, f"init_from={source}", die="/.step-00000008.tmp/")[0] == -9
     shutil.rmtree(source)
     killed = tmp_path / "run"
     code, command = run(recipe, tmp_path, f"init_from={source}", f"resume_from={killed}", name="onward")
     assert code == 0, command.err
     assert weights(tmp_path / "onward") == weights(undisturbed)
-    assert json.loads((tmp_path / "onward/result.json").read_text())["start"] == f"weights of {source}"
+    for name in ("result.json", "warmup/vitwarm.json", "export/vitwarm.json"):
+        record = json.loads((tmp_path / "onward" / name).read_text())
+        assert record["start"] == f"weights of {source}" and record["source_sha256"] == {str(source): digest}
     shutil.rmtree(killed / "warmup")  # which has the record of the start
     code, command = run(recipe, tmp_path, f"init_from={source}")
     assert code == 0, command.err
     assert weights(killed) == weights(undisturbed)
     record = json.loads((killed / "export/vitwarm.json").read_text())
     assert record["start"] == f"unknown, since {killed / 'warmup/vitwarm.json'} is gone"
+    assert "source_sha256" not in record
     assert record["license"] == "unknown"
 
 

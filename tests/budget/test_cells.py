@@ -1,6 +1,7 @@
 """How far a cell is, from its folder alone: finished, begun, crashed, or not to be used."""
 
 import json
+import os
 
 import pytest
 from test_grid import cell, grid
@@ -71,6 +72,17 @@ def test_another_recipe_in_the_folder_is_marked(study):
     one, other = cell(study[0], "warmed", 1.0), cell(study[0], "default", 1.0)
     finish(one, config=other.config)
     assert state(study, one).state == FOREIGN and other.hash in state(study, one).note
+
+
+def test_runs_on_data_that_were_changed_since_are_marked(study):
+    cells = study[0].cells
+    for at, one in enumerate(cells):
+        finish(one)
+        (one.folder / "data.json").write_text(json.dumps({"images.val": "9 images, a" if at < 2 else "9 images, b"}))
+        os.utime(one.folder / "result.json", (at, at))
+    found = [state(study, one) for one in cells]
+    assert [s.state for s in found] == [FOREIGN] * 2 + [DONE] * (len(cells) - 2)
+    assert f"{cells[0].folder} read other data than {cells[-1].folder} (images.val: 9 images, a" in found[0].note
 
 
 @pytest.mark.parametrize("spoil", ["result.json", "recipe.yaml"])

@@ -12,6 +12,7 @@ from scipy import stats
 from vitwarm.budget.compare import compare, markdown, report
 from vitwarm.budget.metrics import counted
 from vitwarm.budget.runs import read_arm
+from vitwarm.budget.seeds import seed_rows
 from vitwarm.config import Config, TextConfig
 from vitwarm.data.text.glue import TASKS
 from vitwarm.errors import UserError
@@ -78,6 +79,34 @@ def test_several_comparisons_are_adjusted_for_and_said_so(arms):
     assert "Holm" not in markdown(compare(arms), arms)
 
 
+@pytest.mark.parametrize("changed", ["warmed-1", "default-2"])
+def test_runs_that_read_other_data_are_not_compared(arms, tmp_path, changed):
+    for folder in tmp_path.glob("*-?"):
+        count = 12 if folder.name == changed else 9
+        (folder / "data.json").write_text(json.dumps({"images.train": "18 images", "images.val": f"{count} images"}))
+    again = {arm: read_arm(str(tmp_path / f"{arm}-*")) for arm in arms}
+    for table in (compare, lambda both: seed_rows(both, ["top1"])):
+        with pytest.raises(
+            UserError, match=rf"{changed} read other data than \S*default-0 \(images\.val: 12 images, there 9"
+        ):
+            table(again)
+    (tmp_path / changed / "data.json").write_text(json.dumps({"images.train": "18 images", "images.val": "9 images"}))
+    assert compare({arm: read_arm(str(tmp_path / f"{arm}-*")) for arm in arms}) == compare(arms)
+
+
+def test_what_the_intervals_and_times_do_not_cover_is_said(arms, tmp_path):
+    for seed in range(3):
+        write_run(tmp_path / f"given-{seed}", 0.7, f"seed={seed}", "init_from=a.safetensors", recipe="digits_default")
+        file = tmp_path / f"given-{seed}" / "result.json"
+        file.write_text(json.dumps(json.loads(file.read_text()) | {"versions": {"torch": f"2.{seed}"}, "device": "b"}))
+    text = markdown(compare(arms), arms)
+    assert "same weights" not in text and "different" not in text
+    arms |= {"given": read_arm(str(tmp_path / "given-*"))}
+    text = markdown(compare(arms), arms)
+    assert "given: every seed starts from the same weights, so its spread lacks that of the warm-up." in text
+    assert "different devices (None; b)" in text and "different versions: torch 2.0, torch 2.1, torch 2.2." in text
+
+
 def test_keys_that_were_chosen_for_each_arm_are_shown(arms, tmp_path):
     for seed in range(3):
         write_run(tmp_path / f"tuned-{seed}", 0.75, f"seed={seed}", "train.lr=3e-3")
@@ -85,8 +114,10 @@ def test_keys_that_were_chosen_for_each_arm_are_shown(arms, tmp_path):
     rows = compare(tuned, ["train.lr"])
     assert [r.tuned["train.lr"] for r in rows] == [2e-3, 2e-3, 3e-3]
     assert "| 0.003 |" in markdown(rows, tuned)
-    with pytest.raises(UserError, match=r"not a key of a recipe; did you mean train\.lr\?"):
+    with pytest.raises(UserError, match=r"no key train\.Lr; did you mean train\.lr\?"):
         compare(tuned, ["train.Lr"])
+    with pytest.raises(UserError, match=r"images\.val says what is measured"):
+        compare(tuned, ["train.lr", "images.val"])
     with pytest.raises(UserError, match=r"images\.epochs"):
         write_run(tmp_path / "other-0", 0.7, "seed=0", "images.epochs=7")
         compare({"default": arms["default"][:1], "other": read_arm(str(tmp_path / "other-*"))}, ["train.lr"])

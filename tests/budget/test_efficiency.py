@@ -163,6 +163,21 @@ def test_a_warmup_that_costs_more_than_it_saves(tmp_path):
     )
 
 
+def test_a_full_budget_that_is_certainly_worse_shows_no_saving(tmp_path):
+    """The arm's few images happen to do well, and with all of them it is worse at each seed."""
+
+    def of(arm, main, seed):
+        noise = 0.001 * (seed - 1)
+        if arm == "default":
+            return 0.6 + 0.1 * np.log(main)
+        return 0.55 + noise if main == 1 else 0.70 + 0.15 * (seed - 1)
+
+    study = analyse(*make(tmp_path, of))
+    arm = arm_of(study)
+    assert arm.p_holm < 0.05 and arm.difference.high < 0 and arm.equivalence.interval.high is not None
+    assert headline(study) == "Three seeds do not show that anything is saved by warmed."
+
+
 def test_seeds_that_agree_are_not_one_seed(tmp_path):
     study = analyse(*make(tmp_path, exact(0.4, apart=0.0)))
     arm = arm_of(study)

@@ -23,14 +23,22 @@ def noisy(rng, crossing, seeds, sd=0.3, shared=1.0):
 
 @pytest.mark.parametrize("crossing", [0.3, 0.5, 0.61, 0.99])
 @pytest.mark.parametrize("higher", [True, False])
-def test_a_curve_without_noise_gives_its_crossing(crossing, higher):
+def test_a_curve_with_next_to_no_noise_gives_its_crossing(crossing, higher):
     sign = 1 if higher else -1
     values = np.repeat(sign * curve(crossing)[:, None], 3, 1) + np.array([1.0, 2.0, 5.0])
+    values += 1e-6 * np.array([-1.0, 0.0, 1.0])
     found = equivalence(BUDGETS, values, np.array([1.0, 2.0, 5.0]), higher)
     assert found.state == REACHED and found.share == pytest.approx(crossing)
     assert found.between[0] <= crossing <= found.between[1] and not found.pooled
     for interval in (found.interval, found.bootstrap):
-        assert (interval.low, interval.high) == pytest.approx((crossing, crossing))
+        assert (interval.low, interval.high) == pytest.approx((crossing, crossing), abs=1e-5)
+
+
+def test_seeds_that_agree_set_no_end_of_the_interval():
+    values = np.array([[0.69, 0.71], [0.75, 0.77]])
+    found = equivalence([0.5, 1.0], values, np.array([0.70, 0.72]))
+    assert found.share == pytest.approx(np.exp(np.log(0.5) * 5 / 6)) and found.bootstrap is None
+    assert (found.interval.low, found.interval.high) == (None, None)
 
 
 @pytest.mark.parametrize("seeds", [3, 5])

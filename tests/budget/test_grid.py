@@ -154,6 +154,10 @@ def test_arms_may_vary_in_what_the_plan_names(tmp_path):
     with pytest.raises(UserError, match="arm fast differs from default in train.lr"):
         grid(tmp_path, arms=arms)
     assert cell(grid(tmp_path, arms=arms, tuned=["train.lr"]), "fast", 1.0).config.train.lr == 5e-3
+    longer = PLAN["arms"] | {"longer": {"recipe": "digits_default", "set": {"images.epochs": 500}}}
+    plan = read(tmp_path, arms=longer, tuned=["images.epochs"])
+    with pytest.raises(UserError, match=r"arm longer sees 64,000 samples, default 6,400; a budget is a share"):
+        make_grid(plan, tmp_path, lambda c: {"images": Work(0, 64_000 if c.images.epochs == 500 else 6_400, 0, 0)})
 
 
 @pytest.mark.parametrize(
@@ -196,6 +200,8 @@ def test_a_plan_asks_for_what_its_stage_measures(stage, task, metrics):
         ({"sedes": [0]}, "unknown key sedes; did you mean seeds"),
         ({"set": {"seed": 3}}, "seed belongs to the study"),
         ({"tuned": ["train.lrr"]}, "tuned: no key train.lrr; did you mean train.lr"),
+        ({"tuned": ["images.subset"]}, "tuned: images.subset says what is measured"),
+        ({"arms": PLAN["arms"] | {"x": {"recipe": "digits_mimetic", "label": "warmed"}}}, "two are called 'warmed'"),
         ({"effect": -1}, "effect is a positive number"),
         ({"published": [{"label": "x"}]}, "published: a list of"),
         ({"published": [PAGE | {"value": "high"}]}, "published: a list of"),

@@ -63,6 +63,20 @@ def test_what_cannot_be_paired_or_drawn(runs):
         plot(seed_rows({"none": read_arm(str(runs / "none-[02]"))}, ["top1", "loss"]), runs / "x.png")
 
 
+def test_an_arm_is_one_recipe_and_more_than_another_start_is_said(runs):
+    write_run(runs / "mixed-0", 0.2, "seed=0", recipe="digits_default")
+    write_run(runs / "mixed-1", 0.3, "seed=1", "train.lr=1e-4", recipe="digits_default")
+    with pytest.raises(UserError, match=r"mixed-1 differs from \S*mixed-0 in train\.lr, in one arm"):
+        seed_rows(arms(runs, mixed="mixed"), ["top1"])
+    for seed in range(3):
+        write_run(runs / f"fast-{seed}", 0.4, f"seed={seed}", "train.lr=9e-3", recipe="digits_default")
+        write_run(runs / f"warmed-{seed}", 0.4, f"seed={seed}", recipe="digits_proc")
+    rows = seed_rows(arms(runs, none="none", fast="fast", warmed="warmed"), ["top1"])
+    assert [r.other_keys for r in rows] == [[], ["train.lr"], []]
+    assert markdown(rows).endswith("\n\nfast differs from the first arm by more than its start: train.lr.")
+    assert "by more" not in markdown([rows[0], rows[2]])
+
+
 def test_names_with_signs_of_markup_are_written_as_they_are(runs, tmp_path):
     rows = seed_rows({"a|b $x_y^$": read_arm(str(runs / "none-*"))}, ["top1"])
     assert "| a\\|b $x_y^$ |" in markdown(rows)

@@ -446,6 +446,9 @@ def test_columns_of_a_table_are_found_by_their_names():
     assert parse_labelled("id,breed\nabc,pug\n", "t") == [("abc", "pug")]
     assert parse_labelled("a.jpg cat\nb.jpg dog\n", "t") == [("a.jpg", "cat"), ("b.jpg", "dog")]
     assert parse_labelled("id,image_path,class\n1,a.jpg,cat\n", "t") == [("a.jpg", "cat")]
+    assert parse_labelled("Image,Id\na.jpg,w_1\n", "t") == [("a.jpg", "w_1")]
+    with pytest.raises(UserError, match="t: no column of its header is one of classes; call it label"):
+        parse_labelled("image_id,filename,dx\n1,a.jpg,nv\n", "t")
 
 
 @pytest.mark.parametrize("head", ["", "path,label\n"])

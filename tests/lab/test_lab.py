@@ -115,6 +115,36 @@ def test_a_folder_is_the_same_however_its_path_is_written(tmp_path, monkeypatch)
     assert [c.hash for c in found[0].lab.cells] == [c.hash for c in found[1].lab.cells]
 
 
+def test_finished_cells_are_known_by_the_path_that_they_name_or_the_command_is_refused(tmp_path, monkeypatch):
+    file, deep = tmp_path / "tiny.yaml", tmp_path / "deep"
+    file.write_text(yaml.safe_dump(PLAN, sort_keys=False))
+    deep.mkdir()
+    (tmp_path / "link").symlink_to(deep)
+
+    def hashes(out):
+        return [c.hash for c in LabFolder(read_lab(file), out, Launch(jobs=1, accelerate=None)).lab.cells]
+
+    monkeypatch.chdir(deep)
+    cells = LabFolder(read_lab(file), Path("out"), Launch(jobs=1, accelerate=None)).lab.cells
+    begun = next(cell for cell in cells if cell.needs)
+    begun.folder.mkdir(parents=True)
+    (begun.folder / "recipe.yaml").write_text(freeze(begun.config))
+    assert hashes(deep / "out") == hashes(tmp_path / "link/out") == [cell.hash for cell in cells]
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=f"name their warm-ups as seen from {deep}; start the command there"):
+        hashes(deep / "out")
+
+
+def test_a_part_is_not_made_another_one_under_its_name(lab):
+    with pytest.raises(
+        UserError, match=r"the command line sets transfer\.groups, which is what parts\.full stands for"
+    ):
+        lab({"transfer.groups": "[mlp]"})
+    settings = PLAN["settings"] | {"fast": {"warmups": {"set": {"algorithmic.embeddings": "mean"}}}}
+    with pytest.raises(UserError, match=r"settings\.fast sets algorithmic\.embeddings, which is what parts\.attention"):
+        lab(settings=settings)
+
+
 @pytest.mark.parametrize("word", ["seeds=x", "seeds=0,0", "train.rate=1", "run.dir=x"])
 def test_a_mistake_on_the_command_line_is_not_the_plan_s(lab, word):
     key, _, value = word.partition("=")

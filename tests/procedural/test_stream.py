@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -36,6 +37,23 @@ def test_rows_are_the_same_however_they_are_read():
         reference = stream().masked_rows(0, 3 * CHUNK, 0.5)
         assert (masked.inputs == reference.inputs[start:stop]).all()
         assert (masked.masked == reference.masked[start:stop]).all()
+
+
+@pytest.mark.parametrize(
+    ("wrong", "says"),
+    [
+        (lambda s: replace(s, tokens=s.tokens + 9), "gave tokens 11 to 18"),
+        (lambda s: replace(s, tokens=s.tokens - 1), r"gave MASK \(token 1\)"),
+        (lambda s: replace(s, tokens=s.tokens.astype(np.int32)), "gave tokens of .* int32, not .* int64"),
+        (lambda s: replace(s, scored=s.scored[:, 1:]), r"gave scored of shape \(256, 15\)"),
+    ],
+)
+def test_what_a_rule_must_not_draw_is_refused_with_its_name(monkeypatch, wrong, says):
+    draw = type(DYCK).draw
+    monkeypatch.setattr(type(DYCK), "draw", lambda *words: wrong(draw(*words)))
+    for read in (lambda: stream().rows(3, 5), lambda: stream().masked_rows(0, CHUNK, 0.5)):
+        with pytest.raises(ValueError, match=f"^dyck: draw {says}"):
+            read()
 
 
 def test_a_caller_may_change_what_it_was_given():

@@ -382,6 +382,8 @@ def test_sampling_that_cannot_be_is_refused(options):
     model = build_decoder("1_2_8", 11, 16, seed=0)
     with pytest.raises(UserError, match=f"{next(iter(options))} is"):
         generate(model, torch.tensor([[1]]), 2, **options)
+    with pytest.raises(UserError, match="top_k=3 has no effect at temperature 0"):
+        generate(model, torch.tensor([[1]]), 2, top_k=3)
 
 
 def test_greedy_takes_the_most_probable_token_each_time():

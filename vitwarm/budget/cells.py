@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from vitwarm.budget.comparable import other_data
 from vitwarm.budget.runs import Run, read_run
 from vitwarm.errors import UserError
 from vitwarm.files import is_locked
@@ -110,7 +111,7 @@ class Folders:
         """Hash -> state of every cell."""
         finished = self._finished()
         failures = self.failures()
-        return {cell.hash: self._status(cell, finished, failures, grid) for cell in grid.cells}
+        return _on_the_latest_data({cell.hash: self._status(cell, finished, failures, grid) for cell in grid.cells})
 
     def _finished(self) -> dict[str, Path]:
         """Hash named in a result -> its folder; `read_run` checks that hash."""
@@ -153,6 +154,20 @@ class Folders:
         if key not in self._hashes:
             self._hashes[key] = recipe_hash(read_frozen(recipe))
         return self._hashes[key]
+
+
+def _on_the_latest_data(statuses: dict[str, Status]) -> dict[str, Status]:
+    """The states, with runs marked whose data were changed before the last run read them: those do not compare."""
+    done = [status.run for status in statuses.values() if status.run is not None and status.run.data]
+    if not done:
+        return statuses
+    latest = max(done, key=lambda run: (run.folder / "result.json").stat().st_mtime_ns)
+    return {
+        digest: Status(FOREIGN, note=f"{status.run.folder} {differing}")
+        if status.run is not None and (differing := other_data(status.run, latest))
+        else status
+        for digest, status in statuses.items()
+    }
 
 
 def _of_another(run: Run) -> str:

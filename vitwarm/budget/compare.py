@@ -9,20 +9,16 @@ from typing import Any
 
 import numpy as np
 
+from vitwarm.budget.comparable import ARM_KEYS, SEED_KEYS, check_tuned, other_data
 from vitwarm.budget.curves import Curves, learning_curves
 from vitwarm.budget.metrics import METRICS, counted
 from vitwarm.budget.runs import WARMUP, Run, is_finite
 from vitwarm.budget.statistics import holm, paired_interval, paired_p_value, without_interval
 from vitwarm.budget.style import INK, colour_of, draw_level, style
-from vitwarm.checks import KEYS, MAIN_STAGES, differences, main_stage, nearest, value_of
+from vitwarm.checks import MAIN_STAGES, differences, main_stage, value_of
 from vitwarm.errors import UserError
 from vitwarm.files import write_text
 from vitwarm.plotting import load_matplotlib, new_figure, save_figure
-from vitwarm.recipe import NOT_IDENTITY
-
-# The keys in which arms of one comparison may differ: how the trunk starts. All other keys must be equal.
-ARM_KEYS = (*NOT_IDENTITY, "seed", "init_from", "model.init", "warmup", "transfer")
-_SEED_KEYS = (*NOT_IDENTITY, "seed", "init_from", "transfer.sources")  # in which the seeds of an arm may
 
 
 @dataclass(frozen=True)
@@ -69,8 +65,7 @@ def check_comparable(arms: dict[str, list[Run]], tuned: Sequence[str] = ()) -> N
     Raises:
         UserError: with the key that differs.
     """
-    if unknown := next((key for key in tuned if key not in KEYS), None):
-        raise UserError(f"tuned={unknown} is not a key of a recipe{nearest(unknown, KEYS)}")
+    check_tuned(tuned, "")
     if len(arms) < 2:
         raise UserError("a comparison needs at least two arms: baseline=GLOB other=GLOB")
     first_arm, first_runs = next(iter(arms.items()))
@@ -82,7 +77,7 @@ def check_comparable(arms: dict[str, list[Run]], tuned: Sequence[str] = ()) -> N
                 "a paired comparison needs equal seeds"
             )
         for run in runs:
-            if changed := differences(runs[0].config, run.config, _SEED_KEYS):
+            if changed := differences(runs[0].config, run.config, SEED_KEYS):
                 raise UserError(f"{run.folder} differs from {runs[0].folder} in {next(iter(changed))}, in one arm")
             if (stage := main_stage(run.config)) is None:
                 raise UserError(f"{run.folder} is a warm-up alone; compare runs with a main stage")
@@ -93,6 +88,8 @@ def check_comparable(arms: dict[str, list[Run]], tuned: Sequence[str] = ()) -> N
             counts = run.result["metrics"].get("count"), run.result["stages"].get(stage, {}).get("samples")
             if not all(is_finite(count) and count > 0 for count in counts):
                 raise UserError(f"{run.folder}: was trained or measured on nothing; leave this seed out")
+            if differing := other_data(run, first_runs[0]):
+                raise UserError(f"{run.folder} {differing}; run it again, or leave this seed out")
             for key, (theirs, value) in differences(first_runs[0].config, run.config, (*ARM_KEYS, *tuned)).items():
                 raise UserError(
                     f"{run.folder} differs from {first_runs[0].folder} in {key} ({value!r} against {theirs!r}); "
@@ -178,6 +175,16 @@ def markdown(rows: list[ComparedArm], arms: dict[str, list[Run]]) -> str:
         lines += [f"Chosen for each arm by itself: {', '.join(keys)}.", ""]
     for r in rows:
         lines += [f"{r.arm}: the cost of {', '.join(r.unknown)} is not known and not counted.", ""] if r.unknown else []
+    for arm, runs in arms.items():
+        given = {(r.config.init_from, *r.config.transfer.sources.values()) for r in runs}
+        if len(runs) > 1 and len(given) == 1 and any(next(iter(given))):
+            lines += [f"{arm}: every seed starts from the same weights, so its spread lacks that of the warm-up.", ""]
+    results = [run.result for runs in arms.values() for run in runs]
+    if len(devices := {str(r.get("device")) for r in results}) > 1:
+        lines += [f"The runs used different devices ({'; '.join(sorted(devices))}): their times do not compare.", ""]
+    versions = sorted({f"{name} {version}" for r in results for name, version in r["versions"].items()})
+    if mixed := [v for v in versions if sum(v.split()[0] == other.split()[0] for other in versions) > 1]:
+        lines += [f"The runs used different versions: {', '.join(mixed)}.", ""]
     if several:
         lines += [
             f"p, Holm: two-sided paired t test, adjusted for {len(rows) - 1} comparisons; of {len(rows) - 1} "

@@ -4,6 +4,8 @@ Accuracies of a baseline and an arm at 25, 50, 75 and 100 % of the data; a part 
 seed. `vitwarm intervals` is its command line.
 """
 
+from typing import Any
+
 import numpy as np
 
 from vitwarm.budget.equivalence import Interval, equivalence
@@ -33,8 +35,8 @@ def holds(interval: Interval | None, share: float) -> bool:
     return interval is not None and (interval.low or 0) <= share <= (interval.high or np.inf)
 
 
-def measure(name: str, seeds: int, repeats: int) -> dict[str, float | str]:
-    """Coverage, width and bias in one case."""
+def measure(name: str, seeds: int, repeats: int) -> dict[str, float | str | None]:
+    """Coverage, width and bias in one case; no width where every interval is open."""
     rng = np.random.default_rng([seeds, len(name), *name.encode()])
     curve, noise = CURVES[name]
     truth = curve(np.array(BUDGETS))
@@ -48,7 +50,7 @@ def measure(name: str, seeds: int, repeats: int) -> dict[str, float | str]:
         "bootstrap": float(np.mean([holds(e.bootstrap, SHARE) for e in found])),
         "ceiling": bootstrap_ceiling(seeds),
         "open": 1 - len(closed) / repeats,
-        "width": float(np.median([i.high - i.low for i in closed])) if closed else float("nan"),
+        "width": float(np.median([i.high - i.low for i in closed])) if closed else None,
         "bias": float(np.mean(shares) - SHARE),
     }
 
@@ -58,7 +60,11 @@ HEAD = """\
 |---|---|---|---|---|---|---|---|"""
 
 
-def line(row: dict[str, float | str]) -> str:
+def line(row: dict[str, float | str | None]) -> str:
     """A case as a line of the table below `HEAD`."""
     shares = ("t_inversion", "bootstrap", "ceiling", "open", "width", "bias")
-    return f"| {row['curve']} | {row['seeds']} | {' | '.join(f'{100 * row[k]:.1f} %' for k in shares)} |"
+    return f"| {row['curve']} | {row['seeds']} | {' | '.join(_percent(row[k]) for k in shares)} |"
+
+
+def _percent(share: Any) -> str:
+    return "none" if share is None else f"{100 * share:.1f} %"

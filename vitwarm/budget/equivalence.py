@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from vitwarm.budget.statistics import Array, isotonic, paired_interval, resamples, t_quantile
+from vitwarm.budget.statistics import Array, agree, isotonic, paired_interval, resamples, t_quantile
 
 REACHED, AT_MOST, NEVER, UNKNOWN = "reached", "at most", "never", "unknown"
 
@@ -115,8 +115,8 @@ def _hull(places: Array, gains: Array, estimate: float, confidence: float) -> In
 
 def _accepted(left: Array, right: Array, confidence: float) -> list[float]:
     """Weights w in [0, 1] that bound where the t test of (1 - w) left + w right accepts zero."""
-    if len(left) < 2:
-        return [0.0, 1.0]  # the test rejects nothing
+    if agree(left) or agree(right):
+        return [0.0, 1.0]  # the test rejects nothing: that seeds agree at a budget is no precision
     slope = right - left
     (constant, cross), (_, square) = np.cov(left, slope)
     k = t_quantile(len(left), confidence) ** 2 / len(left)
@@ -130,7 +130,7 @@ def _accepted(left: Array, right: Array, confidence: float) -> list[float]:
 
 def _bootstrap(places: Array, gains: Array, confidence: float) -> Interval | None:
     whole = gains[:, np.isfinite(gains).all(0)]
-    if whole.shape[1] < 2:
+    if all(agree(pairs) for pairs in whole):
         return None
     means = whole[:, resamples(whole.shape[1])].mean(2).T
     found = _crossing(places, isotonic(means, np.ones_like(means)))

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from vitwarm.amounts import Amount
 from vitwarm.budget.cells import DONE, MARKS, WAITING, Status, counts, folder_of
-from vitwarm.budget.compare import ARM_KEYS
+from vitwarm.budget.comparable import ARM_KEYS
 from vitwarm.budget.metrics import measured
 from vitwarm.budget.plan import UNITS, Plan
 from vitwarm.budget.runs import Run, is_finite
@@ -179,6 +179,7 @@ def make_grid(plan: Plan, runs: Path, measure: Callable[[Config], dict[str, Work
                 "known here; use a recipe with its own warm-up"
             )
         work[name] = measure(config)
+        _check_length(plan, name, work[plan.baseline][stage].samples, work[name][stage].samples, config)
     by_hash: dict[str, Cell] = {}
     full_runs: dict[tuple[str, int], Cell] = {}
     for budget in reversed(plan.budgets):
@@ -211,6 +212,14 @@ def _check_arm(plan: Plan, name: str, baseline: Config, config: Config) -> None:
         raise UserError(
             f"plan {plan.name}: arm {name} differs from {plan.baseline} in {key} ({ours!r} against {theirs!r}); "
             "arms may differ only in how the trunk starts, and in keys that the plan names under tuned"
+        )
+
+
+def _check_length(plan: Plan, name: str, baseline: float, own: float, config: Config) -> None:
+    if abs(own - baseline) > config.train.global_batch:  # a step that is not full
+        raise UserError(
+            f"plan {plan.name}: at the full budget arm {name} sees {own:,.0f} samples, {plan.baseline} "
+            f"{baseline:,.0f}; a budget is a share of one length, so take what sets them apart out of tuned"
         )
 
 

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from vitwarm.amounts import Amount
+from vitwarm.budget.comparable import check_tuned
 from vitwarm.budget.metrics import METRICS
-from vitwarm.checks import KEYS, SECTIONS, nearest
+from vitwarm.checks import SECTIONS, nearest
 from vitwarm.config import Config
 from vitwarm.errors import UserError
 from vitwarm.files import expanded
@@ -201,6 +202,9 @@ def read_plan(path: Path, overrides: dict[str, str] | None = None) -> Plan:
     for key, known in (("setting", SETTINGS), ("unit", UNITS), ("points", POINTS), ("metric", METRICS)):
         if key in tree and (not isinstance(tree[key], str) or tree[key] not in known):
             raise UserError(f"{where(key)}: {key} is one of {', '.join(known)}, not {tree[key]!r}")
+    labels = [arm.label or name.replace("_", " ") for name, arm in arms.items()]
+    if twice := next((label for label in labels if labels.count(label) > 1), None):
+        raise UserError(f"{path}: arms: two are called {twice!r} in the report; give them labels that differ")
     plain = {key: tree[key] for key in ("setting", "unit", "points", "metric") if key in tree}
     images = _positive(where("train_images"), tree, "train_images")
     plan = Plan(
@@ -303,9 +307,7 @@ def _seeds(where: str, values: Any) -> tuple[int, ...]:
 
 def _tuned(where: str, keys: Any) -> tuple[str, ...]:
     keys = keys if isinstance(keys, list) else [keys]
-    for key in keys:
-        if not isinstance(key, str) or key not in KEYS:
-            raise UserError(f"{where}: tuned: no key {key}{nearest(str(key), KEYS)}")
+    check_tuned(keys, f"{where}: ")
     return tuple(keys)
 
 

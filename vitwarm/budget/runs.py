@@ -2,7 +2,7 @@
 
 import glob
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ from vitwarm.errors import UserError
 from vitwarm.files import expanded
 from vitwarm.reading import read_json, read_json_lines
 from vitwarm.recipe import SMOKE, frozen_hash, read_frozen, recipe_hash
+from vitwarm.run_folder import DATA
 
 WARMUP, EXPORT = "warmup", "export"  # a stage; folders of a run
 
@@ -24,12 +25,14 @@ class Run:
         config: its resolved recipe.
         hash: hash of that recipe.
         result: content of result.json.
+        data: content of data.json: what the main stage read -> its digest or size; empty where it computes its data.
     """
 
     folder: Path
     config: Config
     hash: str
     result: dict[str, Any]
+    data: dict[str, Any] = field(default_factory=dict)
 
     @property
     def flops(self) -> float:
@@ -120,7 +123,8 @@ def read_run(folder: Path) -> Run:
         for key in ("samples", "seconds", "flops"):
             if not is_finite(outcome.get(key) if isinstance(outcome, dict) else None):
                 raise UserError(f"{file}: stages.{stage}.{key} is no finite number; run the recipe again")
-    return Run(folder, config, recipe_hash(config), result)
+    data = read_json(folder / DATA) if (folder / DATA).is_file() else {}
+    return Run(folder, config, recipe_hash(config), result, data)
 
 
 def is_finite(value: object) -> bool:

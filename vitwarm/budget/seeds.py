@@ -8,10 +8,12 @@ from pathlib import Path
 
 import numpy as np
 
+from vitwarm.budget.comparable import ARM_KEYS, SEED_KEYS, other_data
 from vitwarm.budget.metrics import metric_of
 from vitwarm.budget.runs import Run, is_finite
 from vitwarm.budget.statistics import paired_interval
 from vitwarm.budget.style import INK, colour_of, draw_level, style
+from vitwarm.checks import differences
 from vitwarm.errors import UserError
 from vitwarm.plotting import load_matplotlib, new_figure, save_figure
 
@@ -26,6 +28,7 @@ class SeedRow:
         difference: mean difference to the first arm, paired by seed; None for that arm itself.
         low, high: its 95 % t interval; None for a single seed.
         start: how the main stage's weights came about, of the first seed.
+        other_keys: keys in which the recipe differs from the first arm's beyond its start.
     """
 
     panel: str
@@ -38,13 +41,15 @@ class SeedRow:
     recipe: str
     hashes: list[str]
     start: str
+    other_keys: list[str]
 
 
 def seed_rows(arms: dict[str, list[Run]], metrics: list[str]) -> list[SeedRow]:
     """Rows by panel, metric and arm.
 
     Raises:
-        UserError: an arm without the metric, or with other seeds than its panel's first arm.
+        UserError: an arm without the metric, of several recipes, or with other seeds than its panel's first arm; or
+            runs of a panel that read different data.
     """
     panels: dict[str, dict[str, list[Run]]] = {}
     for name, runs in arms.items():
@@ -55,6 +60,14 @@ def seed_rows(arms: dict[str, list[Run]], metrics: list[str]) -> list[SeedRow]:
         for metric in metrics:
             first: dict[int, float] = {}
             for arm, runs in members.items():
+                leader = members[next(iter(members))][0]
+                for run in runs:
+                    if changed := differences(runs[0].config, run.config, SEED_KEYS):
+                        raise UserError(
+                            f"{run.folder} differs from {runs[0].folder} in {next(iter(changed))}, in one arm"
+                        )
+                    if differing := other_data(run, leader):
+                        raise UserError(f"{run.folder} {differing}; run it again, or leave it out")
                 if any(metric not in r.result["metrics"] for r in runs):
                     raise UserError(f"{arm} has no metric {metric}; it has {', '.join(runs[0].result['metrics'])}")
                 if wrong := next((r for r in runs if not is_finite(r.result["metrics"][metric])), None):
@@ -64,20 +77,21 @@ def seed_rows(arms: dict[str, list[Run]], metrics: list[str]) -> list[SeedRow]:
                 baseline, first = not first, first or values
                 if list(values) != list(first):
                     raise UserError(f"{arm} has seeds {list(values)}, not {list(first)}; pairs need the same ones")
-                differences = np.array(list(values.values())) - np.array(list(first.values()))
-                low, high = (None, None) if baseline else paired_interval(differences)
+                paired = np.array(list(values.values())) - np.array(list(first.values()))
+                low, high = (None, None) if baseline else paired_interval(paired)
                 rows.append(
                     SeedRow(
                         panel,
                         arm,
                         metric,
                         values,
-                        None if baseline else float(differences.mean()),
+                        None if baseline else float(paired.mean()),
                         low,
                         high,
                         runs[0].config.name,
                         [r.hash for r in runs],
                         str(runs[0].result.get("start", "")),
+                        list(differences(leader.config, runs[0].config, ARM_KEYS)),
                     )
                 )
     return rows
@@ -100,7 +114,9 @@ def markdown(rows: list[SeedRow]) -> str:
         each = ", ".join(f"{v:.{digits}f}" for v in values)
         arm = r.arm.replace("|", "\\|")
         lines.append(f"| {arm} | {values.mean():.{digits}f} | {deviation} | {difference} | {each} |")
-    return "\n".join(lines[1:])
+    others = {f"{r.panel} {r.arm}".strip(): r.other_keys for r in rows if r.other_keys}
+    more = [f"{arm} differs from the first arm by more than its start: {', '.join(k)}." for arm, k in others.items()]
+    return "\n".join([*lines[1:], *([""] if more else []), *more])
 
 
 def plot(rows: list[SeedRow], path: Path) -> None:

@@ -71,13 +71,13 @@ def _t_test(differences: Array) -> Any:
 
 
 def bootstrap_interval(differences: Array, confidence: float = 0.95) -> tuple[float, float] | tuple[None, None]:
-    """Percentile bootstrap of the mean of paired differences; a single pair has none.
+    """Percentile bootstrap of the mean of paired differences; a single pair has none, nor have pairs that all agree.
 
     It never reaches beyond the smallest and the largest difference, so with n seeds it covers a symmetric truth at most
     `bootstrap_ceiling(n)` of the time, whatever its nominal level. Percentile and not BCa: BCa corrects for a skewness
     that it reads off the n values left out one by one, which with a handful of seeds is noise.
     """
-    if len(differences) < 2:
+    if agree(differences):
         return None, None
     means = differences[resamples(len(differences))].mean(1)
     low, high = np.quantile(means, [(1 - confidence) / 2, (1 + confidence) / 2])

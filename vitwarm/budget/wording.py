@@ -87,7 +87,7 @@ def _finding(study: Study, arm: ArmRow) -> tuple[str, str, str]:
     net = _net(study, arm)
     if found.share is None and found.interval and low >= found.covered[1]:
         return f"{seeds} rule out that anything is saved by", "or", ""
-    if high is None or not _adjusted(arm):
+    if high is None or not _better(study, arm):
         costly = ", and the warm-up costs more than it could save" if net and low + cost > 1 else ""
         return f"{seeds} do not show that anything is saved by", "or", costly
     if not net:
@@ -120,6 +120,11 @@ def _adjusted(arm: ArmRow) -> bool:
     """Whether the difference at the full budget is one among all comparisons of the study too; seeds that all agree
     show no spread, so that nothing can be said of it."""
     return arm.p_holm is not None and arm.p_holm < 0.05
+
+
+def _better(study: Study, arm: ArmRow) -> bool:
+    """Whether the arm's full budget shows a gain; a loss that is certain does not show that data are saved."""
+    return _adjusted(arm) and arm.difference.value is not None and (arm.difference.value > 0) == study.higher
 
 
 def _net(study: Study, arm: ArmRow) -> bool:

@@ -64,6 +64,8 @@ def parse_labelled(text: str, where: object) -> list[tuple[str, str]]:
     """
     header, rows = _table(text, where)
     name, label = (next((header.index(one) for one in known if one in header), None) for known in (_NAME, _LABEL))
+    if label is None and len(header) > 2:  # which of the others it is, nobody knows
+        raise UserError(f"{where}: no column of its header is one of classes; call it label")
     if name is None or label is None:
         name, label = 0, 1
     columns = len(header) or max(label + 1, min(map(len, rows), default=0))

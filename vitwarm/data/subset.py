@@ -93,7 +93,10 @@ def subset_size(spec: str, num_samples: int) -> int:
     Raises:
         UserError: it is neither, or more than there are.
     """
-    amount = Amount.parse(spec, "images.subset")
+    try:
+        amount = Amount.parse(spec, "images.subset")
+    except UserError as error:
+        raise UserError(f"{error}; a file of names has a / in it, or ends in .txt") from None
     if amount.unit not in ("%", "samples"):
         raise UserError(f"images.subset: cannot use {spec!r}; write a share '10%', '1300 samples', or a .txt of names")
     exact = amount.value / 100 * num_samples if amount.unit == "%" else amount.value

@@ -5,10 +5,13 @@ from pathlib import Path
 from vitwarm.budget.cells import DONE, Folders, require_whole
 from vitwarm.budget.launch import Launch, carry_out
 from vitwarm.cost import estimate
+from vitwarm.errors import UserError
 from vitwarm.lab.grid import LabCell, make_lab
 from vitwarm.lab.outcomes import find_outcomes
 from vitwarm.lab.plan import LabPlan
 from vitwarm.lab.report import write_report
+from vitwarm.recipe import read_frozen
+from vitwarm.run_folder import RECIPE
 
 RUNS = "runs"
 
@@ -31,9 +34,7 @@ class LabFolder:
 
     def __init__(self, plan: LabPlan, out: Path, launch: Launch, runs: Path | None = None):
         self.out, self.launch = out, launch
-        runs, here = runs or out / RUNS, Path.cwd()
-        if runs.is_relative_to(here):  # the path of a warm-up is part of the hash of what starts from it: one spelling
-            runs = runs.relative_to(here)
+        runs = _as_named(runs or out / RUNS)
         self.lab = make_lab(plan, runs)
         self.folders = Folders(runs, out)
 
@@ -63,6 +64,28 @@ class LabFolder:
         found = find_outcomes(self.lab, self.folders.statuses(self.lab), self.out, command)
         files = write_report(found, self.out)
         return "\n".join([*found.headline(), f"written: {files[0]}"])
+
+
+def _as_named(runs: Path) -> Path:
+    """The folder of runs as the recipes in it name it: the path of a warm-up is part of the hashes of its tasks.
+
+    Raises:
+        UserError: they name it from another directory, so that no finished cell would be known here.
+    """
+    there, here = runs.resolve(), Path.cwd()
+    for file in sorted(runs.glob(f"*/{RECIPE}")):
+        try:
+            config = read_frozen(file)
+        except UserError:
+            continue  # reported by the cell whose folder it is
+        for source in filter(None, (config.init_from, *config.transfer.sources.values())):
+            named = Path(source).parent
+            if named.resolve() == there:
+                return named
+            if not named.is_absolute() and there.parts[-len(named.parts) :] == named.parts:
+                begun = Path(*there.parts[: -len(named.parts)])
+                raise UserError(f"the runs in {runs} name their warm-ups as seen from {begun}; start the command there")
+    return runs.relative_to(here) if runs.is_relative_to(here) else runs
 
 
 def _kind(cell: LabCell) -> tuple:

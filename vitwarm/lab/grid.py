@@ -130,6 +130,7 @@ class _Maker:
 
     def _task(self, place: Place, seed: int) -> LabCell:
         plan = self.plan
+        self._check_part(place)
         sources = {} if place.warmup == NONE else plan.warmups[place.warmup].sources or {"": place.warmup}
         warmups = {groups: self._warmup(name, place.setting, seed) for groups, name in sources.items()}
         words = plan.task_words(place.task, place.warmup, place.part, place.setting)
@@ -139,6 +140,17 @@ class _Maker:
             self._check_fit(cell, warmups)
             self.fitting.add(place)
         return cell
+
+    def _check_part(self, place: Place) -> None:
+        """Refuse keys that would make another part of one: the tables would show it under the part's name."""
+        plan, setting = self.plan, self.plan.settings[place.setting]
+        own = plan.parts[place.part].set if place.warmup != NONE else {}
+        later = {f"settings.{place.setting}": {**setting.set, **setting.warmups.get(place.warmup, {})}}
+        for where, keys in (later | {"the command line": plan.overrides}).items():
+            if key := next((key for key in own if key in keys), None):
+                raise UserError(
+                    f"plan {plan.name}: {where} sets {key}, which is what parts.{place.part} stands for; add a part"
+                )
 
     def _check_fit(self, cell: LabCell, warmups: dict[str, LabCell]) -> None:
         """Refuse what a run would refuse only when its warm-ups are trained: the same transfer, of fresh weights."""

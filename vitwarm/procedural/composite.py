@@ -255,7 +255,12 @@ class Curriculum(Rule):
             raise ValueError(f"curriculum: level 0 needs sequences of {first} tokens, got {length}")
         last = self.last_level(length)
         for level in range(min(self.level, last), last + 1):  # of all that may come, not of this one alone
-            self.rule.check_length(self.rule.length_of(self.start + self.step * level))
+            try:
+                self.rule.check_length(self.rule.length_of(self.start + self.step * level))
+            except ValueError as error:
+                raise ValueError(
+                    f"curriculum: level {level}: {error} (start={self.start}, step={self.step})"
+                ) from error
 
     def draw(self, rng: np.random.Generator, count: int, length: int) -> Sequences:
         rows = self.rule.sample(rng, count, self._content_length(length))

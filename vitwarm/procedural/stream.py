@@ -58,6 +58,28 @@ def _hide(tokens: np.ndarray, masked: np.ndarray, mask_id: int) -> np.ndarray:
     return inputs
 
 
+def _check_drawn(rule: Rule, drawn: Sequences, length: int) -> None:
+    """Refuse what a loss would fail on, or train on in silence.
+
+    Raises:
+        ValueError: naming the rule.
+    """
+    for name, kind in {"tokens": np.int64, "scored": bool, "determined": bool}.items():
+        array = getattr(drawn, name)
+        if array.shape != (CHUNK, length) or array.dtype != kind:
+            raise ValueError(
+                f"{rule.name}: draw gave {name} of shape {array.shape} and type {array.dtype}, not {(CHUNK, length)} "
+                f"and {np.dtype(kind)}"
+            )
+    low, high = int(drawn.tokens.min()), int(drawn.tokens.max())
+    if low < 0 or high >= rule.vocab.size:
+        raise ValueError(
+            f"{rule.name}: draw gave tokens {low} to {high}; its vocabulary has 0 to {rule.vocab.size - 1}"
+        )
+    if (drawn.tokens == Vocab.mask).any():
+        raise ValueError(f"{rule.name}: draw gave MASK (token {Vocab.mask}), which only the stream may put in")
+
+
 @dataclass(frozen=True)
 class MaskedRows:
     """A batch for the masked objective: inputs (B, N) int64, targets (B, N) int64, masked (B, N) bool."""
@@ -103,7 +125,11 @@ class RuleStream:
         """Sequences [index * CHUNK, (index + 1) * CHUNK)."""
         if index < 0:
             raise ValueError(f"chunk must be at least 0, got {index}")
-        return self.rule.sample(self._rng("rows", index), CHUNK, self.length)
+        drawn = self.rule.sample(self._rng("rows", index), CHUNK, self.length)
+        if "checked" not in self._last:  # of a rule that others wrote, once
+            _check_drawn(self.rule, drawn, self.length)
+            self._last["checked"] = True
+        return drawn
 
     def rows(self, start: int, stop: int) -> Sequences:
         """Sequences [start, stop) of the stream."""

@@ -107,6 +107,10 @@ def generate(
         raise UserError(f"temperature is {temperature!r}; give 0 for the most probable tokens, or a number above it")
     if top_k is not None and top_k < 1:
         raise UserError(f"top_k is {top_k!r}; give 1 or more, or leave it out")
+    if top_k is not None and not temperature:
+        raise UserError(
+            f"top_k={top_k} has no effect at temperature 0; give a temperature such as 0.8, or leave it out"
+        )
     generator = torch.Generator().manual_seed(int(keyed_rng(seed, "generate").integers(2**63)))
     store = KVCache(len(in_order(decoder.blocks, decoder.middle_runs)), prompt + count) if cache else None
     modes = [(module, module.training) for module in decoder.modules()]

@@ -114,29 +114,32 @@ def test_at_its_own_width_a_core_is_copied_to_first_middle_and_last(depth):
     assert torch.equal(made["norm.weight"], core.norm.weight)
 
 
-def test_expanded_heads_attend_as_the_cores_do_and_outputs_keep_their_size(monkeypatch):
-    """On tokens that are copies side by side; r copies agree here, so queries and keys are sqrt(r) times as large."""
-    noiseless(monkeypatch)
-    core, target = model(0, **CORE), model(1, embed_dim=96, depth=3, num_heads=6)
+@pytest.mark.parametrize("copies", [2, 3])
+@torch.no_grad()
+def test_copies_side_by_side_compute_what_each_does(copies):
+    core, target = model(0, **CORE).eval(), model(1, embed_dim=48 * copies, depth=3, num_heads=3 * copies).eval()
     target.load_state_dict(state(target) | resize(state(core), target, "expand", heads=3, seed=0), strict=True)
-    x = torch.randn(2, 7, 48)
-    with torch.no_grad():
-        small = core.blocks[1].attn.qkv(core.blocks[1].norm1(x)) - core.blocks[1].attn.qkv.bias
-        large = (
-            target.blocks[1].attn.qkv(target.blocks[1].norm1(torch.cat([x, x], -1))) - target.blocks[1].attn.qkv.bias
-        )
-    small, large = small.reshape(2, 7, 3, 3, 16), large.reshape(2, 7, 3, 6, 16)
-    for head in range(6):
-        torch.testing.assert_close(large[:, :, :, head], 2**0.5 * small[:, :, :, head % 3])
-    with torch.no_grad():  # copies that agree are averaged on the way out
-        values = torch.randn(5, 48)
-        torch.testing.assert_close(
-            target.blocks[1].attn.proj(torch.cat([values, values], -1)), core.blocks[1].attn.proj(values).repeat(1, 2)
-        )
-        hidden = torch.randn(5, 192)
-        torch.testing.assert_close(
-            target.blocks[1].mlp.fc2(torch.cat([hidden, hidden], -1)), core.blocks[1].mlp.fc2(hidden).repeat(1, 2)
-        )
+    x = torch.randn(copies, 2, 7, 48)
+    for own, block in zip(target.blocks, core.blocks, strict=True):
+        for name in ("attn", "mlp"):
+            each = torch.cat([block.get_submodule(name)(one) for one in x], -1)
+            torch.testing.assert_close(own.get_submodule(name)(torch.cat([*x], -1)), each, rtol=1e-4, atol=1e-5)
+    first, second = target.blocks[1].mlp.fc1.weight[:, :48], target.blocks[1].mlp.fc1.weight[:, 48:96]
+    assert not first[192:].any() and not second[:192].any() and torch.equal(first[:192], second[192:384])
+
+
+def test_a_part_of_a_copy_reads_and_writes_as_much():
+    """80 channels are a copy and two thirds of one, whose two heads and hidden units read what is there."""
+    core, target = model(0, **CORE), model(1, embed_dim=80, depth=3, num_heads=5)
+    made = resize(state(core), target, "expand", heads=3, seed=0)
+    fc1, own = made["blocks.0.mlp.fc1.weight"], state(core)["blocks.0.mlp.fc1.weight"]
+    assert torch.equal(fc1[:192, :48], own) and not fc1[:192, 48:].any() and not fc1[192:, :48].any()
+    torch.testing.assert_close(fc1[192:, 48:], own[:128, :32] * 1.5**0.5)
+    qkv, theirs = made["blocks.0.attn.qkv.weight"][:80], state(core)["blocks.0.attn.qkv.weight"][:32, :32]
+    torch.testing.assert_close(qkv[48:, 48:], theirs * 1.5**0.5)
+    torch.testing.assert_close(
+        made["blocks.0.attn.proj.weight"][48:, 48:], state(core)["blocks.0.attn.proj.weight"][:32, :32] * 1.5**0.5
+    )
 
 
 @pytest.mark.parametrize("width", [48, 96, 144])
@@ -153,27 +156,30 @@ def test_what_a_block_adds_to_independent_tokens_is_as_large_at_every_width(widt
 
 
 @pytest.mark.parametrize(("width", "heads"), [(48, 1), (96, 3), (96, 2), (144, 3)])
-def test_logits_of_wider_heads_are_those_of_the_cores_head(width, heads, monkeypatch):
-    """The first head's logit between x and y, by hand: channels come in whole copies of 16."""
+def test_logits_of_a_wider_head_are_the_mean_of_those_of_its_copies(width, heads, monkeypatch):
+    """The first head's logit between x and y, by hand: channels come in whole copies of 16, each on its own part."""
     noiseless(monkeypatch)
     core, target = model(0, **CORE), model(1, embed_dim=width, depth=3, num_heads=heads)
     made = resize(state(core), target, "expand", heads=3, seed=0)
     channels, x, y = width // heads, torch.randn(width), torch.randn(width)
     own_q, own_k = (core.blocks[0].attn.qkv.weight.detach()[i * 48 : i * 48 + 16] for i in (0, 1))
     q, k = (made["blocks.0.attn.qkv.weight"][i * width : i * width + channels] for i in (0, 1))
-    folded_x, folded_y = (v.reshape(-1, 48).sum(0) / (width / 48) ** 0.5 for v in (x, y))
-    expected = (own_q @ folded_x) @ (own_k @ folded_y) / 16**0.5
-    torch.testing.assert_close((q @ x) @ (k @ y) / channels**0.5, expected, rtol=1e-4, atol=1e-5)
+    each = [(own_q @ one) @ (own_k @ other) for one, other in zip(x.reshape(-1, 48), y.reshape(-1, 48), strict=True)]
+    expected = np.mean([each[copy % len(each)].item() for copy in range(channels // 16)]) / 16**0.5
+    assert ((q @ x) @ (k @ y) / channels**0.5).item() == pytest.approx(expected, rel=1e-4, abs=1e-5)
 
 
-def test_copies_of_a_unit_do_not_stay_equal():
+def test_units_that_are_repeated_do_not_stay_equal():
     core = model(0, **CORE)
-    target = model(1, embed_dim=96, depth=3, num_heads=6)
+    target = model(1, embed_dim=48, depth=3, num_heads=3, mlp_ratio=8)  # twice the hidden units on the same channels
     made = [resize(state(core), target, "expand", heads=3, seed=s)["blocks.0.mlp.fc1.weight"] for s in (0, 0, 1)]
     assert torch.equal(made[0], made[1]) and not torch.equal(made[0], made[2])
     first, copy = made[0][:192], made[0][192:]
     ratio = ((first - copy).square().mean() / (2 * first.square().mean())).sqrt().item()
     assert ratio == pytest.approx(0.1, rel=0.1)
+    wider = resize(state(core), model(1, embed_dim=96, depth=3, num_heads=6), "expand", heads=3, seed=0)
+    again = resize(state(core), model(1, embed_dim=96, depth=3, num_heads=6), "expand", heads=3, seed=1)
+    assert all(torch.equal(tensor, again[name]) for name, tensor in wider.items())  # no two equal units, no noise
 
 
 @pytest.mark.parametrize("name", ["vit_small_patch16_224", "deit3_small_patch16_224", "vit_base_patch16_clip_224"])

@@ -1,16 +1,21 @@
-"""A core of three blocks, {first, middle, last}, spread over a model of any depth and any larger width.
+"""A core of three blocks, {first, middle, last}, becomes the trunk of a model of any depth and any larger width.
 
-The three are copied to any depth, and tiled to any larger width:
+The three are copied to any depth. A wider model gets copies of the core side by side: every copy has channels of the
+residual stream, heads and hidden units of its own, and reads and writes its own channels alone; what would lead from
+one copy to another starts at 0. So each computes what the core does, on what it receives from a fresh stem. The public
+code tiles the matrices instead, so that every copy reads the mean of all channels and writes the same to all: that
+loses what the core gains (docs/results/starts.md).
 
-| axis of a matrix | made of | the matrix is divided by |
-|---|---|---|
-| residual stream | copies of the core's channels | sqrt(r): what the copies receive from a fresh stem is independent |
-| attention heads | copies of heads; in a wider head its channels repeat | r: what the copies say is the same |
-| hidden units of the MLP | copies of units; where there are fewer, evenly spread ones | r, or sqrt(r) where r < 1 |
+| axis of a matrix | copies of |
+|---|---|
+| residual stream | the core's channels |
+| attention heads | heads; the channels of a wider head are those of several copies, whose logits are averaged |
+| hidden units of the MLP | units; where there are fewer, evenly spread ones |
 
-where r is the new length of the matrix's inputs over the core's. So a block's output is as large as the core's. Queries
-and keys of wider heads shrink to keep the logits. Norms and biases are tiled along. To what was tiled comes noise of
-`NOISE` times its root mean square: two units with equal weights would get equal gradients forever.
+The last copy may be a part. Where one axis has more copies than the other, several share those of the other. With r the
+inputs that a unit has over those in the core, its weights are divided by sqrt(r), since copies in the stream differ, or
+by r where copies of heads or hidden units say the same: a block's output is as large as the core's. To matrices that
+repeat a unit so comes noise of `NOISE` times its root mean square: equal weights would get equal gradients forever.
 
 Where a model stores a block's tensors in another way than a plain block does, each of them takes its part of the plain
 block of the model's size (`Family.counterparts`):
@@ -102,19 +107,19 @@ def expand(core: Mapping[str, Tensor], model: nn.Module, heads: int | None, seed
             }
         elif type(block).__name__ in _POST_NORM:
             own = _without_norms(own)
-        tiling = _Tiling(own, heads, narrow // heads, family.size(block), prefix, seed)
+        widening = _Widening(own, heads, narrow // heads, family.size(block), prefix, seed)
         for name, parts in counterparts.items():
-            if group_of(prefix + name) == "embedding" or (tensor := tiling.fill(name, parts, state[name])) is None:
+            if group_of(prefix + name) == "embedding" or (tensor := widening.fill(name, parts, state[name])) is None:
                 continue
             made[prefix + name] = tensor
-            if None in parts and not tiling.gated:
+            if None in parts and not widening.gated:
                 made.partly[prefix + name] = "the half that the gate multiplies; the source has no gates"
         taken = {atom for n, parts in counterparts.items() for part in (*parts, n) if part for atom in atoms(part)}
         left = {atom for n in own for atom in atoms(n)} - taken
         gated = any(None in parts for parts in counterparts.values())
         if wrong := sorted(n for n in left if not n.endswith("bias")):
             raise UserError(f"the core does not fit the model: its {type(block).__name__} has no place for {wrong[0]}")
-        if tiling.gated and not gated:
+        if widening.gated and not gated:
             raise UserError(f"the core's MLPs are gated, those of the model's {type(block).__name__} are not")
         unused |= {f"blocks.*.{n}" for n in left}
     made.unused = dict.fromkeys(sorted(unused), "the model has no such tensor")
@@ -124,6 +129,11 @@ def expand(core: Mapping[str, Tensor], model: nn.Module, heads: int | None, seed
 def _places(new: int, old: int) -> Tensor:
     """Which of `old` places each of `new` is made of: all in turn, or evenly spread ones."""
     return torch.from_numpy(np.arange(new) % old if new >= old else every(old, new))
+
+
+def _copies(new: int, old: int) -> Tensor:
+    """Which copy of `old` places each of `new` belongs to."""
+    return torch.arange(new) // old
 
 
 def atoms(name: str) -> list[str]:
@@ -142,7 +152,7 @@ def _without_norms(own: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return own
 
 
-class _Tiling:
+class _Widening:
     """One block of a core becomes one of a model.
 
     Args:
@@ -156,10 +166,18 @@ class _Tiling:
     def __init__(self, own: Mapping[str, Tensor], heads: int, channels: int, size: BlockSize, prefix: str, seed: int):
         self.own, self.size, self.prefix, self.seed = own, size, prefix, seed
         self.inner, self.gain = heads * channels, (channels / size.channels) ** 0.25
-        kv = np.arange(size.kv_heads) % heads
+        kv = np.arange(size.kv_heads)
         rows = {"q": kv.repeat(size.heads // size.kv_heads), "k": kv, "v": kv}
-        within = np.arange(size.channels) % channels
-        self.rows = {n: torch.from_numpy((order[:, None] * channels + within).ravel()) for n, order in rows.items()}
+        within = np.arange(size.channels)
+        self.rows = {
+            n: torch.from_numpy((order[:, None] % heads * channels + within % channels).ravel())
+            for n, order in rows.items()
+        }
+        several = -(-size.channels // channels)  # copies whose channels a wider head has
+        self.copies = {
+            n: torch.from_numpy((order[:, None] // heads * several + within // channels).ravel())
+            for n, order in rows.items()
+        }
         fc1, fc2 = own.get("mlp.fc1.weight"), own.get("mlp.fc2.weight")
         self.gated = fc1 is not None and fc2 is not None and len(fc1) == 2 * fc2.shape[1]
         self.plain: dict[str, Tensor] = {}
@@ -221,24 +239,42 @@ class _Tiling:
                     f"the core's {origin} has {size} rows, not {self.inner}: heads must not share their keys"
                 )
             rows = torch.cat([p * size + self.rows[letter] for p, letter in enumerate(letters)])
+            copies = torch.cat([self.copies[letter] for letter in letters])
         elif origin.startswith("mlp.fc1.") and self.gated:
-            half = _places(shape[0] // 2, len(tensor) // 2)
-            rows = torch.cat([half, half + len(tensor) // 2])
+            half = len(tensor) // 2
+            rows = torch.cat([p * half + _places(shape[0] // 2, half) for p in (0, 1)])
+            copies = _copies(shape[0] // 2, half).repeat(2)
         else:
-            rows = _places(shape[0], len(tensor))
+            rows, copies = _places(shape[0], len(tensor)), _copies(shape[0], len(tensor))
         made = tensor[rows]
         if scaled := sum(len(self.rows[letter]) for letter in letters if letter != "v"):
             made[:scaled] *= self.gain  # queries, keys: logits add up over channels
         if made.ndim == 2:
-            ratio, projects = shape[1] / tensor.shape[1], origin == "attn.proj.weight"
-            coherent = ratio >= 1 and (projects or origin == "mlp.fc2.weight")
+            projects = origin == "attn.proj.weight"
             columns = self.rows["q"] if projects else _places(shape[1], tensor.shape[1])
-            made = made[:, columns] / (ratio if coherent else ratio**0.5)
-        if made.ndim == 2 and not made.is_meta and (made.shape != tensor.shape or self.size.copies > 1):
-            rng = keyed_rng(self.seed, "expand", self.prefix + name)
-            noise = torch.from_numpy(rng.standard_normal(tuple(made.shape), dtype=np.float32))
-            made = made + NOISE * made.square().mean().sqrt() * noise
+            from_copies = self.copies["q"] if projects else _copies(shape[1], tensor.shape[1])
+            made = self._side_by_side(made[:, columns], copies, from_copies, tensor.shape[1], origin)
+            repeats = copies.max() != from_copies.max() or self.size.copies > 1
+            if repeats and not made.is_meta:
+                rng = keyed_rng(self.seed, "expand", self.prefix + name)
+                noise = torch.from_numpy(rng.standard_normal(tuple(made.shape), dtype=np.float32))
+                made = made + NOISE * made.square().mean().sqrt() * noise
         return made.contiguous()
+
+    def _side_by_side(self, made: Tensor, to: Tensor, source: Tensor, inputs: int, origin: str) -> Tensor:
+        """A matrix without what leads from one copy of the core to another.
+
+        Args:
+            made: (rows, columns).
+            to, source: copy that each row and each column belongs to.
+            inputs: columns in the core.
+            origin: name in the core.
+        """
+        shared = 1 + min(int(to.max()), int(source.max()))  # copies of both axes: those beyond join these in turn
+        own = ((to % shared)[:, None] == source % shared).to(made.device)
+        ratio = own.sum(1, keepdim=True) / inputs
+        same = origin in ("attn.proj.weight", "mlp.fc2.weight")  # is what copies that are read say
+        return made * own / torch.where((ratio >= 1) & same, ratio, ratio.sqrt())
 
 
 def _whole(part: str) -> str:

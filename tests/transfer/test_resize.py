@@ -177,6 +177,9 @@ def test_units_that_are_repeated_do_not_stay_equal():
     first, copy = made[0][:192], made[0][192:]
     ratio = ((first - copy).square().mean() / (2 * first.square().mean())).sqrt().item()
     assert ratio == pytest.approx(0.1, rel=0.1)
+    apart = model(1, embed_dim=96, depth=3, num_heads=6, mlp_ratio=8)
+    fc1 = resize(state(core), apart, "expand", heads=3, seed=0)["blocks.0.mlp.fc1.weight"]
+    assert not fc1[:192, 48:].any() and not torch.equal(fc1[:192, :48], fc1[384:576, :48])  # noise within a copy alone
     wider = resize(state(core), model(1, embed_dim=96, depth=3, num_heads=6), "expand", heads=3, seed=0)
     again = resize(state(core), model(1, embed_dim=96, depth=3, num_heads=6), "expand", heads=3, seed=1)
     assert all(torch.equal(tensor, again[name]) for name, tensor in wider.items())  # no two equal units, no noise

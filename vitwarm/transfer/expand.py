@@ -191,7 +191,7 @@ class _Widening:
             own: the model's, which stays where the core has nothing for a part.
         """
         if name in self.own and self.gated >= (None in parts):
-            return self._tile(name, name, own.shape)
+            return self._widened(name, name, own.shape)
         known = {part: self._shape(part) for part in parts if part}
         if not (given := [part for part in known if _whole(part) in self.own]):
             return None
@@ -222,14 +222,14 @@ class _Widening:
         """A plain block's tensor, or a third of one, in the model's size."""
         name, whole = branch + part, _whole(part)
         if whole == part:
-            made = self._tile(name, part, self._shape(part))
+            made = self._widened(name, part, self._shape(part))
             return made / self.size.copies if part.startswith(("attn.proj.", "mlp.fc2.")) else made
         if whole not in self.plain:
-            self.plain[whole] = self._tile(whole, whole, self._shape(whole))
+            self.plain[whole] = self._widened(whole, whole, self._shape(whole))
         thirds = self.plain[whole].split([len(rows) for rows in self.rows.values()])
         return thirds["qkv".index(part[len("attn.")])]
 
-    def _tile(self, name: str, origin: str, shape: Sequence[int]) -> Tensor:
+    def _widened(self, name: str, origin: str, shape: Sequence[int]) -> Tensor:
         """One tensor of the core in the given shape; `name` is the one that its noise is drawn for."""
         tensor, letters = self.own[origin], input_letters(origin)
         if letters:
@@ -253,28 +253,17 @@ class _Widening:
             projects = origin == "attn.proj.weight"
             columns = self.rows["q"] if projects else _places(shape[1], tensor.shape[1])
             from_copies = self.copies["q"] if projects else _copies(shape[1], tensor.shape[1])
-            made = self._side_by_side(made[:, columns], copies, from_copies, tensor.shape[1], origin)
+            shared = 1 + min(int(copies.max()), int(from_copies.max()))  # those beyond join the others in turn
+            own = ((copies % shared)[:, None] == from_copies % shared).to(made.device)
+            ratio = own.sum(1, keepdim=True) / tensor.shape[1]
+            coherent = projects or origin == "mlp.fc2.weight"
+            made = made[:, columns] * own / torch.where((ratio >= 1) & coherent, ratio, ratio.sqrt())
             repeats = copies.max() != from_copies.max() or self.size.copies > 1
             if repeats and not made.is_meta:
                 rng = keyed_rng(self.seed, "expand", self.prefix + name)
                 noise = torch.from_numpy(rng.standard_normal(tuple(made.shape), dtype=np.float32))
-                made = made + NOISE * made.square().mean().sqrt() * noise
+                made += NOISE * (made.square().sum() / own.sum()).sqrt() * noise * own
         return made.contiguous()
-
-    def _side_by_side(self, made: Tensor, to: Tensor, source: Tensor, inputs: int, origin: str) -> Tensor:
-        """A matrix without what leads from one copy of the core to another.
-
-        Args:
-            made: (rows, columns).
-            to, source: copy that each row and each column belongs to.
-            inputs: columns in the core.
-            origin: name in the core.
-        """
-        shared = 1 + min(int(to.max()), int(source.max()))  # copies of both axes: those beyond join these in turn
-        own = ((to % shared)[:, None] == source % shared).to(made.device)
-        ratio = own.sum(1, keepdim=True) / inputs
-        same = origin in ("attn.proj.weight", "mlp.fc2.weight")  # is what copies that are read say
-        return made * own / torch.where((ratio >= 1) & same, ratio, ratio.sqrt())
 
 
 def _whole(part: str) -> str:

@@ -19,7 +19,9 @@ from vitwarm.exports.gpt2 import from_gpt2
 from vitwarm.procedural import rule_class
 from vitwarm.recipe import build_recipe
 from vitwarm.run import run
+from vitwarm.stages import RuleStage, make_warmup
 from vitwarm.stages.warmup import fresh_trunk
+from vitwarm.training.batch import means
 from vitwarm.trunk import build_decoder
 from vitwarm.warming import _fit_schedule
 
@@ -120,6 +122,17 @@ def test_mixed_precision_around_it_changes_nothing(quiet):
     assert not differing(plain.state_dict(), around.state_dict())
 
 
+def test_half_precision_follows_the_weights(quiet):
+    """Within another autocast torch keeps its half copies of the weights, and the loss is that of the first step's."""
+    settings = {**quiet, "steps": 30, "eval_every": 30}
+    full, half, around = (small() for _ in range(3))
+    expected = vitwarm.warm_up(full, **settings).loss
+    found = vitwarm.warm_up(half, precision="bf16", **settings).loss
+    with torch.autocast("cpu", dtype=torch.float16):
+        assert vitwarm.warm_up(around, precision="bf16", **settings).loss == found
+    assert found == pytest.approx(expected, rel=0.02) and not differing(half.state_dict(), around.state_dict())
+
+
 def test_chance_is_the_best_constant_answer():
     """Of `set` with two symbols, counted here over the sequences that the dataset gives."""
     rule = {"name": "set", "symbols": 2}
@@ -131,6 +144,48 @@ def test_chance_is_the_best_constant_answer():
         if label != -100
     ]
     assert report.chance == pytest.approx(max(map(labels.count, set(labels))) / len(labels))
+
+
+def test_chance_is_that_of_the_level_that_was_measured(quiet):
+    """Every evaluation masters its level here, and the next one has other symbols to predict."""
+    rule = {"name": "curriculum", "rule": {"name": "set", "symbols": 4}, "start": 2, "step": 4, "threshold": 0.0}
+    report = vitwarm.warm_up(small(), **{**quiet, "rule": rule})
+    wanted = []
+    for level in range(3):
+        asked = [
+            label
+            for item in vitwarm.RuleDataset({**rule, "level": level}, 16, split="validation", samples=64)
+            for label in item["labels"].tolist()
+            if label != -100
+        ]
+        wanted.append(max(map(asked.count, set(asked))) / len(asked))
+    assert [entry["level"] for entry in report.curve] == [1, 2] and len(set(wanted)) == 3
+    assert [entry["chance"] for entry in report.curve] == pytest.approx(wanted[:2])
+    assert report.chance == report.curve[-1]["chance"]
+
+
+@pytest.mark.parametrize("objective", ["masked", "next_token", "next_state"])
+def test_a_decoder_keeps_its_own_dropout_as_in_a_recipe(tmp_path, quiet, objective):
+    settings = {**quiet, "rule": {"name": "eca", "width": 16}, "objective": objective, "length": 64}
+    warmup = {key: value for key, value in settings.items() if key not in ("steps", "progress")}
+    decoder = {"size": "2_2_16", "dropout": 0.3}
+    config = build_recipe(
+        {"model": {"decoder": decoder}, "warmup": {**warmup, "budget": "6 steps"}, "run.dir": str(tmp_path / "run")}
+    )
+    start = make_warmup(config, None).model if objective == "next_token" else fresh_trunk(config)
+    outcome = run(config)["metrics"]
+    report = vitwarm.warm_up(copy.deepcopy(start), **settings)
+    assert {name: report.curve[-1][name] for name in outcome} == outcome
+    assert vitwarm.warm_up(copy.deepcopy(start), **settings, dropout=0.0).loss != report.loss
+
+
+def test_a_gpt2_of_several_rates_of_dropout_needs_one():
+    config = GPT2Config(n_layer=2, n_head=2, n_embd=32, vocab_size=50, n_positions=40, attn_pdrop=0.0)
+    model, short = GPT2LMHeadModel(config), {"steps": 1, "length": 33, "val_rows": 8, "progress": False}
+    several = "several rates of dropout \\(attn_pdrop 0, embd_pdrop 0.1, resid_pdrop 0.1\\).*; give dropout=RATE"
+    with pytest.raises(UserError, match=several):
+        vitwarm.warm_up(model, "sort", **short)
+    assert vitwarm.warm_up(model, "sort", **short, dropout=0.1).steps == 1
 
 
 def test_a_gpt2_of_transformers_is_warmed_as_our_decoder_is():
@@ -188,6 +243,15 @@ def test_a_folder_resumes_and_no_folder_leaves_nothing(tmp_path, monkeypatch, qu
         vitwarm.warm_up(small(depth=3), dir="folder", **quiet)
     with pytest.raises(UserError, match="holds the warm-up of another model"):
         vitwarm.warm_up(small(num_heads=1), dir="folder", **quiet)  # of the same shapes
+
+
+def test_a_folder_of_0_1_has_no_chance_in_its_checkpoints(tmp_path, monkeypatch, quiet):
+    model, settings = small(), {**quiet, "dir": tmp_path / "folder"}
+    with monkeypatch.context() as patched:
+        patched.setattr(RuleStage, "metrics", lambda stage, totals: means(totals))
+        first = vitwarm.warm_up(model, **settings)
+    assert "chance" not in first.curve[-1]
+    assert vitwarm.warm_up(small(), **settings).chance == first.chance == vitwarm.warm_up(small(), **quiet).chance
 
 
 class Imitation(rule_class("dyck")):

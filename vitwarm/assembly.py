@@ -222,7 +222,8 @@ def _model_alone(config: Config) -> nn.Module:
         positions = warmup.length or positions  # as many as the warm-up trains
     vocab_size = rule_of(warmup.rule).vocab.size
     assert positions is not None  # a recipe that does not say was refused
-    return configured_decoder(warmup_decoder(config), vocab_size, positions, "text", seed=config.seed)
+    sizes, runs = (vocab_size, positions), warmup.middle_runs  # no main stage follows that would run the block once
+    return configured_decoder(warmup_decoder(config), *sizes, "text", seed=config.seed, middle_runs=runs)
 
 
 def _given_parts(config: Config, model: nn.Module) -> list[Part]:

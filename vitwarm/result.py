@@ -11,6 +11,7 @@ from vitwarm.assembly import Experiment
 from vitwarm.config import Config
 from vitwarm.exports.card import dataset_name
 from vitwarm.exports.layout import CONFIG, EXPORT, WARMUP
+from vitwarm.exports.weights import middle_runs_of
 from vitwarm.reading import read_json
 from vitwarm.recipe import recipe_hash
 
@@ -65,6 +66,7 @@ def provenance(
         "seed": config.seed,
         **start,
         "trained": trained,
+        **({"middle_runs": runs} if trained == WARMUP and (runs := config.warmup.middle_runs) > 1 else {}),
         **({"dataset": name} if (name := _dataset(config, trained)) else {}),
         "metrics": metrics or {},
         "versions": versions(),
@@ -114,6 +116,12 @@ def summary(result: dict[str, Any], folder: Path) -> str:
         metrics = result["metrics"]
         lines.append(f"top-1 accuracy {100 * metrics['top1']:.2f} % on {metrics['count']:.0f} images")
     export = folder.resolve() / EXPORT
+    if (runs := middle_runs_of(export)) > 1:  # which neither timm nor transformers would do
+        lines += [
+            f"a core, not a model to run (its middle block ran {runs} times); expand it into a model:",
+            f'  vitwarm.warm_start(model, "{folder.resolve()}", fit="expand")',
+        ]
+        return "\n".join(lines)
     described = read_json(export / CONFIG) if (export / CONFIG).is_file() else {}
     if "architectures" in described:
         architecture = described["architectures"][0]

@@ -44,7 +44,7 @@ from vitwarm.stages.ensemble import EnsembleStage, seed_log
 from vitwarm.training.checkpoint import Checkpoints, State
 from vitwarm.training.logins import check_wandb_login
 from vitwarm.training.loop import Context, check_compile, device_batch_size, train_stage
-from vitwarm.training.processes import Processes, start_accelerator
+from vitwarm.training.processes import Processes, plain_torch, start_accelerator
 from vitwarm.training.protocol import Stage
 from vitwarm.training.sharding import check_launcher, check_shardable, fsdp_requested
 from vitwarm.training.tracking import Tracker, check_trackers
@@ -194,6 +194,7 @@ def _carry_out(
     check_launcher()
     accelerator = _accelerator(together, held)
     processes = Processes(accelerator.process_index, accelerator.num_processes, accelerator.device)
+    held.enter_context(plain_torch(accelerator.device))
     folder, folders = run_folder(together), [run_folder(config) for config in configs]
     owners = {folder: together} | dict(zip(folders, configs, strict=True))
 
@@ -225,11 +226,12 @@ def _carry_out(
             check_push(together.run.push)
         check_wandb_login(together.run.wandb)
 
-    def check_compilers() -> None:
+    def check_stages() -> None:
         for stage in filter(None, (joint.warmup, joint.main)):
             check_compile(stage.optim, processes.device)
+            stage.rehearse(processes.device)
 
-    processes.all_do(check_compilers)
+    processes.all_do(check_stages)
     processes.main_does(check_logins)
     processes.check_stop(stop)
     processes.main_does(open_folders)

@@ -18,7 +18,7 @@ from vitwarm.checks import KEYS, nearest, rule_spec
 from vitwarm.config import Config
 from vitwarm.errors import UserError
 from vitwarm.exports.arguments import structure_of
-from vitwarm.exports.gpt2 import as_trunk
+from vitwarm.exports.gpt2 import as_trunk, is_gpt2_model, require_one_rate
 from vitwarm.files import expanded
 from vitwarm.keys import require_seed
 from vitwarm.procedural import Rule
@@ -31,7 +31,7 @@ from vitwarm.stages.warmup import sequence_length
 from vitwarm.training.checkpoint import Checkpoints
 from vitwarm.training.loop import Context, check_compile, device_batch_size, train_stage
 from vitwarm.training.optimizers import check_optimizer
-from vitwarm.training.processes import Processes
+from vitwarm.training.processes import Processes, plain_torch
 from vitwarm.training.tracking import Tracker, evaluations
 from vitwarm.transfer import Part, TransferReport, merge
 from vitwarm.trunk import Decoder, require_values, unwrap
@@ -55,7 +55,8 @@ class WarmUpReport:
         seconds, flops: of the training; FLOPs of matrix products.
         accuracy: share of right predictions on the validation sequences, behind the last step.
         loss: mean cross-entropy there, in nats.
-        chance: accuracy there of the best constant answer, which knows how often each symbol occurs and no more.
+        chance: accuracy there of the best constant answer, which knows how often each symbol occurs and no more; of a
+            curriculum, at the level of that evaluation.
         curve: each evaluation: `step`, `loss`, `accuracy`, ...
         transfer: what was copied into the model and what stays as it was.
     """
@@ -142,6 +143,8 @@ def warm_up(
     Selection.parse(words)
     with contextlib.ExitStack() as held:
         trunk = require_values(held.enter_context(as_trunk(target)))
+        if is_gpt2_model(target) and settings.get("dropout") is None:
+            require_one_rate(target)
         tree: dict[str, Any] = {
             "name": "warm_up",
             "seed": seed,
@@ -160,10 +163,7 @@ def warm_up(
         if "lr_warmup" not in settings:
             _fit_schedule(config, trunk)
         device = next(target.parameters()).device
-        held.enter_context(torch.inference_mode(False))  # also without gradients around it, it trains
-        held.enter_context(torch.enable_grad())
-        held.enter_context(torch.autocast(device.type, enabled=False))  # `precision` alone says how it computes
-        held.enter_context(torch.random.fork_rng(devices=[device] if device.type == "cuda" else []))
+        held.enter_context(plain_torch(device))
         stage = make_warmup(config, None, trunk)
         merge(copy_of(trunk), [Part(words, stage.trained_tensors(stage.model), "the warm-up")])  # before hours
         outcome, curve, trained = _train(stage, config, device, progress, on_log, on_eval, held)
@@ -181,7 +181,7 @@ def warm_up(
         flops=outcome["flops"],
         accuracy=metrics["accuracy"],
         loss=metrics["loss"],
-        chance=stage.chance(),
+        chance=metrics["chance"] if "chance" in metrics else stage.chance(),  # a folder of 0.1 lacks it
         curve=curve,
         transfer=report,
     )

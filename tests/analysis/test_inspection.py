@@ -6,7 +6,8 @@ import timm
 import torch
 from test_warm_start import FACTS, NAME, SMALL, model, trunk_file
 
-from vitwarm.analysis.inspection import inspect_trunk
+from vitwarm.analysis.inspection import attention_entropy, inspect_trunk
+from vitwarm.analysis.page import table
 from vitwarm.cli import call
 from vitwarm.config import Config, ModelConfig
 from vitwarm.errors import UserError
@@ -49,6 +50,33 @@ def test_a_head_without_preferences_has_entropy_one_and_a_sharp_one_nearly_none(
         np.testing.assert_allclose(found.entropy[:, 0], 1.0, atol=1e-5)
         assert (found.entropy[:, 1] < 0.1).all()
         assert inspect_trunk(net, DYCK, rows=4, length=16).lowest(2) == "heads=0:1+1:1"
+
+
+@pytest.mark.parametrize("decoder", [True, False])
+def test_a_block_that_runs_several_times_is_one_row(decoder):
+    """Its entropies are the mean of those that a deeper model has, whose blocks are copies."""
+    if decoder:
+        core = build_decoder("3_3_48", DYCK.vocab.size, 16, "x", seed=0, middle_runs=3)
+        deep = build_decoder("5_3_48", DYCK.vocab.size, 16, "x", seed=1)
+    else:
+        core, deep = model(0), model(1, depth=5)
+    with torch.no_grad():
+        for block in core.blocks:
+            block.attn.qkv.weight.mul_(20)
+    deep.load_state_dict({n: t for n, t in core.state_dict().items() if "blocks." not in n}, strict=False)
+    for i, origin in enumerate((0, 1, 1, 1, 2)):
+        deep.blocks[i].load_state_dict(core.blocks[origin].state_dict())
+    found = inspect_trunk(core, DYCK, rows=4, length=16, **({} if decoder else {"middle_runs": 3}))
+    each = inspect_trunk(deep, DYCK, rows=4, length=16).entropy
+    expected = np.stack([each[0], each[1:4].mean(0), each[4]])
+    np.testing.assert_allclose(found.entropy, expected, rtol=1e-5)
+    assert np.ptp(each[1:4], axis=0).max() > 0.01  # so that the mean is not any of them
+    assert table(found).count("\n| ") == 3 and "Block 1 ran 3 times" in table(found)
+    assert "Block 1 ran" not in table(inspect_trunk(deep, DYCK, rows=4, length=16))
+    if decoder:
+        tokens = torch.from_numpy(RuleStream(DYCK, 0, "validation", 16).rows(0, 4).tokens)
+        asked = torch.ones(tokens.shape, dtype=torch.bool)
+        np.testing.assert_allclose(attention_entropy(core, tokens, asked), expected, rtol=1e-5)
 
 
 def test_spectra_and_sizes_are_numpys():
@@ -133,6 +161,6 @@ def test_the_tool(tmp_path, capsys):
 def test_a_rule_by_name_is_that_rule():
     by_name = inspect_trunk(model(0), {"name": "dyck", "k": 4}, rows=2)
     np.testing.assert_array_equal(by_name.entropy, inspect_trunk(model(0), DYCK, rows=2).entropy)
-    for wrong in ({"rule": "dick"}, {"seed": "a"}, {"rows": 0}, {"length": 0}, {"length": 2.5}):
+    for wrong in ({"rule": "dick"}, {"seed": "a"}, {"rows": 0}, {"length": 0}, {"length": 2.5}, {"middle_runs": 0}):
         with pytest.raises(UserError, match="|".join(wrong)):
             inspect_trunk(model(0), **{"rule": DYCK, **wrong})

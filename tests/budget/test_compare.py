@@ -154,16 +154,18 @@ def test_what_an_arm_starts_from_is_part_of_its_cost(tmp_path):
         "second": [f"init_from={tmp_path}/both"],  # of a run that warmed up, its warmed model
         "third": [f"init_from={tmp_path}/both/export"],  # or what it trained
         "chain": [f"init_from={tmp_path}/first/export"],
+        "again": [f"init_from={tmp_path}/first"],  # which had no warm-up of its own: all of it
         "composed": [f"transfer.sources={{attention: {tmp_path}/warm, mlp: {tmp_path}/chain/export}}"],
         "foreign": ["init_from=timm:vit_tiny_patch16_224"],
     }
     for name, start in starts.items():
         write_run(tmp_path / name, 0.7, *start, recipe="digits_default")
+    (tmp_path / "first/warmup").mkdir()  # with what it was given
     rows = compare({name: read_arm(str(tmp_path / name)) for name in starts})
-    assert [r.flops / 1e9 for r in rows] == [3, 3, 5, 5, 7, 2]
-    assert [r.device_seconds for r in rows] == [50, 50, 90, 90, 130, 40]
-    assert [r.warmup_share for r in rows] == [0.5, 0.5, 0.5, 0.5, 0.5, 0]
-    assert [r.unknown for r in rows] == [[], [], [], [], [], ["timm:vit_tiny_patch16_224"]]
+    assert [r.flops / 1e9 for r in rows] == [3, 3, 5, 5, 5, 7, 2]
+    assert [r.device_seconds for r in rows] == [50, 50, 90, 90, 90, 130, 40]
+    assert [r.warmup_share for r in rows] == [0.5, 0.5, 0.5, 0.5, 0.5, 0.5, 0]
+    assert [r.unknown for r in rows] == [[], [], [], [], [], [], ["timm:vit_tiny_patch16_224"]]
 
 
 def test_one_seed_decides_nothing(arms):

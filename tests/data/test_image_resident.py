@@ -10,10 +10,11 @@ from scipy.ndimage import gaussian_filter
 from tarmaking import encode, write_tar
 
 from vitwarm.data import resident
+from vitwarm.data.decoding import decode
 from vitwarm.data.images import TrainTransform
 from vitwarm.data.loading import ImageDataset, train_loader
 from vitwarm.data.order import ImageOrder
-from vitwarm.data.resident import ResidentImages, resampling
+from vitwarm.data.resident import ResidentImages, check_resident, resampling
 from vitwarm.data.shards import ShardSet
 from vitwarm.errors import UserError
 
@@ -79,13 +80,31 @@ def test_subsets_damage_and_workers(tmp_path):
 def test_what_does_not_fit_is_refused(tmp_path, monkeypatch):
     for name in ("a", "b", "c"):
         (tmp_path / name).mkdir()
-    with pytest.raises(UserError, match="one is 9x8 and the first 8x8; leave images.resident off"):
-        ResidentImages(shards_of(tmp_path / "a", [(8, 8), (9, 8)]), TrainTransform(8), 0, None, CPU)
-    with pytest.raises(UserError, match="none of the images can be read"):
-        ResidentImages(shards_of(tmp_path / "b", [(8, 8)], broken=(0,)), TrainTransform(8), 0, None, CPU)
+    for refused in (check_resident, lambda shards, transform, *rest: ResidentImages(shards, transform, 0, *rest)):
+        with pytest.raises(UserError, match="one is 9x8 and the first 8x8; leave images.resident off"):
+            refused(shards_of(tmp_path / "a", [(8, 8), (9, 8)]), TrainTransform(8), None, CPU)
+        with pytest.raises(UserError, match="none of the images can be read"):
+            refused(shards_of(tmp_path / "b", [(8, 8)], broken=(0,)), TrainTransform(8), None, CPU)
+    check_resident(shards_of(tmp_path / "a", [(8, 8), (9, 8), (8, 8)]), TrainTransform(8), np.array([0, 2]), CPU)
     monkeypatch.setattr(resident, "_SHARE", 1e-12)
     with pytest.raises(UserError, match=r"1 images of 8x8 take 0.0 GiB, more than half of the .* free on cpu"):
-        ResidentImages(shards_of(tmp_path / "c", [(8, 8)]), TrainTransform(8), 0, None, CPU)
+        check_resident(shards_of(tmp_path / "c", [(8, 8)]), TrainTransform(8), None, CPU)
+
+
+@pytest.mark.parametrize("crop", ["rrc", "pad"])
+def test_only_images_of_another_size_are_decoded_to_be_refused(tmp_path, monkeypatch, crop):
+    """The second one is damaged behind its header, which is of another size; the third is not, once it is resized."""
+    sizes = [(16, 24), (40, 40), (32, 48) if crop == "pad" else (16, 24), (16, 24)]
+    members = [(f"{row}.jpg", encode(np.zeros((h, w, 3), np.uint8), "JPEG")) for row, (w, h) in enumerate(sizes)]
+    members[1] = (members[1][0], members[1][1][:-40])
+    labels = [(f"{row}.cls", b"0") for row in range(len(sizes))]
+    shards = ShardSet([write_tar(tmp_path / "t.tar", [m for pair in zip(members, labels, strict=True) for m in pair])])
+    decoded = []
+    monkeypatch.setattr(resident, "decode", lambda data: decoded.append(data) or decode(data))
+    check_resident(shards, TrainTransform(16, crop=crop), None, CPU)
+    assert [len(data) for data in decoded] == [len(members[0][1]), len(members[1][1])]
+    images = ResidentImages(shards, TrainTransform(16, crop=crop), 0, None, CPU)
+    assert [images[0, row]["valid"] for row in range(4)] == [True, False, True, True]
 
 
 def test_only_places_travel_to_spawned_processes(tmp_path):

@@ -70,6 +70,18 @@ def test_a_reader_resumes_where_its_state_was_taken():
         RuleDataset("set", 24).load_state_dict(dataset.state_dict())
 
 
+def test_workers_refuse_a_state_that_was_loaded_outside_of_them():
+    """Each of them would leave out what the one reader of the state has read, and more."""
+    dataset = RuleDataset("set", 24, samples=SAMPLES)
+    reader = iter(dataset)
+    begun = [tuple(next(reader)["input_ids"].tolist()) for _ in range(300)]
+    other = RuleDataset("set", 24, samples=SAMPLES)
+    other.load_state_dict(dataset.state_dict())
+    with pytest.raises(UserError, match="that of 1 readers, now there are 2; use as many"):
+        _batches(other, workers=2)
+    assert begun + read(other) == read(dataset), "a reader alone still goes on from it"
+
+
 @pytest.mark.parametrize(
     "arguments, message",
     [

@@ -34,13 +34,17 @@ def made(name=VIT, **arguments):
     return model
 
 
+def timm_model(folder):
+    return timm.create_model(f"local-dir:{folder}", pretrained=True)
+
+
 def images_for(model):
     return torch.randn(2, model.in_chans, *getattr(getattr(model, "patch_embed", None), "img_size", None) or (32, 32))
 
 
 def reads(folder, model):
     """The model of a folder, whose logits are those of the given one to the bit."""
-    theirs, images = timm.create_model(f"local-dir:{folder}", pretrained=True).eval(), images_for(model)
+    theirs, images = timm_model(folder).eval(), images_for(model)
     model = model.to(memory_format=torch.contiguous_format)  # in another, processors may add up in another order
     assert torch.equal(theirs(images), model(images))
     assert not [m for m in theirs.modules() if DROP in (getattr(m, "p", 0), getattr(m, "drop_prob", 0))]
@@ -127,16 +131,17 @@ def test_what_may_compute_something_around_a_model_is_refused(tmp_path):
 
 
 def test_preprocessing_and_licence_are_the_models_own(tmp_path):
-    """Those of the weights that it began with, not of the architecture's default ones, and through two exports."""
+    """Those of the weights that it began with, not of the architecture's default ones, also read and exported again."""
     own = {"mean": [0.1, 0.2, 0.3], "crop_mode": "squash", "crop_pct": 0.8, "license": "mit"}
-    first = made("vit_base_patch16_224.mae")
+    first = made("vit_base_patch16_224.mae", num_classes=3)
+    read = (timm_model, AutoModelForImageClassification.from_pretrained)
     second = made(pretrained_cfg_overlay=own)
     for model, wanted in ((first, {k: first.pretrained_cfg[k] for k in ("license", "crop_pct")}), (second, own)):
         assert wanted != {k: timm.create_model(VIT).pretrained_cfg.get(k) for k in wanted}
-        vitwarm.export(model, tmp_path / "once")
-        again = timm.create_model(f"local-dir:{tmp_path / 'once'}", pretrained=True)
-        vitwarm.export(again, tmp_path / "twice")
-        for folder in ("once", "twice"):
+        vitwarm.export(model, tmp_path / "0")
+        for number, again in enumerate(read, 1):
+            vitwarm.export(again(tmp_path / "0"), tmp_path / f"{number}")
+        for folder in "012":
             described = json.loads((tmp_path / folder / "config.json").read_text())["pretrained_cfg"]
             assert {k: described[k] for k in wanted} == wanted
 
@@ -322,6 +327,29 @@ def test_preprocessing_and_licence_are_those_of_the_model(tmp_path):
         assert (weights["license"], weights["tag"]) == (named, "vitwarm")
         assert (weights["mean"], weights["input_size"]) == (list(model.pretrained_cfg["mean"]), [3, 32, 32])
     assert ModelCard.load(tmp_path / "out/README.md").data.license == "mit"
+
+
+def test_names_of_classes_stay_with_the_head(tmp_path):
+    names = ["ant", "bee", "cat"]
+
+    def exported(model):
+        vitwarm.export(model, tmp_path / "out")
+        return timm_model(tmp_path / "out")
+
+    def named():
+        return made(num_classes=3, pretrained_cfg_overlay={"label_names": names})
+
+    vitwarm.export(made(num_classes=3), tmp_path / "other")
+    model, other_head, trunk_alone = exported(exported(named())), named(), named()
+    assert model.pretrained_cfg["label_names"] == names
+    theirs = AutoModelForImageClassification.from_pretrained(tmp_path / "out")
+    assert theirs.config.id2label == dict(enumerate(names))
+    vitwarm.warm_start(trunk_alone, tmp_path / "other")
+    assert exported(trunk_alone).pretrained_cfg["label_names"] == names
+    vitwarm.warm_start(other_head, tmp_path / "other", ["trunk", "head"])
+    model.reset_classifier(4)
+    for without in (other_head, model):
+        assert "label_names" not in exported(without).pretrained_cfg
 
 
 def test_licence_and_base_models_follow_the_sources(tmp_path):

@@ -150,8 +150,13 @@ def test_a_middle_block_that_repeats_is_no_model_of_transformers(tmp_path):
     assert "\n" not in str(refused.value) and not (tmp_path / "mine").exists()
     export_gpt2(core, tmp_path / "core", provenance={"trained": "warmup", "metrics": {"accuracy": 0.9}})
     assert json.loads((tmp_path / "core/vitwarm.json").read_text())["middle_runs"] == 3
+    assert torch.equal(read_gpt2(tmp_path / "core")(torch.arange(16)[None]), core(torch.arange(16)[None]))
     card = (tmp_path / "core/README.md").read_text()
     assert "the middle block run 3 times | 0.9" in card and "not a model to run" in card
+    for wrong in (0, True, "3", 1e9):
+        (tmp_path / "core/vitwarm.json").write_text(json.dumps({"middle_runs": wrong}))
+        with pytest.raises(UserError, match="middle_runs is .*, not a whole number from 1"):
+            read_gpt2(tmp_path / "core")
 
 
 @pytest.mark.parametrize("tied", [True, False])

@@ -33,7 +33,7 @@ def whole(tmp_path_factory, recipe):
 
 
 def levels(folder):
-    return [(e["step"], e["level"]) for e in log(folder, "eval")]
+    return [(e["step"], e["level"], e["chance"]) for e in log(folder, "eval")]
 
 
 def test_levels_follow_the_accuracies_of_the_log(whole):

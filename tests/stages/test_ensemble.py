@@ -27,6 +27,26 @@ def tiny(tmp_path=None, objective="next_token", clip=None, tied=False, optimizer
     return c
 
 
+@pytest.mark.parametrize("rule", ["set", "eca"])
+def test_a_run_is_the_same_whatever_its_caller_has_set_in_torch(tmp_path, rule):
+    more = {"objective": "next_state"} if rule == "eca" else {}
+    plain = run(tiny(tmp_path / "plain", **more))
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    torch.set_default_dtype(torch.float64)
+    try:
+        with torch.no_grad(), torch.autocast("cpu"):
+            other = run(tiny(tmp_path / "other", **more))
+        assert torch.get_default_dtype() == torch.float64
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert torch.equal(torch.rand(3), expected)  # the caller's random numbers go on as they would have
+    assert other["metrics"] == plain["metrics"]
+    ours, theirs = (load(tmp_path / name / "export") for name in ("other", "plain"))
+    assert all(torch.equal(ours[name], tensor) for name, tensor in theirs.items())
+
+
 @pytest.mark.parametrize(
     "settings",
     [

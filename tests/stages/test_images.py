@@ -18,6 +18,7 @@ from vitwarm.config import Config, ImagesConfig, TrainConfig
 from vitwarm.data.making import Options
 from vitwarm.data.subset import balanced
 from vitwarm.errors import UserError
+from vitwarm.exports import export as export_model_of_ones_own
 from vitwarm.exports import export_model
 from vitwarm.recipe import list_recipes, load_recipe
 from vitwarm.run import run
@@ -151,8 +152,10 @@ def test_the_names_of_classes_travel_from_the_source_to_timm_and_back(tmp_path, 
     quiet(tmp_path / "in/val", tmp_path / "small", split="val", options=Options(max_side=6))
     assert validate_export(str(export), str(tmp_path / "small"), workers=0)["max_side"] == 6
     quiet(tmp_path / "in/val", tmp_path / "else", split="val", classes=_list(tmp_path, "bee", "ant", "newt"))
-    with pytest.raises(UserError, match="class 0 is 'bee' in .*else/manifest.json, but 'ant' in .*export"):
-        validate_export(str(export), str(tmp_path / "else"), workers=0)
+    export_model_of_ones_own(opened, tmp_path / "export of it")
+    for place in (export, tmp_path / "export of it"):
+        with pytest.raises(UserError, match="class 0 is 'bee' in .*else/manifest.json, but 'ant' in .*export"):
+            validate_export(str(place), str(tmp_path / "else"), workers=0)
 
 
 def _list(folder, *names):

@@ -64,6 +64,27 @@ def test_a_composed_timm_folder(exports, tmp_path):
     assert story in card and "not trained on images" not in card and "model-index" not in card
 
 
+def test_classes_are_named_as_where_the_head_is_from(tmp_path):
+    config = Config(model=ModelConfig(name=NAME, num_classes=5, args=dict(SMALL)))
+    for seed, names in enumerate((list("abcde"), list("vwxyz"), None)):
+        export_model(model(seed), tmp_path / str(seed), config, FACTS, names)
+    (tmp_path / "alone").mkdir()
+    (tmp_path / "alone/some.safetensors").write_bytes((tmp_path / "1/model.safetensors").read_bytes())
+    target, trunk = f"target={tmp_path / '0'}", f"trunk={tmp_path / '1'}"
+    for number, (arguments, names) in enumerate(
+        [
+            ([target, trunk], "abcde"),
+            ([target, trunk, "fresh=true"], None),
+            ([target, f"head={tmp_path / '1'}"], "vwxyz"),
+            ([target, trunk, f"head={tmp_path / '2'}"], None),
+            ([target, f"head={tmp_path / 'alone/some.safetensors'}"], None),
+        ]
+    ):
+        call("compose", [*arguments, f"out={tmp_path / f'out{number}'}"])
+        loaded = timm.create_model(f"local-dir:{tmp_path / f'out{number}'}", pretrained=True)
+        assert loaded.pretrained_cfg.get("label_names") == (names and list(names)), arguments
+
+
 def test_a_composed_decoder_loads_in_transformers(tmp_path):
     decoders = {name: build_decoder("2_4_16", 257, 8, "x", seed=seed) for seed, name in enumerate("ab")}
     for name, decoder in decoders.items():
@@ -98,6 +119,7 @@ def test_mistakes_end_in_one_line_and_write_nothing(exports, tmp_path):
         ([t, out, f"atention={tmp_path / 'a'}"], "unknown tensor group 'atention'"),
         ([f"target={tmp_path}", out, f"mlp={tmp_path / 'a'}"], "no model at"),
         ([t, f"out={tmp_path / 'a'}", f"mlp={tmp_path / 'a'}"], "exists"),
+        (["target=timm:vit_tiny_patch16_224", out, "trunk=vitwarm:core"], r"vitwarm.warm_start\(model, 'vitwarm:core'"),
     ]:
         with pytest.raises(UserError, match=says) as caught:
             call("compose", arguments)

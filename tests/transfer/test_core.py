@@ -11,11 +11,14 @@ from test_warm_start import FACTS, SMALL, model, state
 
 import vitwarm
 from vitwarm.assembly import assemble
+from vitwarm.cli import call
 from vitwarm.config import Config, ModelConfig
 from vitwarm.errors import UserError
-from vitwarm.exports import export_model
+from vitwarm.exports import export_model, read_gpt2
 from vitwarm.recipe import load_recipe, recipe_hash
+from vitwarm.result import summary
 from vitwarm.run import run
+from vitwarm.stages import make_warmup
 from vitwarm.transfer import group_of
 from vitwarm.transfer.core import CORE, MAX_BYTES, pack_core
 from vitwarm.trunk import Trunk, build_decoder
@@ -118,8 +121,42 @@ def test_a_core_of_a_decoder_becomes_a_larger_one(tmp_path, objective):
         assert torch.equal(model.blocks[i].mlp.fc1.weight, core[f"transformer.h.{origin}.mlp.c_fc.weight"].T)
 
 
-def test_a_core_recipe_ends_in_a_core(tmp_path):
-    run(load_recipe(["recipe=core_vit_small", "warmup.budget=2 steps", f"run.dir={tmp_path / 'run'}", *TINY]))
+def test_the_run_of_a_core_says_so_and_what_it_measured_is_what_its_folder_computes(tmp_path, capsys):
+    """Only `transformers` runs the middle block once, and nobody is told to load it there."""
+    words = ["model.decoder.size=3_2_16", "warmup.middle_runs=6", "warmup.length=31", "warmup.budget=2 steps"]
+    rule = "warmup.rule={name: set, symbols: 5, end: false}"
+    config = load_recipe(["recipe=core_gpt", *words, rule, f"run.dir={tmp_path / 'run'}", *TINY])
+    result = run(config)
+    said = summary(result, tmp_path / "run")
+    assert "a core, not a model to run (its middle block ran 6 times)" in said and "from_pretrained" not in said
+    for folder in (tmp_path / "run/warmup", tmp_path / "run/export"):
+        assert json.loads((folder / "vitwarm.json").read_text())["middle_runs"] == 6
+        assert "its middle block ran 6 times in training" in (folder / "README.md").read_text()
+    decoder, stage = read_gpt2(tmp_path / "run/export").eval(), make_warmup(config, None)
+    batch, losses = stage.batch("validation", 0, 8), []
+    for runs in (decoder.middle_runs, 1):
+        decoder.middle_runs = runs
+        with torch.inference_mode():
+            losses.append(stage.losses(decoder, batch, 0).loss.item() / batch.weights.sum().item())
+    assert losses[0] == pytest.approx(result["metrics"]["loss"], rel=1e-6) != losses[1]
+    call("inspect", [f"export={tmp_path / 'run'}", "rule=set", "symbols=5", "end=false", "length=31"])
+    assert "Block 1 ran 6 times" in capsys.readouterr().out
+    for fresh in ("false", "true"):
+        out = tmp_path / f"composed-{fresh}"
+        call("compose", [f"target={tmp_path / 'run'}", f"out={out}", f"fresh={fresh}", f"trunk={tmp_path / 'run'}"])
+        assert read_gpt2(out).middle_runs == 6
+
+
+def test_a_core_recipe_ends_in_a_core(tmp_path, capsys):
+    config = load_recipe(["recipe=core_vit_small", "warmup.budget=2 steps", f"run.dir={tmp_path / 'run'}", *TINY])
+    said = summary(run(config), tmp_path / "run")
+    assert "its middle block ran 4 times" in said and "timm.create_model" not in said
+    call("compose", [f"target={tmp_path / 'run'}", f"out={tmp_path / 'out'}", f"trunk={tmp_path / 'run'}"])
+    for folder in (tmp_path / "run/export", tmp_path / "out"):
+        assert json.loads((folder / "vitwarm.json").read_text())["middle_runs"] == 4
+        assert "its middle block ran 4 times in training" in (folder / "README.md").read_text()
+    call("inspect", [f"export={tmp_path / 'out'}", "rule=dyck"])
+    assert "Block 1 ran 4 times" in capsys.readouterr().out
     pack_core(tmp_path / "run/export", tmp_path / "core")
     vitwarm.warm_start(timm.create_model("vit_tiny_patch16_224", depth=5), tmp_path / "core", fit="expand")
 

@@ -370,6 +370,24 @@ def test_sources_of_every_kind_give_the_same_trunk(tmp_path):
     assert "head.weight" not in read_source(tmp_path / "warm")[0]
 
 
+@pytest.mark.parametrize(("trained", "taken"), [("warmup", 0), (None, 1), ("absent", 0)])
+def test_a_run_stands_for_its_warm_up_if_it_had_one_else_for_what_it_trained(tmp_path, trained, taken):
+    """A run that began with given weights keeps those in the same folder."""
+    for seed, place in enumerate(("warmup", "export")):
+        (tmp_path / place).mkdir()
+        save_file(state(model(seed)), tmp_path / place / "model.safetensors")
+    if trained != "absent":
+        (tmp_path / "warmup/vitwarm.json").write_text(json.dumps({"trained": trained}))
+    found, file = read_source(tmp_path)
+    assert file == str(tmp_path / ("warmup", "export")[taken] / "model.safetensors")
+    assert torch.equal(found["blocks.0.mlp.fc1.weight"], model(taken).blocks[0].mlp.fc1.weight)
+    shutil.rmtree(tmp_path / "export")
+    if trained is None:
+        with pytest.raises(UserError, match="began with given weights and is not finished"):
+            read_source(tmp_path)
+    assert read_source(tmp_path / "warmup")[1] == str(tmp_path / "warmup/model.safetensors")
+
+
 def in_transformers(vit):
     from transformers import TimmWrapperConfig, TimmWrapperForImageClassification
 

@@ -377,6 +377,14 @@ def test_a_middle_that_runs_several_times_has_a_cache_for_each_time():
     assert torch.equal(generate(model, tokens, 6), generate(model, tokens, 6, cache=False))
 
 
+def test_without_fused_attention_there_is_no_cache():
+    model, tokens = decoder(tied=False).eval(), batch()[0][:, :7]
+    expected = generate(model, tokens, 15)
+    for block in model.blocks:  # one after another, until none is left
+        block.attn.fused_attn = False
+        assert torch.equal(generate(model, tokens, 15), expected)
+
+
 @pytest.mark.parametrize("options", [{"temperature": -1.0}, {"temperature": float("nan")}, {"top_k": 0}])
 def test_sampling_that_cannot_be_is_refused(options):
     model = build_decoder("1_2_8", 11, 16, seed=0)

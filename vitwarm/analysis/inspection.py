@@ -32,12 +32,20 @@ class Inspection:
         rms: matrix -> (L,) root mean square of its entries.
         spectrum: matrix -> L arrays of singular values, falling.
         gains: norm -> (L,) mean weight.
+        middle_runs: how often the middle one of three blocks ran (compact core); its entropy is the mean over them.
     """
 
     entropy: np.ndarray
     rms: dict[str, np.ndarray] = field(default_factory=dict)
     spectrum: dict[str, list[np.ndarray]] = field(default_factory=dict)
     gains: dict[str, np.ndarray] = field(default_factory=dict)
+    middle_runs: int = 1
+
+    @property
+    def note(self) -> str:
+        """What must be known to read the entropies of a core; empty for any other trunk."""
+        runs = self.middle_runs
+        return f"Block 1 ran {runs} times in succession: its entropies are means over them." if runs > 1 else ""
 
     def effective_rank(self, matrix: str) -> np.ndarray:
         """(L,) exp of the entropy of the normalised singular values (Roy and Vetterli 2007): 1 to the width."""
@@ -53,7 +61,13 @@ class Inspection:
 
 @torch.no_grad()
 def inspect_trunk(
-    model: nn.Module, rule: str | Mapping[str, Any] | Rule, *, length: int | None = None, rows: int = 64, seed: int = 0
+    model: nn.Module,
+    rule: str | Mapping[str, Any] | Rule,
+    *,
+    length: int | None = None,
+    rows: int = 64,
+    seed: int = 0,
+    middle_runs: int = 1,
 ) -> Inspection:
     """Look into a trunk, with held-out sequences of a rule for the attention; the model stays as it is.
 
@@ -67,13 +81,16 @@ def inspect_trunk(
         length: tokens of a sequence; None is a ViT's grid, a decoder's positions.
         rows: number of sequences.
         seed: root seed of the sequences and the stem.
+        middle_runs: how often the middle one of a ViT's three blocks runs, as in the warm-up of a core; a decoder
+            knows its own.
 
     Raises:
         UserError: a rule that does not exist or does not fit the model, no length or number of rows, or blocks
             without the usual attention and MLP.
     """
     rule, seed = rule if isinstance(rule, Rule) else rule_of(rule_spec(rule)), require_seed(seed)
-    for name, number in (("length", 1 if length is None else length), ("rows", rows)):
+    whole = {"length": 1 if length is None else length, "rows": rows, "middle_runs": middle_runs}
+    for name, number in whole.items():
         if isinstance(number, bool) or not isinstance(number, Integral) or number < 1:
             raise UserError(f"{name} is {number!r}; give a whole number from 1 on")
     model = copy_of(require_values(model)).float().cpu().eval()
@@ -91,7 +108,7 @@ def inspect_trunk(
             f"the rule has {rule.vocab.size} symbols in sequences of {length}, the decoder {decoder.vocab_size} tokens "
             f"and {decoder.n_positions} positions; name the rule that it learnt"
         )
-    trunk = Trunk(model)
+    trunk = Trunk(model, middle_runs=decoder.middle_runs if decoder else middle_runs)
     with family.watch(trunk.blocks, partial(_entropy, causal=decoder is not None)) as seen:
         if decoder:
             decoder.features(decoder.embed(symbols))
@@ -99,7 +116,7 @@ def inspect_trunk(
             trunk(SymbolStem(model, rule.vocab.size, length, seed)(symbols))
     if any(len(entropy) != trunk_facts(model)["heads"] for entropy in seen):
         raise UserError(f"a {type(family.model.blocks[0]).__name__} has no attention of the usual kind to look into")
-    found = Inspection(np.stack(seen))
+    found = Inspection(_by_block(seen, trunk.middle_runs), middle_runs=trunk.middle_runs)
     for name in MATRICES:
         weights = [part[name].float() for part in parts]
         found.rms[name] = np.array([w.square().mean().sqrt().item() for w in weights])
@@ -124,7 +141,12 @@ def attention_entropy(decoder: Decoder, tokens: Tensor, asked: Tensor) -> np.nda
     family = family_of(require_values(decoder).eval())
     with family.watch(decoder.blocks, partial(_entropy, causal=True, asked=asked)) as seen:
         decoder.features(decoder.embed(tokens))
-    return np.stack(seen)
+    return _by_block(seen, decoder.middle_runs)
+
+
+def _by_block(seen: list[np.ndarray], middle_runs: int) -> np.ndarray:
+    """(L, ...) of what was seen at each run of a block, in order: of a core's middle block the mean over its runs."""
+    return np.stack([seen[0], np.mean(seen[1:-1], axis=0), seen[-1]] if middle_runs > 1 else seen)
 
 
 def _matrices(family: Family, block: nn.Module) -> dict[str, Tensor]:

@@ -11,7 +11,7 @@ GREY = "0.55"
 
 
 def table(found: Inspection) -> str:
-    """One line a block, in Markdown."""
+    """One line a block, in Markdown; below it what must be known of a core's."""
     lines = [
         "| block | entropy of the heads, lowest to highest | " + " | ".join(f"{n}: rms, rank" for n in MATRICES) + " |"
     ]
@@ -20,7 +20,7 @@ def table(found: Inspection) -> str:
     for block, heads in enumerate(np.sort(found.entropy, axis=1)):
         cells = [f"{found.rms[n][block]:.3f}, {ranks[n][block]:.0f}" for n in MATRICES]
         lines.append(f"| {block} | {' '.join(f'{h:.2f}' for h in heads)} | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+    return "\n".join([*lines, *(["", found.note] if found.note else [])])
 
 
 def plot(found: dict[str, Inspection], path: Path, about: str) -> None:
@@ -87,6 +87,7 @@ def plot(found: dict[str, Inspection], path: Path, about: str) -> None:
         ax.title.set_fontsize(10)
     first, *others = found
     dotted = f"Solid: {first}. Grey and dotted: {others[0]}. " if others else f"{first}. "
-    figure.suptitle(f"{dotted}{about} Spectra below: first block dark, last block light.", fontsize=10)
+    notes = "".join(f" {note}" for note in dict.fromkeys(one.note for one in found.values()) if note)
+    figure.suptitle(f"{dotted}{about}{notes} Spectra below: first block dark, last block light.", fontsize=10)
     path.parent.mkdir(parents=True, exist_ok=True)
     save_figure(figure, path, dpi=110)

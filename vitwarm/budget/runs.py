@@ -11,7 +11,6 @@ from vitwarm.errors import UserError
 from vitwarm.files import expanded
 from vitwarm.reading import read_json, read_json_lines
 from vitwarm.recipe import SMOKE, frozen_hash, read_frozen, recipe_hash
-from vitwarm.run_folder import DATA
 
 WARMUP, EXPORT = "warmup", "export"  # a stage; folders of a run
 
@@ -97,8 +96,9 @@ def _collect_sources(
             unknown[source] = None
             continue
         found = read_run(folder)
-        warmed = path.name != EXPORT and (folder / WARMUP).is_dir()  # a start from the run takes this stage
-        taken |= {(folder.resolve(), name): found for name in found.result["stages"] if name == WARMUP or not warmed}
+        stages = found.result["stages"]  # a start from a run takes its warm-up alone, if it had one
+        alone = path.name == WARMUP or (path.name != EXPORT and WARMUP in stages)
+        taken |= {(folder.resolve(), name): found for name in stages if name == WARMUP or not alone}
         if folder.resolve() not in followed:  # folders may lead back to each other
             followed.add(folder.resolve())
             _collect_sources(found, taken, unknown, followed)
@@ -123,7 +123,7 @@ def read_run(folder: Path) -> Run:
         for key in ("samples", "seconds", "flops"):
             if not is_finite(outcome.get(key) if isinstance(outcome, dict) else None):
                 raise UserError(f"{file}: stages.{stage}.{key} is no finite number; run the recipe again")
-    data = read_json(folder / DATA) if (folder / DATA).is_file() else {}
+    data = read_json(folder / "data.json") if (folder / "data.json").is_file() else {}
     return Run(folder, config, recipe_hash(config), result, data)
 
 

@@ -46,12 +46,16 @@ def run(options: Options) -> None:
     if options.out.exists():
         raise UserError(f"{options.out} exists; choose another out")
     from vitwarm.exports import write_model
-    from vitwarm.exports.opening import open_model
-    from vitwarm.transfer.compose import compose, record_of
+    from vitwarm.exports.opening import class_names_beside, open_model
+    from vitwarm.transfer.compose import compose, head_of, record_of
 
     opened = open_model(options.target, fresh=options.fresh, seed=options.seed)
     report = compose(opened.model, options.sources, options.controls, seed=options.seed)
     facts = {"fresh": options.fresh, "seed": options.seed}
+    if (runs := opened.config.warmup.middle_runs) > 1:
+        facts["middle_runs"] = runs
     record = record_of(options.sources, report, options.target, opened.weights, options.controls, **facts)
-    write_model(opened.model, options.out, opened.config, opened.tokenizer, record)
+    head = head_of(record) or opened.weights
+    classes = class_names_beside(head, getattr(opened.model, "num_classes", 0)) if head else None
+    write_model(opened.model, options.out, opened.config, opened.tokenizer, record, classes)
     print(f"{report}\nwritten: {options.out}")

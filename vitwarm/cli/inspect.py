@@ -38,7 +38,10 @@ def run(options: Options) -> None:
 
     opened = {place: open_model(place) for place in filter(None, (options.export, options.vs))}
     # a ViT's symbols come through the frozen stem of its warm-up, which follows from the seed
-    found = {p: inspect_trunk(o.model, rule, length=options.length, seed=o.config.seed) for p, o in opened.items()}
+    found = {}
+    for place, it in opened.items():
+        how = {"seed": it.config.seed, "middle_runs": it.config.warmup.middle_runs}
+        found[place] = inspect_trunk(it.model, rule, length=options.length, **how)
     for place, one in found.items():
         count = options.lowest or math.ceil(one.entropy.size / 4)
         print(f"{place}\n\n{table(one)}\n\nlowest entropy: {one.lowest(count)}\n")

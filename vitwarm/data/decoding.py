@@ -54,6 +54,16 @@ def decode(data: bytes) -> Image.Image:
         raise DamagedSample(_one_line(f"cannot be decoded ({type(error).__name__}: {error})")) from None
 
 
+def size_of(data: bytes) -> tuple[int, int] | None:
+    """(width, height) as an image's header has them, without decoding it; None where there is none to read."""
+    if jpeg := Jpeg.open(data):
+        return jpeg.size
+    with contextlib.suppress(Exception), warnings.catch_warnings():  # see `decode`
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        return Image.open(io.BytesIO(data)).size
+    return None
+
+
 def _to_rgb(image: Image.Image) -> Image.Image:
     image = to_8_bits(image)
     image.info.pop("transparency", None)  # it is dropped either way, and PIL would warn

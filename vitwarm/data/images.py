@@ -160,6 +160,10 @@ class TrainTransform:
         """The image whose pixels the boxes of `draw` count."""
         return image if self.crop == "rrc" else _resize_shorter(image, self.size, self.resample)
 
+    def fitted(self, width: int, height: int) -> tuple[int, int]:
+        """(width, height) of what `fit` makes of an image of that size."""
+        return (width, height) if self.crop == "rrc" else shorter_side(width, height, self.size)
+
     @property
     def needs_pil(self) -> bool:
         """Whether a step follows crop and flip."""

@@ -89,7 +89,7 @@ class RuleDataset(IterableDataset[dict[str, Tensor]]):
         self.rule, self.objective, self.loss_on, self.mask_prob = rule, objective, loss_on, mask_prob
         self.samples, self._rank, self._world = samples, rank, world
         self._read = 0  # sequences that the iterator which was read last has given
-        self._resumes = False
+        self._resumes: int | None = None  # readers, of the state that the next iteration goes on from
 
     @property
     def vocab_size(self) -> int:
@@ -97,8 +97,11 @@ class RuleDataset(IterableDataset[dict[str, Tensor]]):
         return self.rule.vocab.size
 
     def __iter__(self) -> Iterator[dict[str, Tensor]]:
-        read, self._resumes = self._read if self._resumes else 0, False
         reader, readers = self._reader()
+        read = 0
+        if self._resumes is not None:
+            _require_as_many(self._resumes, readers)  # workers are known here, and not where the state was loaded
+            read, self._resumes = self._read, None
         while True:
             turn, within = divmod(read, CHUNK)
             start = (turn * readers + reader) * CHUNK
@@ -119,15 +122,14 @@ class RuleDataset(IterableDataset[dict[str, Tensor]]):
         """Go on where `state_dict` was taken: the next iteration starts there.
 
         Raises:
-            UserError: it is no such state, or was taken with another number of ranks or workers.
+            UserError: it is no such state, or was taken with another number of ranks or workers; where workers read
+                a data set whose state was loaded outside of them, they raise it.
         """
-        readers = self._reader()[1]
         known = isinstance(state, Mapping) and state.keys() == {"read", "readers"}
         if not known or not all(map(_is_whole, state.values())) or state["read"] < 0:
             raise UserError(f"{state!r} is not what state_dict gives")
-        if state["readers"] != readers:
-            raise UserError(f"the state is that of {state['readers']} readers, now there are {readers}; use as many")
-        self._read, self._resumes = int(state["read"]), True
+        _require_as_many(state["readers"], self._reader()[1])
+        self._read, self._resumes = int(state["read"]), int(state["readers"])
 
     def _reader(self) -> tuple[int, int]:
         """Number of this reader, and how many there are: every worker of every rank is one."""
@@ -145,6 +147,11 @@ class RuleDataset(IterableDataset[dict[str, Tensor]]):
         sequences = self.stream.rows(start, stop)
         asked = next_token_mask(sequences, self.loss_on)
         return sequences.tokens, np.where(asked, sequences.tokens, IGNORED)
+
+
+def _require_as_many(then: int, now: int) -> None:
+    if then != now:
+        raise UserError(f"the state is that of {then} readers, now there are {now}; use as many")
 
 
 def _is_whole(number: object) -> bool:

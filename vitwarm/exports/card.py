@@ -96,7 +96,7 @@ def model_card(name: str, record: Mapping[str, Any], architecture: str | None = 
     if runs:
         story += (
             f" A compact core to expand, not a model to run: its middle block ran {runs} times in training, and runs "
-            "once as this folder is loaded."
+            f"once as {library} loads this folder."
         )
     return f"""---
 {data.to_yaml()}

@@ -20,7 +20,7 @@ from vitwarm.errors import UserError
 from vitwarm.exports.arguments import difference
 from vitwarm.exports.card import model_card
 from vitwarm.exports.layout import CARD, CONFIG, GENERATION, PROVENANCE, WEIGHTS
-from vitwarm.exports.weights import find_weights, read_weights
+from vitwarm.exports.weights import find_weights, middle_runs_of, read_weights
 from vitwarm.files import expanded, whole_folder
 from vitwarm.reading import read_json
 from vitwarm.trunk import Classifier, Decoder, DecoderSize, build_decoder, require_data, trunk_facts
@@ -38,6 +38,7 @@ _OUTSIDE = {"wte": "token_embed", "wpe": "pos_embed", "ln_f": "norm", "lm_head":
 _MASKS = (".attn.bias", ".attn.masked_bias")  # older files hold the causal mask as well
 _NAME = re.compile(r"(?:transformer\.)?(?:h\.(?P<block>\d+)\.)?(?P<module>.+)\.(?P<kind>weight|bias)")
 
+_RATES = ("attn_pdrop", "embd_pdrop", "resid_pdrop")  # of dropout; our decoder has one for all
 _FIXED = {  # what a GPT-2 configuration may say; the first value is what we write
     "activation_function": ("gelu_new", "gelu_pytorch_tanh"),
     "layer_norm_epsilon": (LAYER_NORM_EPS,),
@@ -142,6 +143,18 @@ def require_as_configured(model: Any) -> None:
         )
 
 
+def require_one_rate(model: Any) -> None:
+    """Refuse to take the dropout of a `GPT2LMHeadModel` for that of our decoder, which has one rate.
+
+    Raises:
+        UserError: its configuration has several.
+    """
+    rates = {name: getattr(model.config, name) for name in _RATES}
+    if len(set(rates.values())) > 1:
+        said = ", ".join(f"{name} {rate:g}" for name, rate in rates.items())
+        raise UserError(f"the GPT-2 has several rates of dropout ({said}), the decoder one; give dropout=RATE")
+
+
 def gpt2_facts(config: dict[str, Any]) -> dict[str, str | int]:
     """`trunk_facts` of the model that a GPT-2 configuration describes."""
     names = {"width": "n_embd", "depth": "n_layer", "heads": "n_head"}
@@ -149,7 +162,7 @@ def gpt2_facts(config: dict[str, Any]) -> dict[str, str | int]:
 
 
 def read_gpt2(folder: str | Path, *, dropout: float = 0.0, grad_checkpointing: bool = False) -> Decoder:
-    """A decoder with the weights of a GPT-2 folder of `transformers`, in fp32.
+    """A decoder with the weights of a GPT-2 folder of `transformers`, in fp32; a core runs its middle block as trained.
 
     Args:
         folder: holds `config.json` and `model.safetensors`, or an index of several such files.
@@ -176,6 +189,7 @@ def read_gpt2(folder: str | Path, *, dropout: float = 0.0, grad_checkpointing: b
             dropout=dropout,
             tied=tied,
             grad_checkpointing=grad_checkpointing,
+            middle_runs=middle_runs_of(folder),
         )
     if tied:
         tensors.pop("head.weight", None)  # the token table again
@@ -255,7 +269,7 @@ def export_gpt2(
         "n_head": decoder.size.heads,
         "n_inner": None,
         **{name: known[0] for name, known in _FIXED.items()},
-        **{f"{name}_pdrop": decoder.dropout for name in ("attn", "embd", "resid")},
+        **dict.fromkeys(_RATES, decoder.dropout),
         "initializer_range": 0.02,
         "tie_word_embeddings": decoder.tied,
         "bos_token_id": end,  # GPT-2 begins a text with the token that ends one

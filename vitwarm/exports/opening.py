@@ -16,7 +16,7 @@ from vitwarm.errors import UserError
 from vitwarm.exports.card import LICENSE
 from vitwarm.exports.gpt2 import read_gpt2
 from vitwarm.exports.layout import CONFIG, EXPORT, PROVENANCE, WARMUP, WEIGHTS
-from vitwarm.exports.weights import find_weights, read_weights
+from vitwarm.exports.weights import find_weights, middle_runs_of, read_weights
 from vitwarm.files import expanded
 from vitwarm.reading import read_json
 from vitwarm.trunk import build_decoder, build_model
@@ -31,7 +31,8 @@ class Opened:
 
     Attributes:
         model: timm model or decoder.
-        config: what a recipe would say of it: name, arguments, preprocessing, the seed that its record names.
+        config: what a recipe would say of it: name, arguments, preprocessing, and what its record names: the seed, the
+            runs of a core's middle block.
         tokenizer: of a language model, if it can be read.
         weights: the file of the weights; None if they are fresh.
     """
@@ -69,11 +70,13 @@ def open_model(place: str, *, fresh: bool = False, seed: int = 0) -> Opened:
     decoder = read_gpt2(folder)
     if fresh:
         facts = (str(decoder.size), decoder.vocab_size, decoder.n_positions)
-        decoder = build_decoder(*facts, _COMPOSED, seed=seed, tied=decoder.tied)
+        how: Any = {"tied": decoder.tied, "middle_runs": decoder.middle_runs}
+        decoder = build_decoder(*facts, _COMPOSED, seed=seed, **how)
     tokenizer = None
     with contextlib.suppress(UserError):  # none there, or its package is not installed
         tokenizer = read_tokenizer(folder)
     config = Config(name=_COMPOSED, seed=seed if fresh else _recorded_seed(folder, seed))
+    config.warmup.middle_runs = decoder.middle_runs
     return Opened(decoder, config, tokenizer, None if fresh else find_weights(folder))
 
 
@@ -113,6 +116,29 @@ def preprocessing_beside(weights: Path) -> dict[str, Any]:
     return found
 
 
+def class_names(description: Mapping[str, Any], classes: int) -> list[str] | None:
+    """What timm's description of weights calls their classes; None without a name for each.
+
+    Args:
+        description: config.json of a model, or the `pretrained_cfg` in it.
+        classes: of the head.
+    """
+    names = description.get("label_names")
+    if not isinstance(names, list | tuple) or len(names) != classes or not all(isinstance(n, str) for n in names):
+        return None
+    return list(names)
+
+
+def class_names_beside(weights: Path, classes: int) -> list[str] | None:
+    """`class_names` of the folder that a file of weights is in."""
+    try:
+        described = read_json(weights.with_name(CONFIG))
+    except UserError:  # weights of others
+        return None
+    within = described.get("pretrained_cfg")  # where timm's own exports keep them
+    return class_names((within if isinstance(within, dict) else {}) | described, classes)
+
+
 def lineage(sources: Iterable[str]) -> dict[str, Any]:
     """Whose weights are in a model that these sources went into: `base_models` of the Hub, and their `license`.
 
@@ -147,6 +173,7 @@ def _open_timm(folder: Path, described: dict[str, Any], fresh: bool, seed: int) 
     if name := next((name for name in MODEL_ARGS_ELSEWHERE if name in model.args), None):
         raise UserError(f"{CONFIG}: model_args has {name}, which is no part of a model")
     config = Config(name=_COMPOSED, seed=seed, model=model, images=ImagesConfig(**images))
+    config.warmup.middle_runs = middle_runs_of(folder)
     vit, file = build_model(model, _COMPOSED, seed=seed), None
     if not fresh:
         if (file := find_weights(folder)) is None:

@@ -10,12 +10,13 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from vitwarm.errors import UserError
-from vitwarm.exports.layout import INDEX, WEIGHTS
+from vitwarm.exports.layout import INDEX, PROVENANCE, WEIGHTS
 from vitwarm.files import sha256_of
 from vitwarm.reading import read_json
 
 _BLOCK = re.compile(r"((?:[^.]+\.)*?)(?:transformer\.h|h|blocks)\.\d+\.")  # what stands before the first `blocks.N.`
 _SHARD = re.compile(r".+-\d{5}-of-(\d{5})\.safetensors")
+_MOST_RUNS = 1000  # as `warmup.middle_runs` allows
 _DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
 
@@ -49,6 +50,21 @@ def read_weights(file: Path) -> dict[str, Tensor]:
     tensors = _unwrapped(tensors, file)
     require_finite(tensors, str(file))
     return tensors
+
+
+def middle_runs_of(folder: Path) -> int:
+    """How often the middle block ran when a folder's weights were trained, by the record beside them; 1 but of a core.
+
+    Raises:
+        UserError: a record that says something else than a number of times.
+    """
+    try:
+        runs = read_json(folder / PROVENANCE).get("middle_runs", 1)
+    except UserError:  # weights of others
+        return 1
+    if isinstance(runs, bool) or not isinstance(runs, int) or not 1 <= runs <= _MOST_RUNS:
+        raise UserError(f"{folder / PROVENANCE}: middle_runs is {runs!r}, not a whole number from 1 to {_MOST_RUNS}")
+    return runs
 
 
 def sha256_of_weights(file: Path) -> str:

@@ -17,11 +17,12 @@ from vitwarm.exports.card import LICENSE, model_card
 from vitwarm.exports.gpt2 import export_gpt2, from_gpt2, gpt2_facts, is_gpt2_model, require_as_configured
 from vitwarm.exports.hub import check_push, push_to_hub
 from vitwarm.exports.layout import CARD, PROVENANCE, WRITTEN
-from vitwarm.exports.opening import preprocessing
+from vitwarm.exports.opening import class_names, preprocessing
 from vitwarm.exports.timm_folder import CROP_MODE, export_model
 from vitwarm.exports.weights import require_finite
 from vitwarm.files import expanded, whole_folder
 from vitwarm.trunk import Decoder, require_data, require_values, unwrap
+from vitwarm.trunk.families import canonical, tensor_group, wrappers
 from vitwarm.trunk.history import changes, record_of
 
 
@@ -64,6 +65,9 @@ def export(
 
         vitwarm.export(model, "warmed")
         timm.create_model("local-dir:warmed", pretrained=True)  # the same model: equal logits
+
+    Classes keep the names of the weights that the model began with, where it has as many and its head is not that of
+    another source.
 
     Args:
         model: a timm model, a `vitwarm.trunk.Decoder` or a `GPT2LMHeadModel` of transformers; DDP, `torch.compile` and
@@ -115,11 +119,16 @@ def export(
     else:
         name, arguments, twin = twin_of(model, model_args)
         known = dict(cast(Any, model).pretrained_cfg)
+        for wrapper in wrappers(given):  # of transformers, which makes the model within as if it had never been trained
+            known |= getattr(getattr(wrapper, "config", None), "pretrained_cfg", None) or {}
         record |= _lineage([{"license": known.get("license") or LICENSE}, *lineages], license)
         images = {key: value for key, value in preprocessing(known).items() if key != "size"}
         described = ModelConfig(name, twin.num_classes, {k: v for k, v in arguments.items() if k != "num_classes"})
         config = Config(model=described, images=ImagesConfig(**images))
-        export_model(twin, folder, config, record, crop_mode=known.get("crop_mode") or CROP_MODE)
+        changed = canonical(n for change in history for n in change.tensors if not n.startswith("blocks.")).values()
+        other_head = "head" in map(tensor_group, changed)
+        classes = None if other_head else class_names(known, twin.num_classes)
+        export_model(twin, folder, config, record, classes, crop_mode=known.get("crop_mode") or CROP_MODE)
     if push:
         push_to_hub(folder, push)
     return folder

@@ -27,7 +27,7 @@ from vitwarm.data.opening import (
     open_validation,
 )
 from vitwarm.data.order import ImageOrder
-from vitwarm.data.resident import ResidentImages
+from vitwarm.data.resident import ResidentImages, check_resident
 from vitwarm.data.streaming import Stream, stream_loader
 from vitwarm.data.subset import SUBSET, select_subset
 from vitwarm.errors import UserError
@@ -244,6 +244,11 @@ class ImagesStage(MainStage[ImageBatch]):
                 f"mixup and cutmix pair images, so a device's batch must be even, not {size}; change run.device_batch, "
                 "the number of processes or train.global_batch"
             )
+
+    def rehearse(self, device: torch.device) -> None:
+        if self.config.resident:
+            assert not isinstance(self.shards, Stream)  # which `bind` refused
+            check_resident(self.shards, self.transform, self.order.ids, device)
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """timm's grouping, on the raw model: through a wrapper it would not find positions and tokens."""

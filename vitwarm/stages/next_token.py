@@ -118,7 +118,7 @@ class NextStateWarmup(RuleStage[StateBatch]):
                 "and block=1"
             )
         self.cells = rule.window or rule.width
-        trunk = fresh_trunk(config) if start is None else with_dropout(start, config.warmup.dropout or 0.0)
+        trunk = fresh_trunk(config) if start is None else with_dropout(start, warmup_decoder(config).decoder.dropout)
         length = sequence_length(config, trunk)
         streams = RuleStreams(config, length * self.cells)
         how = config.model.grad_checkpointing, config.warmup.middle_runs

@@ -93,6 +93,7 @@ class RuleStreams:
             raise UserError(f"warmup.rule: {error}") from error
 
     def _open(self) -> None:
+        self.chance: float | None = None  # of these streams, once it was counted
         try:
             self.train, self.validation = (
                 RuleStream(self.rule, self.seed, split, self.length) for split in ("train", "validation")
@@ -220,10 +221,12 @@ class RuleStage(TokenStage[B]):
         """(M,) what is to be predicted in a micro-batch."""
 
     def chance(self) -> float:
-        """Accuracy of the best constant answer on the validation sequences."""
-        answers = [self.answers(self.batch("validation", r, r + 1)) for r in range(self.val_samples)]
-        counts = torch.cat(answers).unique(return_counts=True)[1]
-        return float(counts.max() / counts.sum()) if len(counts) else 0.0
+        """Accuracy of the best constant answer on the validation sequences, those of a curriculum's present level."""
+        if self.streams.chance is None:
+            answers = [self.answers(self.batch("validation", r, r + 1)) for r in range(self.val_samples)]
+            counts = torch.cat(answers).unique(return_counts=True)[1]
+            self.streams.chance = float(counts.max() / counts.sum()) if len(counts) else 0.0
+        return self.streams.chance
 
     def trained_tensors(self, model: nn.Module) -> dict[str, Tensor]:
         """Canonical name -> tensor of what may outlive the stage: that is the trunk."""
@@ -233,7 +236,7 @@ class RuleStage(TokenStage[B]):
         return list(_trunk_in(self.model).blocks)
 
     def metrics(self, totals: Totals) -> dict[str, float]:
-        metrics = super().metrics(totals)
+        metrics = super().metrics(totals) | {"chance": self.chance()}  # before `follow` sets the next level
         if (level := self.streams.next_level(metrics["accuracy"])) is not None:
             metrics["level"] = level
         return metrics
@@ -271,7 +274,7 @@ class WarmupStage(RuleStage[MaskedBatch]):
     """
 
     def __init__(self, config: Config, main_samples: int | None, start: nn.Module | None = None):
-        vit = fresh_trunk(config) if start is None else with_dropout(start, config.warmup.dropout or 0.0)
+        vit = fresh_trunk(config) if start is None else with_dropout(start, warmup_decoder(config).decoder.dropout)
         length = sequence_length(config, vit)
         streams = RuleStreams(config, length)
         eligible = streams.validation.chunk(0).scored

@@ -290,9 +290,20 @@ class Training:
             self.ema.update(self.model)
         return norm
 
-    def _autocast(self) -> torch.autocast:
+    @contextlib.contextmanager
+    def _autocast(self) -> Iterator[None]:
+        """The precision of the stage.
+
+        Torch forgets its bf16 copies of the weights when the outermost autocast ends. Where another one is around the
+        run, also one that is off, they would outlive the step that changes the weights, so they are dropped here.
+        """
         bf16 = self.stage.optim.precision == "bf16"
-        return torch.autocast(self.processes.device.type, dtype=torch.bfloat16, enabled=bf16)
+        torch.clear_autocast_cache()  # of what a checkpointed block has cast in the backward pass
+        try:
+            with torch.autocast(self.processes.device.type, dtype=torch.bfloat16, enabled=bf16):
+                yield
+        finally:
+            torch.clear_autocast_cache()
 
     def _add(self, sums: Sums) -> None:
         for name, value in sums.named().items():

@@ -1,7 +1,8 @@
 """Small agreements between the processes of a run, on the CPU, so that they never synchronise a GPU."""
 
+import contextlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import timedelta
 from typing import Any
 
@@ -151,3 +152,24 @@ def _tried(action: Callable[[], Any]) -> tuple[Any, UserError | Interrupted | No
         if trouble is None:
             raise
         return None, UserError(trouble)
+
+
+@contextlib.contextmanager
+def plain_torch(device: torch.device) -> Iterator[None]:
+    """What a caller may have set in torch, as a process of its own has it: a recipe alone says how it computes.
+
+    Args:
+        device: whose autocast and random state are kept apart, beside those of the CPU.
+    """
+    before = torch.get_default_dtype()
+    with (
+        torch.inference_mode(False),
+        torch.enable_grad(),
+        torch.autocast(device.type, enabled=False),
+        torch.random.fork_rng(devices=[device] if device.type == "cuda" else []),
+    ):
+        torch.set_default_dtype(torch.float32)
+        try:
+            yield
+        finally:
+            torch.set_default_dtype(before)

@@ -4,6 +4,7 @@ from abc import abstractmethod
 from collections.abc import Callable, Generator, Iterable
 from typing import Any, Protocol, TypeVar
 
+import torch
 from torch import Tensor, nn
 
 from vitwarm.config import OptimConfig
@@ -65,6 +66,14 @@ class Stage(Protocol[B]):
 
         Raises:
             UserError: it cannot.
+        """
+        return
+
+    def rehearse(self, device: torch.device) -> None:
+        """Refuse, before any stage is trained, data that the stage could not hold on that device.
+
+        Raises:
+            UserError: it could not.
         """
         return
 

@@ -13,7 +13,7 @@ from vitwarm.exports.opening import lineage
 from vitwarm.exports.weights import sha256_of_weights
 from vitwarm.keys import require_seed
 from vitwarm.selection import Selection
-from vitwarm.transfer.groups import block_of, canonical, select
+from vitwarm.transfer.groups import block_of, canonical, group_of, select
 from vitwarm.transfer.perturb import describe, perturb
 from vitwarm.transfer.warm_start import TransferReport, read_source, require_fit, require_same_blocks, transfer
 from vitwarm.trunk import require_values, trunk_facts, unwrap
@@ -183,6 +183,12 @@ def record_of(
         "controls": dict(controls),
         **more,
     }
+
+
+def head_of(record: Mapping[str, Any]) -> Path | None:
+    """The file that the head of a composition came from, by its `record_of`; None if no source gave it."""
+    given = (s for s in record["sources"].values() if "head" in map(group_of, canonical(s["tensors"]).values()))
+    return next((Path(source["file"]) for source in given), None)
 
 
 def _depth(report: TransferReport) -> int:

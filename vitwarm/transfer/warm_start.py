@@ -85,7 +85,8 @@ class TransferReport:
 
 
 def read_source(source: str | Path) -> tuple[dict[str, Tensor], str]:
-    """Tensors of a run (its warmed model, else its export), an export, a checkpoint or a file; or `vitwarm:core`.
+    """Tensors of a run (the model after its warm-up if it had one, else its export), an export, a checkpoint or a file;
+    or `vitwarm:core`.
 
     Returns:
         ({canonical name: tensor}, the file that was read).
@@ -96,8 +97,13 @@ def read_source(source: str | Path) -> tuple[dict[str, Tensor], str]:
     if not isinstance(source, str | Path) or not str(source).strip():
         raise UserError(f"source is {source!r}; give a run, an export, a checkpoint or a .safetensors file by its path")
     path = CORE if source == PACKAGED else expanded(source)
-    folders = (path / WARMUP, path, path / EXPORT)
+    folders = (*([path / WARMUP] if _was_warmed_up(path) else []), path, path / EXPORT)
     found = path if path.is_file() else next((file for f in folders if (file := find_weights(f))), None)
+    if found is None and find_weights(path / WARMUP):
+        raise UserError(
+            f"{source} is a run that began with given weights and is not finished; finish it, or give {path / WARMUP} "
+            "to start as it did"
+        )
     if found is None:
         raise UserError(
             f"no weights at {source}: expected the folder of a run, of an export or of a checkpoint, with {WEIGHTS}, "
@@ -108,6 +114,14 @@ def read_source(source: str | Path) -> tuple[dict[str, Tensor], str]:
         tensors = from_gpt2(tensors)
     names = canonical(tensors)
     return {names[n]: t for n, t in tensors.items()}, str(found)
+
+
+def _was_warmed_up(run: Path) -> bool:
+    """Whether the warm-up of a run made its model; weights that it was given lie in the same folder, untrained."""
+    try:
+        return read_json(run / WARMUP / PROVENANCE).get("trained", WARMUP) == WARMUP
+    except UserError:  # no record: of an older version, or copied without it
+        return True
 
 
 def _in_block(name: str) -> str | None:
@@ -335,7 +349,11 @@ def require_same_blocks(model: nn.Module, found: str | Path, facts: Sequence[str
         if facts and fact not in facts:
             continue
         if theirs.get(fact) not in (None, ours):
-            cure = "transfer.fit=expand makes a trunk of it" if Path(found).parent == CORE else ""
+            cure = (
+                f"it is a core to expand, by transfer.fit=expand of a recipe or vitwarm.warm_start(model, {PACKAGED!r})"
+                if Path(found).parent == CORE
+                else ""
+            )
             raise UserError(
                 f"{found} does not fit the model: its trunk has {fact} {theirs[fact]}, the model's {ours}; "
                 + (cure or f"{'these' if facts else 'width, depth, heads and block type'} must be equal")

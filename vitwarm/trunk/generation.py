@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from vitwarm.errors import UserError
@@ -88,7 +88,8 @@ def generate(
         top_k: sample among the k most probable tokens only.
         seed: root seed of the sampling; its draws are the same on every device.
         stop: a sequence that has produced this id is filled with it; generation ends early when all have.
-        cache: False runs all tokens again for each new one.
+        cache: False runs all tokens again for each new one; so does a decoder without timm's fused attention, which
+            passes nothing through a cache.
 
     Returns:
         (B, P + new) ids, new <= count.
@@ -112,7 +113,8 @@ def generate(
             f"top_k={top_k} has no effect at temperature 0; give a temperature such as 0.8, or leave it out"
         )
     generator = torch.Generator().manual_seed(int(keyed_rng(seed, "generate").integers(2**63)))
-    store = KVCache(len(in_order(decoder.blocks, decoder.middle_runs)), prompt + count) if cache else None
+    blocks = in_order(decoder.blocks, decoder.middle_runs)
+    store = KVCache(len(blocks), prompt + count) if cache and all(map(_is_fused, blocks)) else None
     modes = [(module, module.training) for module in decoder.modules()]
     decoder.eval()
     done = torch.zeros(len(tokens), dtype=torch.bool, device=tokens.device)
@@ -141,8 +143,13 @@ def _next_logits(decoder: Decoder, tokens: Tensor, store: KVCache | None) -> Ten
     with torch.compiler.set_stance("force_eager"), store:
         features = decoder.features(decoder.embed(tokens[:, start:], start))
     if store.length != tokens.shape[1]:
-        raise RuntimeError("attention did not pass through the cache; build the decoder with timm's fused attention")
+        raise RuntimeError("attention did not pass through the cache; call generate with cache=False")
     return decoder.logits(features[:, -1])
+
+
+def _is_fused(block: nn.Module) -> bool:
+    """Whether a block's attention makes the one call that `KVCache` serves; `TIMM_FUSED_ATTN=0` builds others."""
+    return bool(getattr(block.attn, "fused_attn", False))
 
 
 def _choose(logits: Tensor, temperature: float, top_k: int | None, generator: torch.Generator) -> Tensor:

@@ -75,6 +75,11 @@ def test_an_arm_is_one_recipe_and_more_than_another_start_is_said(runs):
     assert [r.other_keys for r in rows] == [[], ["train.lr"], []]
     assert markdown(rows).endswith("\n\nfast differs from the first arm by more than its start: train.lr.")
     assert "by more" not in markdown([rows[0], rows[2]])
+    for seed in range(3):  # a panel may compare data sets, which its recipes then name
+        write_run(runs / f"other-{seed}", 0.4, f"seed={seed}", "images.val=elsewhere", recipe="digits_default")
+        for arm, read in (("none", "9 images"), ("other", "12 images")):
+            (runs / f"{arm}-{seed}" / "data.json").write_text(json.dumps({"images.val": read}))
+    assert seed_rows(arms(runs, none="none", other="other"), ["top1"])[1].other_keys == ["images.val"]
 
 
 def test_names_with_signs_of_markup_are_written_as_they_are(runs, tmp_path):

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from vitwarm.budget.runs import Run
-from vitwarm.checks import KEYS, nearest
+from vitwarm.checks import KEYS, nearest, value_of
 from vitwarm.errors import UserError
 from vitwarm.recipe import NOT_IDENTITY
 
@@ -38,10 +38,12 @@ def check_tuned(keys: Sequence[Any], where: str) -> None:
 
 
 def other_data(run: Run, first: Run) -> str:
-    """What two runs read under one key of their recipes that was not the same; an empty string where all was.
+    """What two runs read in one place that was not the same; empty where all was, or their recipes name other data.
 
     The recipe has only the place of the data, whose content may have changed between the runs.
     """
+    if any(value_of(run.config, key) != value_of(first.config, key) for key in _MEASURED_ON):
+        return ""
     for key in first.data:
         if key in run.data and run.data[key] != first.data[key]:
             return f"read other data than {first.folder} ({key}: {run.data[key]}, there {first.data[key]})"

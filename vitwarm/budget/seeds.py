@@ -57,17 +57,16 @@ def seed_rows(arms: dict[str, list[Run]], metrics: list[str]) -> list[SeedRow]:
         panels.setdefault(panel, {})[arm] = runs
     rows = []
     for panel, members in panels.items():
+        leader = next(iter(members.values()))[0]
+        for runs in members.values():
+            for run in runs:
+                if changed := differences(runs[0].config, run.config, SEED_KEYS):
+                    raise UserError(f"{run.folder} differs from {runs[0].folder} in {next(iter(changed))}, in one arm")
+                if differing := other_data(run, leader):
+                    raise UserError(f"{run.folder} {differing}; run it again, or leave it out")
         for metric in metrics:
             first: dict[int, float] = {}
             for arm, runs in members.items():
-                leader = members[next(iter(members))][0]
-                for run in runs:
-                    if changed := differences(runs[0].config, run.config, SEED_KEYS):
-                        raise UserError(
-                            f"{run.folder} differs from {runs[0].folder} in {next(iter(changed))}, in one arm"
-                        )
-                    if differing := other_data(run, leader):
-                        raise UserError(f"{run.folder} {differing}; run it again, or leave it out")
                 if any(metric not in r.result["metrics"] for r in runs):
                     raise UserError(f"{arm} has no metric {metric}; it has {', '.join(runs[0].result['metrics'])}")
                 if wrong := next((r for r in runs if not is_finite(r.result["metrics"][metric])), None):

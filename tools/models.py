@@ -120,8 +120,8 @@ def _is_plain(model: Any) -> bool:
 
 def line(row: Row) -> str:
     """The model's line of the page."""
-    own, free, core = ("no" if why else "yes" for why in (row.own, row.free, row.core))
-    return f"| `{row.name}` | {row.width} | {own} | {free} | {core} | {row.own or row.free or row.core or ''} |"
+    own, core, free = ("no" if why else "yes" for why in (row.own, row.core, row.free))
+    return f"| `{row.name}` | {row.width} | {own} | {core} | {free} | {row.own or row.core or row.free or ''} |"
 
 
 _PAGE = """\
@@ -130,17 +130,16 @@ _PAGE = """\
 Which models of timm can be warmed up. `python tools/models.py` writes this page; it was last run with timm {version}.
 
 - **Own warm-up**: `vitwarm train` warms the model up itself. The blocks must be one sequence and take a mask.
-- **Free start**: `vitwarm.warm_start(model)` sets its attention in
-  [closed form](trunk.md#initialisations-to-compare-with).
-- **Core**: `vitwarm.warm_start(model, "vitwarm:core")` puts the [core inside the package](modular.md#a-compact-core)
-  into it.
+- **Core**: `vitwarm.warm_start(model)` puts the [core inside the package](modular.md#a-compact-core) into it.
+- **Conditioned**: its attention can be set in [closed form](trunk.md#initialisations-to-compare-with), which
+  `vitwarm.warm_start(model)` does where the model is smaller than the core, and `vitwarm.initialise` anywhere.
 - **Plain ViTs** are all models with one sequence of equal blocks on one grid of tokens. Hierarchical models, hybrids
   (a ResNet or the like in front of the blocks) and mixers of other kinds are refused with the reason, in a line that
   names the plain ViT nearest in parameters and image size.
 
 The names are those that match {patterns}.
 
-| models | names | own warm-up | free start | core |
+| models | names | own warm-up | core | conditioned |
 |---|---:|---:|---:|---:|
 {counts}
 
@@ -151,7 +150,7 @@ attention, the parameters of differential attention. The core's biases are left 
 
 ## Families
 
-| family | names | own warm-up | free start | core | why not |
+| family | names | own warm-up | core | conditioned | why not |
 |---|---|---:|---:|---:|---|
 {families}
 
@@ -159,7 +158,7 @@ attention, the parameters of differential attention. The core's biases are left 
 
 Width: channels of the tokens, of the widest in a hierarchical model.
 
-| model of timm | width | own warm-up | free start | core | why not |
+| model of timm | width | own warm-up | core | conditioned | why not |
 |---|---:|---|---|---|---|
 {names}
 """
@@ -172,8 +171,8 @@ def page(rows: list[Row]) -> str:
         families[row.label].append(row)
     ordered = sorted(families.items(), key=lambda item: (item[1][0].own is not None, -len(item[1]), item[0]))
     counts = [
-        f"| {title} | {len(some)} | {sum(not r.own for r in some)} | {sum(not r.free for r in some)} | "
-        f"{sum(not r.core for r in some)} |"
+        f"| {title} | {len(some)} | {sum(not r.own for r in some)} | {sum(not r.core for r in some)} | "
+        f"{sum(not r.free for r in some)} |"
         for title, some in (("all", rows), ("plain ViTs", [row for row in rows if row.plain]))
     ]
     return _PAGE.format(
@@ -187,11 +186,11 @@ def page(rows: list[Row]) -> str:
 
 def _family(label: str, rows: list[Row]) -> str:
     starts = dict.fromkeys(row.name.split("_")[0] + "_*" for row in rows)
-    why = dict.fromkeys(reason.split(": ")[0] for row in rows if (reason := row.own or row.free or row.core))
-    columns = [r.own for r in rows], [r.free for r in rows], [r.core for r in rows]
-    own, free, core = (sum(not reason for reason in column) for column in columns)
+    why = dict.fromkeys(reason.split(": ")[0] for row in rows if (reason := row.own or row.core or row.free))
+    columns = [r.own for r in rows], [r.core for r in rows], [r.free for r in rows]
+    own, core, free = (sum(not reason for reason in column) for column in columns)
     names = ", ".join(f"`{s}`" for s in starts)
-    return f"| {label} | {names} | {own} of {len(rows)} | {free} | {core} | {'; '.join(why)} |"
+    return f"| {label} | {names} | {own} of {len(rows)} | {core} | {free} | {'; '.join(why)} |"
 
 
 def main() -> None:

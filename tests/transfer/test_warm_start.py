@@ -275,8 +275,19 @@ def test_unknown_fit_is_refused():
         vitwarm.warm_start(model(0), "vitwarm:core", fit="select")
 
 
-def test_without_a_source_it_is_conditioned_attention():
-    given, expected = model(0), initialise(model(0), "conditioned", seed=5)
+@pytest.mark.parametrize("name", ["vit_small_patch16_224", "eva02_small_patch14_224", "vit_base_patch16_18x2_224"])
+def test_without_a_source_it_is_the_core_in_the_package(name):
+    """Also where the formulas of conditioned attention do not fit, as in the last of these."""
+    given, expected = (model(0, name, embed_dim=384, num_heads=6, depth=3) for _ in range(2))
+    report, same = vitwarm.warm_start(given, seed=5), vitwarm.warm_start(expected, "vitwarm:core", seed=5)
+    assert all(torch.equal(t, expected.state_dict()[n]) for n, t in given.state_dict().items())
+    assert report == same and report.source == "vitwarm:core" and report.copied
+    assert str(report).startswith("transfer from vitwarm:core\n")
+
+
+@pytest.mark.parametrize("narrow", [{}, {"embed_dim": 192, "num_heads": 3, "depth": 2}])
+def test_without_a_source_a_smaller_model_gets_conditioned_attention(narrow):
+    given, expected = model(0, **narrow), initialise(model(0, **narrow), "conditioned", seed=5)
     report = vitwarm.warm_start(given, seed=5)
     assert all(torch.equal(t, expected.state_dict()[n]) for n, t in given.state_dict().items())
     assert report.source.startswith("conditioned attention") and not report.refused
@@ -287,7 +298,7 @@ def test_without_a_source_it_is_conditioned_attention():
         with pytest.raises(UserError, match="known to help a decoder; give a source"):
             vitwarm.warm_start(decoder)
     for wrong in ({"groups": "mlp"}, {"fit": "expand"}, {"fit": "select"}):
-        with pytest.raises(UserError, match="leave groups and fit out, or give a source, say 'vitwarm:core'"):
+        with pytest.raises(UserError, match="leave groups and fit out; or give a source, say 'vitwarm:core'"):
             vitwarm.warm_start(given, **wrong)
     with pytest.raises(UserError, match="has no single attention; give a source"):
         vitwarm.warm_start(timm.create_model("vit_dpwee_patch16_reg1_gap_256", depth=1))

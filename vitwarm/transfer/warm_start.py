@@ -35,7 +35,7 @@ TOKENS, POSITIONS, HEAD = (
     "head.weight",
 )  # of a decoder; an image model's positions are `pos_embed`
 PACKAGED = "vitwarm:core"  # the compact core inside the package, as a source
-FREE = "conditioned"  # initialisation, where no source is given
+FREE = "conditioned"  # initialisation, where no source is given and the core does not fit
 
 
 @dataclass
@@ -256,26 +256,26 @@ def warm_start(
     fit: Literal["exact"] | Fit = "exact",
     seed: int = 0,
 ) -> TransferReport:
-    """Start a model that you already have from a warmed trunk or, without a source, from attention in closed form.
+    """Start a model that you already have from a warmed trunk; without a source, from the core in the package.
 
     The model changes in place, or not at all. Class token, patch embedding, positions and head stay as they are.
 
         model = timm.create_model("vit_tiny_patch16_224", num_classes=10)
-        print(vitwarm.warm_start(model))  # no file, no training: conditioned attention
+        print(vitwarm.warm_start(model))  # the core of the package, expanded
         print(vitwarm.warm_start(model, "runs/vit_t_proc1pct-seed42"))
-        print(vitwarm.warm_start(model, "vitwarm:core"))  # the core of the package, expanded: any ViT from Tiny on
 
     Args:
         model: any supported timm model, a decoder of ours or a `GPT2LMHeadModel` of transformers, also within DDP,
             `torch.compile` or a moving average; under `fit="exact"` of the source's width and depth.
         source: folder of a run, an export or a checkpoint, or a .safetensors file (one of several: the folder, or its
-            index); `vitwarm:core` is the package's compact core. None is `initialise` with `conditioned`, which costs
-            nothing and is ahead where training is short (docs/results/starts.md); not for decoders.
+            index); `vitwarm:core` is the package's compact core. None is this core for a ViT of at least width 192 and
+            three blocks, and for others `initialise` with `conditioned`: what ended highest without a cost in
+            docs/results/starts.md. The report says which. Not for decoders.
         groups: what to copy: `trunk`, or a part of it (`attention`, `mlp`, `norm`, `layers=last:4`), `embedding`,
             `head`; see `vitwarm.selection`.
         fit: `exact`; `select` a part of a larger source; `expand` a core (see `vitwarm.transfer.resize`). The
             package's core is always expanded.
-        seed: root seed of what an expansion adds, or of the conditioned attention.
+        seed: root seed of what an expansion adds, or of conditioned attention.
 
     Returns:
         What was copied, or set, and what stays as it was.
@@ -288,7 +288,10 @@ def warm_start(
         raise UserError(f"fit must be exact, {' or '.join(get_args(Fit))}, not {fit!r}")
     words, model = words_of(groups), unwrap(model)
     if source is None:
-        return _start_for_free(model, words, fit, seed)
+        _require_no_more(model, words, fit)
+        if not _takes_core(model):
+            return _set_attention(model, seed)
+        source = PACKAGED
     if source == PACKAGED:
         if fit == "select":
             raise UserError(f"fit=select takes a part of a larger source; {PACKAGED} is expanded")
@@ -296,7 +299,8 @@ def warm_start(
     tensors, found = read_source(source)
     origin = lineage([found])
     with as_trunk(model) as trunk:
-        report = transfer(trunk, fitted(trunk, tensors, found, fit, words, seed=seed), source=found, groups=words)
+        label = PACKAGED if source == PACKAGED else found
+        report = transfer(trunk, fitted(trunk, tensors, found, fit, words, seed=seed), source=label, groups=words)
         require_fit(report, words)
     what = "weights" if words == ["trunk"] else " ".join(words)
     how = {"select": ", a selection", "expand": ", expanded"}.get(fit, "")
@@ -306,23 +310,32 @@ def warm_start(
     return report
 
 
-def _start_for_free(model: nn.Module, groups: list[str], fit: str, seed: int) -> TransferReport:
-    """Set the attention in closed form, in place of a source.
+def _require_no_more(model: nn.Module, groups: list[str], fit: str) -> None:
+    """Refuse arguments that are about a source where none is given, and decoders."""
+    if fit != "exact" or groups != ["trunk"]:
+        raise UserError(f"without a source, leave groups and fit out; or give a source, say {PACKAGED!r}")
+    if isinstance(model, Decoder) or is_gpt2_model(model):  # conditioned: worse by 0.1 nats a byte on books
+        raise UserError("no start without training is known to help a decoder; give a source: a run, an export, a file")
+
+
+def _takes_core(model: nn.Module) -> bool:
+    """Whether a model is as wide and as deep as the package's core at least."""
+    core = read_json(CORE / PROVENANCE, trunk=dict)["trunk"]
+    facts = trunk_facts(model)
+    return bool(facts["width"] >= core["width"] and facts["depth"] >= core["depth"])
+
+
+def _set_attention(model: nn.Module, seed: int) -> TransferReport:
+    """Set the attention in closed form.
 
     Raises:
-        UserError: arguments that are about a source, a decoder, or a model that the formulas do not cover.
+        UserError: a model that the formulas do not cover.
     """
-    if fit != "exact" or groups not in (["trunk"], ["attention"]):
-        raise UserError(
-            f"without a source all attention is set anew; leave groups and fit out, or give a source, say {PACKAGED!r}"
-        )
-    if isinstance(model, Decoder) or is_gpt2_model(model):  # worse by 0.1 nats a byte on books
-        raise UserError("no start without training is known to help a decoder; give a source: a run, an export, a file")
     require_values(model)
     try:
         changed = rewrite(model, FREE, seed=seed)
     except UserError as error:
-        raise UserError(f"{error}; give a source, say {PACKAGED!r}") from error
+        raise UserError(f"{error}; give a source: a run, an export, a file") from error
     assert changed is not None
     note(model, *changed)
     names, tensors = list(model.state_dict()), changed[0].tensors

@@ -329,7 +329,8 @@ OF_IMAGES = [name for name, _, _ in list_recipes() if not load_recipe([f"recipe=
 @pytest.mark.parametrize("name", OF_IMAGES)
 def test_every_shipped_recipe_builds_on_eight_processes(name):
     """With a tiny model and the digits, but its own batch, repeats, mixing, loss and rule."""
-    data = ["images.train=digits", "images.val=digits", "images.subset=null", "model.num_classes=10", "init_from=null"]
+    data = ["images.train=digits", "images.val=digits", "images.subset=null", "model.num_classes=10"]
+    data += ["init_from=null", "transfer.fit=exact"]
     model = ["model.name=test_vit", "model.args.img_size=64", "model.args.patch_size=16", "train.lr_warmup=1 steps"]
     own = load_recipe([f"recipe={name}"]).model.args
     model += [f"model.args.{key}={test}" for key, test in (("embed_dim", 96), ("num_heads", 6)) if key in own]

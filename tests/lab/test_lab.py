@@ -413,6 +413,8 @@ def test_the_best_warm_up_is_the_one_that_gains_most_over_the_seeds_of_both(lab,
     assert headline(no, full, (99.5, None, None)).startswith(
         "hay: best is set, attention, 99.5 % (1 seed), +0.5 points"
     )
+    three = (95.0, 96.0, 70.0)
+    assert headline(no, three, (99.5, None, None)).startswith("hay: best is set, full, 87.0 % (3 seeds), +1.3 [")
     none = (None, None, None)
     assert headline(no, none, none) == "hay: 85.7 % (3 seeds) without a warm-up."
 

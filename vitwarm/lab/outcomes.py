@@ -24,6 +24,7 @@ from vitwarm.reading import read_json
 from vitwarm.trunk import Decoder
 
 ENTROPY = "entropy.json"
+FEW = 3  # seeds: the best of many rows with a single one is luck
 _ROWS = 200  # sequences that the attention is measured on
 
 
@@ -126,10 +127,14 @@ class Findings:
         return ", ".join(parts + [title("settings", place.setting)] * (of_setting and len(settings) > 1))
 
     def headline(self) -> list[str]:
-        """How far the plan is, and what gains most on the control of each task, in sentences."""
+        """How far the plan is, and what gains most on the control of each task, in sentences.
+
+        A row of fewer than `FEW` seeds is named only where no other row of the task has as many.
+        """
         lines = [f"{self.done} of {self.cells} cells are finished."]
         for task in self.tasks():
             paired = [row for row in self.of(task) if row.difference is not None]
+            paired = [row for row in paired if len(row.values) >= FEW] or paired
             best = max(paired or self.of(task), key=lambda row: (row.difference if paired else row.mean) or 0.0)
             name = f"{self.name(best.place)}, " * (best.place.warmup != NONE)
             text = f"{name}{best.mean:.1f} % ({len(best.values)} seed{'s'[: len(best.values) != 1]})"

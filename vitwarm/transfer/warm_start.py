@@ -269,8 +269,8 @@ def warm_start(
             `torch.compile` or a moving average; under `fit="exact"` of the source's width and depth.
         source: folder of a run, an export or a checkpoint, or a .safetensors file (one of several: the folder, or its
             index); `vitwarm:core` is the package's compact core. None is this core for a ViT of at least width 192 and
-            three blocks, and for others `initialise` with `conditioned`: what ended highest without a cost in
-            docs/results/starts.md. The report says which. Not for decoders.
+            three blocks, and for others `initialise` with `conditioned`: what ended highest without a cost, at one
+            learning rate for all, in docs/results/starts.md. The report says which. Not for decoders.
         groups: what to copy: `trunk`, or a part of it (`attention`, `mlp`, `norm`, `layers=last:4`), `embedding`,
             `head`; see `vitwarm.selection`.
         fit: `exact`; `select` a part of a larger source; `expand` a core (see `vitwarm.transfer.resize`). The

@@ -169,7 +169,9 @@ def warm_up(
         outcome, curve, trained = _train(stage, config, device, progress, on_log, on_eval, held)
         report = merge(trunk, [Part(words, stage.trained_tensors(trained), "the warm-up")])
     of = "" if words == ["trunk"] else f" ({' '.join(words)})"
-    text = f"warm-up of {outcome['steps']} steps on {stage.rule.spec()['name']}{of}"
+    runs = config.warmup.middle_runs
+    repeated = f", the middle block run {runs} times" if runs > 1 else ""
+    text = f"warm-up of {outcome['steps']} steps on {stage.rule.spec()['name']}{of}{repeated}"
     note(target, Change(text, seed, tuple(report.copied)))
     metrics = outcome["metrics"]
     return WarmUpReport(

@@ -391,6 +391,14 @@ def test_the_card_of_a_warmed_model_says_no_more_than_is_known(tmp_path):
     assert "trained on images" not in text and "model-index" not in text
 
 
+def test_the_card_says_how_often_the_middle_block_ran(tmp_path):
+    """Which the tensors do not tell."""
+    model = made(num_classes=3, depth=3)
+    vitwarm.warm_up(model, {"name": "dyck", "k": 4}, steps=2, middle_runs=2, **WARM_UP)
+    record, text = told(tmp_path / "out", model)
+    assert record["start"] == "warm-up of 2 steps on dyck, the middle block run 2 times" and record["start"] in text
+
+
 def test_the_card_tells_what_was_done_in_order_as_far_as_it_is_left(tmp_path):
     """A warm-up goes on from what was there; other weights, and another start of the attention, take its place."""
     model, source = made(), tmp_path / "source"

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, get_worker_info
 
 from vitwarm import RuleDataset, make_rule
 from vitwarm.errors import UserError
@@ -70,16 +70,30 @@ def test_a_reader_resumes_where_its_state_was_taken():
         RuleDataset("set", 24).load_state_dict(dataset.state_dict())
 
 
-def test_workers_refuse_a_state_that_was_loaded_outside_of_them():
-    """Each of them would leave out what the one reader of the state has read, and more."""
+@pytest.mark.parametrize("workers", [1, 2])
+def test_workers_refuse_a_state_that_was_loaded_outside_of_them(workers):
+    """Several would leave out too much; one would start there in each epoch."""
     dataset = RuleDataset("set", 24, samples=SAMPLES)
     reader = iter(dataset)
     begun = [tuple(next(reader)["input_ids"].tolist()) for _ in range(300)]
     other = RuleDataset("set", 24, samples=SAMPLES)
     other.load_state_dict(dataset.state_dict())
-    with pytest.raises(UserError, match="that of 1 readers, now there are 2; use as many"):
-        _batches(other, workers=2)
+    with pytest.raises(UserError, match="the state was loaded outside of the loader's workers"):
+        _batches(other, workers)
     assert begun + read(other) == read(dataset), "a reader alone still goes on from it"
+
+
+def _resume_at_200(worker):
+    get_worker_info().dataset.load_state_dict({"read": 200, "readers": 2})
+
+
+def test_workers_resume_from_a_state_that_they_load_themselves():
+    """As torchdata's StatefulDataLoader has them do."""
+    dataset = RuleDataset("set", 24, samples=SAMPLES)
+    readers = [read(RuleDataset("set", 24, samples=SAMPLES, rank=rank, world=2)) for rank in (0, 1)]
+    resumed = DataLoader(dataset, batch_size=None, num_workers=2, worker_init_fn=_resume_at_200)
+    found = {tuple(sequence["input_ids"].tolist()) for sequence in resumed}
+    assert found == {sequence for reader in readers for sequence in reader[200:]}
 
 
 @pytest.mark.parametrize(

@@ -28,8 +28,8 @@ class RuleDataset(IterableDataset[dict[str, Tensor]]):
     Loader workers, and the ranks of a process group, read disjoint parts: chunks of 256 sequences in turn. Together
     they read each sequence once, in an order that depends on how many they are. `state_dict` says how far this
     reader has come; with workers the state is in them, and only loaders that ask them for it (torchdata's
-    StatefulDataLoader) resume. Without a state each iteration begins with the first sequence again, and so does one
-    with a state that was taken after the last.
+    StatefulDataLoader) resume; workers refuse a state that was loaded outside of them. Without a state each iteration
+    begins with the first sequence again, and so does one with a state that was taken after the last.
 
     Args:
         rule: name of a rule, {"name": NAME, PARAMETER: value}, or a `Rule`.
@@ -90,6 +90,7 @@ class RuleDataset(IterableDataset[dict[str, Tensor]]):
         self.samples, self._rank, self._world = samples, rank, world
         self._read = 0  # sequences that the iterator which was read last has given
         self._resumes: int | None = None  # readers, of the state that the next iteration goes on from
+        self._loaded_in_worker = False
 
     @property
     def vocab_size(self) -> int:
@@ -100,7 +101,12 @@ class RuleDataset(IterableDataset[dict[str, Tensor]]):
         reader, readers = self._reader()
         read = 0
         if self._resumes is not None:
-            _require_as_many(self._resumes, readers)  # workers are known here, and not where the state was loaded
+            if get_worker_info() and not self._loaded_in_worker:  # a copy, and the next epoch's workers get it again
+                raise UserError(
+                    "the state was loaded outside of the loader's workers; read with num_workers=0, or load it by "
+                    "torchdata's StatefulDataLoader"
+                )
+            _require_as_many(self._resumes, readers)  # a process group may have begun since it was loaded
             read, self._resumes = self._read, None
         while True:
             turn, within = divmod(read, CHUNK)
@@ -122,14 +128,15 @@ class RuleDataset(IterableDataset[dict[str, Tensor]]):
         """Go on where `state_dict` was taken: the next iteration starts there.
 
         Raises:
-            UserError: it is no such state, or was taken with another number of ranks or workers; where workers read
-                a data set whose state was loaded outside of them, they raise it.
+            UserError: it is no such state, or was taken with another number of ranks or workers. Workers raise it when
+                they read a data set whose state was loaded outside of them.
         """
         known = isinstance(state, Mapping) and state.keys() == {"read", "readers"}
         if not known or not all(map(_is_whole, state.values())) or state["read"] < 0:
             raise UserError(f"{state!r} is not what state_dict gives")
         _require_as_many(state["readers"], self._reader()[1])
         self._read, self._resumes = int(state["read"]), int(state["readers"])
+        self._loaded_in_worker = get_worker_info() is not None
 
     def _reader(self) -> tuple[int, int]:
         """Number of this reader, and how many there are: every worker of every rank is one."""

@@ -19,14 +19,13 @@ from vitwarm.checks import starts_from_given
 from vitwarm.config import Config
 from vitwarm.errors import UserError
 from vitwarm.exports import check_push, push_to_hub, write_model
-from vitwarm.exports.layout import EXPORT, PROVENANCE, WARMUP
+from vitwarm.exports.layout import CHECKPOINTS, EXPORT, PROVENANCE, WARMUP
 from vitwarm.exports.opening import LINEAGE
 from vitwarm.files import write_text
 from vitwarm.reading import parse_yaml, read_json
 from vitwarm.recipe import build_recipe, freeze, recipe_hash
 from vitwarm.result import provenance, result_of
 from vitwarm.run_folder import (
-    CHECKPOINTS,
     LOG,
     RESULT,
     check_folder,

@@ -14,14 +14,14 @@ from vitwarm.checks import KEYS, LENGTHS, named_differences, value_of
 from vitwarm.config import Config
 from vitwarm.data.subset import SUBSET
 from vitwarm.errors import UserError, shown
-from vitwarm.exports.layout import EXPORT, WARMUP
+from vitwarm.exports.layout import CHECKPOINTS, EXPORT, WARMUP
 from vitwarm.files import copy_plain, expanded, locked, whole_folder, write_text
 from vitwarm.reading import read_json, read_text
 from vitwarm.recipe import SMOKE, freeze, frozen_hash, read_frozen, recipe_hash
 from vitwarm.training.checkpoint import Checkpoints, State, read_state, relabel
 from vitwarm.training.tracking import TENSORBOARD
 
-RECIPE, LOG, RESULT, CHECKPOINTS, LOCK = "recipe.yaml", "log.jsonl", "result.json", "checkpoints", ".lock"
+RECIPE, LOG, RESULT, LOCK = "recipe.yaml", "log.jsonl", "result.json", ".lock"
 DATA = "data.json"  # what the main stage reads
 _OURS = (RECIPE, LOG, RESULT, CHECKPOINTS, LOCK, DATA, SUBSET, WARMUP, EXPORT, TENSORBOARD)
 _FREE = ("name", "description", "resume_from", *(key for key in KEYS if key[:4] == "run." and key != "run.smoke"))

@@ -19,11 +19,12 @@ from vitwarm.config import Config
 from vitwarm.errors import UserError
 from vitwarm.exports.arguments import structure_of
 from vitwarm.exports.gpt2 import as_trunk, is_gpt2_model, require_one_rate
+from vitwarm.exports.layout import CHECKPOINTS
 from vitwarm.files import expanded
 from vitwarm.keys import require_seed
 from vitwarm.procedural import Rule
 from vitwarm.recipe import build_recipe, recipe_hash
-from vitwarm.run_folder import CHECKPOINTS, LOG, check_folder, newest_checkpoint, open_folder, record_data, warn
+from vitwarm.run_folder import LOG, check_folder, newest_checkpoint, open_folder, record_data, warn
 from vitwarm.selection import Selection, words_of
 from vitwarm.signals import stop_signals
 from vitwarm.stages import RuleStage, make_warmup

@@ -3,6 +3,7 @@
 import copy
 import json
 
+import numpy as np
 import pytest
 import timm
 import torch
@@ -16,6 +17,7 @@ from transformers import AutoModelForCausalLM, AutoModelForImageClassification, 
 
 import vitwarm
 from vitwarm.errors import UserError
+from vitwarm.exports import export_gpt2
 from vitwarm.exports.opening import lineage
 from vitwarm.transfer import compose
 from vitwarm.trunk import build_decoder
@@ -304,12 +306,29 @@ def test_only_an_older_export_is_replaced(tmp_path, monkeypatch):
     (mine / "optimizer.pt").unlink()
     (mine / ".git").mkdir()
     monkeypatch.chdir(tmp_path)
-    for place in (thesis, thesis / "chapter.txt", thesis / "chapter.txt/new", mine, ".", ".."):
+    for place in (thesis, thesis / "chapter.txt", thesis / "chapter.txt/new", mine, ".", "..", "missing/../thesis"):
         thesis.mkdir(exist_ok=True)
         (thesis / "chapter.txt").write_text("mine")
         with pytest.raises(UserError, match="give a folder to make"):
             vitwarm.export(model, place)
+    with pytest.raises(UserError, match="thesis holds chapter.txt, which is no part of an export"):
+        export_gpt2(build_decoder("1_1_4", 8, 8, "x", seed=0), "missing/../thesis")
     assert (thesis / "chapter.txt").read_text() == "mine" and sorted(tmp_path.iterdir()) == [mine, thesis]
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    monkeypatch.chdir(empty)
+    with pytest.raises(UserError, match="cannot export to"):
+        vitwarm.export(model, empty)  # the current folder would be moved away
+
+
+def test_numbers_of_numpy_are_numbers(tmp_path):
+    labels = np.array([0, 4, 6])
+    model = made(num_classes=labels.max() + 1, reg_tokens=np.int64(2), img_size=(np.int64(32),) * 2)
+    vitwarm.export(model, tmp_path / "out", model_args={"depth": np.int64(2)})
+    assert reads(tmp_path / "out", model).num_classes == 7
+    model.reset_classifier(np.int64(5))
+    vitwarm.export(model, tmp_path / "out")
+    assert reads(tmp_path / "out", model).num_classes == 5
 
 
 def test_arguments_that_are_given_are_used(tmp_path):
@@ -344,6 +363,9 @@ def test_names_of_classes_stay_with_the_head(tmp_path):
     assert model.pretrained_cfg["label_names"] == names
     theirs = AutoModelForImageClassification.from_pretrained(tmp_path / "out")
     assert theirs.config.id2label == dict(enumerate(names))
+    assert exported(theirs).pretrained_cfg["label_names"] == names
+    nameless = AutoModelForImageClassification.from_pretrained(tmp_path / "other")
+    assert "label_names" not in exported(nameless).pretrained_cfg
     vitwarm.warm_start(trunk_alone, tmp_path / "other")
     assert exported(trunk_alone).pretrained_cfg["label_names"] == names
     vitwarm.warm_start(other_head, tmp_path / "other", ["trunk", "head"])
@@ -455,3 +477,11 @@ def test_decoders_become_folders_of_transformers(tmp_path):
         assert ModelCard.load(tmp_path / "out/README.md").data.library_name == "transformers"
     assert (read.config.bos_token_id, read.config.eos_token_id) == (1, 2)
     assert vitwarm.warm_start(ours, tmp_path / "out").copied
+
+
+def test_a_gpt2_that_transformers_does_not_save_is_refused_in_one_line(tmp_path):
+    model = GPT2LMHeadModel(GPT2Config(n_layer=1, n_head=1, n_embd=4, vocab_size=8, n_positions=8))
+    model.generation_config.temperature = 0.5  # of sampling, which is off
+    with pytest.raises(UserError, match="transformers does not save the GPT2LMHeadModel: .*temperature") as caught:
+        vitwarm.export(model, tmp_path / "out")
+    assert "\n" not in str(caught.value) and not list(tmp_path.iterdir())

@@ -10,13 +10,13 @@ import pytest
 import timm
 import torch
 from test_warm_start import FACTS, NAME, SMALL, model, state
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 
 from vitwarm.cli import call
 from vitwarm.config import Config, ModelConfig
 from vitwarm.data.tokenizers import ByteTokenizer, read_tokenizer
 from vitwarm.errors import UserError
-from vitwarm.exports import export_gpt2, export_model
+from vitwarm.exports import export, export_gpt2, export_model
 from vitwarm.exports.opening import open_model
 from vitwarm.trunk import build_decoder
 
@@ -85,6 +85,32 @@ def test_classes_are_named_as_where_the_head_is_from(tmp_path):
         assert loaded.pretrained_cfg.get("label_names") == (names and list(names)), arguments
 
 
+def test_images_are_cropped_as_the_targets_are(tmp_path):
+    siglip = timm.create_model(
+        "vit_base_patch16_siglip_gap_224", num_classes=5, img_size=32, patch_size=8, embed_dim=48, depth=2, num_heads=3
+    )
+    export(siglip, tmp_path / "t")
+    export(siglip, tmp_path / "s")
+    described = json.loads((tmp_path / "t/config.json").read_text())
+    described["pretrained_cfg"]["crop_mode"] = "squash"
+    (tmp_path / "t/config.json").write_text(json.dumps(described))
+    call("compose", [f"target={tmp_path / 't'}", f"out={tmp_path / 'out'}", f"trunk={tmp_path / 's'}"])
+    made = json.loads((tmp_path / "out/config.json").read_text())["pretrained_cfg"]
+    assert made["crop_mode"] == "squash" and made["mean"] == described["pretrained_cfg"]["mean"]
+
+
+def test_the_ids_that_begin_and_end_a_text_are_kept_without_a_tokenizer(tmp_path):
+    theirs = GPT2LMHeadModel(
+        GPT2Config(n_layer=2, n_head=1, n_embd=8, vocab_size=16, n_positions=8, bos_token_id=1, eos_token_id=2)
+    )
+    theirs.save_pretrained(tmp_path / "t")
+    for more in ([], ["fresh=true"]):
+        out = tmp_path / f"out{len(more)}"
+        call("compose", [f"target={tmp_path / 't'}", f"out={out}", f"mlp={tmp_path / 't'}", *more])
+        read = AutoModelForCausalLM.from_pretrained(out)
+        assert (read.config.bos_token_id, read.config.eos_token_id, read.generation_config.eos_token_id) == (1, 2, 2)
+
+
 def test_a_composed_decoder_loads_in_transformers(tmp_path):
     decoders = {name: build_decoder("2_4_16", 257, 8, "x", seed=seed) for seed, name in enumerate("ab")}
     for name, decoder in decoders.items():
@@ -119,6 +145,7 @@ def test_mistakes_end_in_one_line_and_write_nothing(exports, tmp_path):
         ([t, out, f"atention={tmp_path / 'a'}"], "unknown tensor group 'atention'"),
         ([f"target={tmp_path}", out, f"mlp={tmp_path / 'a'}"], "no model at"),
         ([t, f"out={tmp_path / 'a'}", f"mlp={tmp_path / 'a'}"], "exists"),
+        ([t, f"out={tmp_path / 'missing/../a'}", f"mlp={tmp_path / 'a'}"], "exists"),
         (["target=timm:vit_tiny_patch16_224", out, "trunk=vitwarm:core"], r"vitwarm.warm_start\(model, 'vitwarm:core'"),
     ]:
         with pytest.raises(UserError, match=says) as caught:

@@ -121,3 +121,9 @@ def test_refusals(source):
     ]:
         with pytest.raises(UserError, match=says):
             perturb(source, controls, depth=DEPTH, heads=HEADS, seed=0)
+
+
+def test_a_single_number_is_a_tensor_too():
+    tensors = {"blocks.0.attn.lambda_a": torch.tensor(0.5), "blocks.1.attn.lambda_a": torch.tensor(-2.0)}
+    assert under(tensors, attention="shuffle") == tensors
+    assert under(tensors, attention="scale:0.5")["blocks.1.attn.lambda_a"] == -1

@@ -564,7 +564,11 @@ def test_weights_for_inference_alone_are_not_changed(tmp_path):
     source = trunk_file(tmp_path / "source.safetensors", model(0))
     with torch.inference_mode():
         target = model(1)
-    for use in (lambda: vitwarm.warm_start(target, source), lambda: vitwarm.warm_start(target)):
+    for use in (
+        lambda: vitwarm.warm_start(target, source),
+        lambda: vitwarm.warm_start(target),
+        lambda: compose(target, {"attention": source, "mlp": source}),
+    ):
         with pytest.raises(UserError, match="was made under torch.inference_mode"):
             use()
         with torch.inference_mode():
@@ -581,3 +585,40 @@ def test_a_model_that_cannot_be_copied_is_refused(tmp_path):
     ):
         with pytest.raises(UserError, match="cannot be copied"):
             use()
+
+
+def test_blocks_that_are_compiled_one_by_one_are_refused_and_their_weights_read(tmp_path):
+    """Each is then within a module of torch's, whose name is in those of the tensors."""
+    compiled, target = model(0), model(1)
+    compiled.blocks[1] = torch.compile(compiled.blocks[1])
+    for use in (vitwarm.warm_start, lambda m: vitwarm.warm_up(m, steps=1, global_batch=2, groups="attention")):
+        with pytest.raises(UserError, match=r"blocks.1 is wrapped by torch.compile.*call its .compile\(\) instead"):
+            use(compiled)
+    save_file(compiled.state_dict(), tmp_path / "compiled.safetensors")
+    vitwarm.warm_start(target, tmp_path / "compiled.safetensors")
+    assert torch.equal(target.blocks[1].mlp.fc1.weight, compiled.blocks[1].mlp.fc1.weight)
+    compiled = model(0)
+    compiled.blocks[1].compile()
+    assert vitwarm.warm_start(compiled).copied
+
+
+@pytest.mark.parametrize(
+    ("groups", "more", "demand"),
+    [
+        ("trunk head", {"num_classes": 3}, "the classes, or the vocabulary, must be the source's"),
+        ("trunk embedding", {"img_size": 64}, "size of images and of patches, or vocabulary"),
+        ("trunk", {"mlp_ratio": 2}, "width, depth and block type must be equal"),
+    ],
+)
+def test_a_refusal_names_what_must_be_equal(tmp_path, groups, more, demand):
+    source = tmp_path / "source.safetensors"
+    save_file(model(0).state_dict(), source)
+    with pytest.raises(UserError, match=demand):
+        vitwarm.warm_start(model(1, **more), source, groups)
+
+
+def test_the_folder_of_an_unfinished_warm_up_names_its_checkpoint(tmp_path):
+    vitwarm.warm_up(model(0), steps=2, global_batch=2, dir=tmp_path / "warm", progress=False)
+    with pytest.raises(UserError, match="holds no weights but its checkpoints'; give .*step-00000002"):
+        vitwarm.warm_start(model(1), tmp_path / "warm")
+    assert vitwarm.warm_start(model(1), tmp_path / "warm/checkpoints/step-00000002").copied

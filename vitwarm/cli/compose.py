@@ -43,7 +43,7 @@ class Options:
 
 def run(options: Options) -> None:
     """Compose; prints where each tensor comes from."""
-    if options.out.exists():
+    if options.out.resolve().exists():
         raise UserError(f"{options.out} exists; choose another out")
     from vitwarm.exports import write_model
     from vitwarm.exports.opening import class_names_beside, open_model
@@ -57,5 +57,5 @@ def run(options: Options) -> None:
     record = record_of(options.sources, report, options.target, opened.weights, options.controls, **facts)
     head = head_of(record) or opened.weights
     classes = class_names_beside(head, getattr(opened.model, "num_classes", 0)) if head else None
-    write_model(opened.model, options.out, opened.config, opened.tokenizer, record, classes)
+    write_model(opened.model, options.out, opened.config, opened.tokenizer, record, classes, opened.crop_mode)
     print(f"{report}\nwritten: {options.out}")

@@ -7,6 +7,7 @@ from contextlib import suppress
 from types import NoneType
 from typing import Any
 
+import numpy as np
 import timm
 import torch
 from timm.layers import DropPath, PatchDropout, get_act_layer, get_norm_layer
@@ -59,12 +60,12 @@ def twin_of(model: nn.Module, model_args: Mapping[str, Any] | None = None) -> tu
         )
     if not isinstance(model_args, Mapping | NoneType) or not all(isinstance(key, str) for key in model_args or {}):
         raise UserError(f"model_args is {model_args!r}; give a mapping, such as {{'act_layer': 'relu'}}")
-    given = dict(model_args or {})
+    given = _native(dict(model_args or {}))
     if wrong := next((key for key, value in given.items() if not _plain(value)), None):
         raise UserError(
             f"model_args: {wrong} is {given[wrong]!r}, which no file can hold; give its name, such as 'gelu'"
         )
-    recorded = {key: value for key, value in getattr(model, "_model_args", {}).items() if _plain(value)}
+    recorded = {key: value for key, value in _native(getattr(model, "_model_args", {})).items() if _plain(value)}
     arguments = {key: value for key, value in (recorded | given).items() if not is_drop_rate(key)}
     twin, shown = _made(name, arguments), {key: value for key, value in _shown(model).items() if key not in given}
     while differs := difference(model, twin):  # an argument may change the defaults of others
@@ -140,6 +141,15 @@ def _function(method: Any) -> Any:
     return inspect.unwrap(getattr(method, "__func__", method))
 
 
+def _native(value: Any) -> Any:
+    """Numbers of NumPy, which a model takes and no file holds, as Python's own; also within lists and mappings."""
+    if isinstance(value, Mapping):
+        return {key: _native(one) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [_native(one) for one in value] if isinstance(value, list) else tuple(map(_native, value))
+    return value.item() if isinstance(value, np.generic) else value
+
+
 def _plain(value: object) -> bool:
     try:
         json.dumps(value)
@@ -205,7 +215,7 @@ def _shown(model: nn.Module) -> dict[str, Any]:
     found: dict[str, Any] = dict.fromkeys(_READ)
     for argument in _READ.keys() & _accepted(model):
         with suppress(AttributeError):
-            found[argument] = _READ[argument](model)
+            found[argument] = _native(_READ[argument](model))
     return found
 
 
@@ -246,7 +256,7 @@ def structure_of(model: nn.Module) -> dict[str, Any]:
         if isinstance(module, _PASSING):
             continue
         found[f"type of {name}" if name else "type"] = _type_of(module)
-        for key, value in vars(module).items():
+        for key, value in _native(vars(module)).items():
             if not key.startswith("_") and key not in _NOT_COMPUTED and "drop" not in key and _scalars(value):
                 found[f"{name}.{key}" if name else key] = tuple(value) if isinstance(value, list) else value
     return found | {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}

@@ -19,7 +19,7 @@ from vitwarm.data.tokenizers import Tokenizer
 from vitwarm.errors import UserError
 from vitwarm.exports.arguments import difference
 from vitwarm.exports.card import model_card
-from vitwarm.exports.layout import CARD, CONFIG, GENERATION, PROVENANCE, WEIGHTS
+from vitwarm.exports.layout import CARD, CONFIG, GENERATION, PROVENANCE, WEIGHTS, require_replaceable
 from vitwarm.exports.weights import find_weights, middle_runs_of, read_weights
 from vitwarm.files import expanded, whole_folder
 from vitwarm.reading import read_json
@@ -38,6 +38,7 @@ _OUTSIDE = {"wte": "token_embed", "wpe": "pos_embed", "ln_f": "norm", "lm_head":
 _MASKS = (".attn.bias", ".attn.masked_bias")  # older files hold the causal mask as well
 _NAME = re.compile(r"(?:transformer\.)?(?:h\.(?P<block>\d+)\.)?(?P<module>.+)\.(?P<kind>weight|bias)")
 
+_TEXT_IDS = ("bos_token_id", "eos_token_id")
 _RATES = ("attn_pdrop", "embd_pdrop", "resid_pdrop")  # of dropout; our decoder has one for all
 _FIXED = {  # what a GPT-2 configuration may say; the first value is what we write
     "activation_function": ("gelu_new", "gelu_pytorch_tanh"),
@@ -198,6 +199,7 @@ def read_gpt2(folder: str | Path, *, dropout: float = 0.0, grad_checkpointing: b
     if wrong:
         raise UserError(f"{file} does not fit its {CONFIG}: {len(wrong)} tensors differ, first {wrong[0]}")
     decoder.load_state_dict({n: t.float() for n, t in tensors.items()}, assign=True)
+    decoder.text_ids = {name: config.get(name) for name in _TEXT_IDS}
     return decoder
 
 
@@ -253,10 +255,12 @@ def export_gpt2(
         provenance: JSON-able facts for `vitwarm.json` and the model card.
 
     Raises:
-        UserError: a tokenizer with more ids than the decoder.
+        UserError: a tokenizer with more ids than the decoder; a folder that holds anything else than an older export.
         OSError: full disk, no permission.
     """
-    end = tokenizer.end if tokenizer else None
+    # GPT-2 begins a text with the token that ends one
+    ends: dict[str, Any] = dict.fromkeys(_TEXT_IDS, tokenizer.end if tokenizer else None)
+    ends |= {} if tokenizer else decoder.text_ids
     if tokenizer and tokenizer.vocab_size > decoder.vocab_size:
         raise UserError(f"the tokenizer has {tokenizer.vocab_size} ids, the decoder {decoder.vocab_size}")
     config: dict[str, Any] = {
@@ -272,10 +276,10 @@ def export_gpt2(
         **dict.fromkeys(_RATES, decoder.dropout),
         "initializer_range": 0.02,
         "tie_word_embeddings": decoder.tied,
-        "bos_token_id": end,  # GPT-2 begins a text with the token that ends one
-        "eos_token_id": end,
+        **ends,
         "dtype": "float32",
     }
+    require_replaceable(folder := expanded(folder))
     record = {**(provenance or {}), "trunk": trunk_facts(decoder)}
     if decoder.middle_runs > 1:
         record["middle_runs"] = decoder.middle_runs
@@ -289,8 +293,8 @@ def export_gpt2(
             "pad_token_id": decoder.pad,
         }
     else:
-        files[GENERATION] = {"bos_token_id": end, "eos_token_id": end}
-    with whole_folder(expanded(folder)) as aside:
+        files[GENERATION] = dict(ends)
+    with whole_folder(folder) as aside:
         save_file(to_gpt2(decoder.state_dict()), aside / WEIGHTS, metadata={"format": "pt"})
         for name, content in files.items():
             (aside / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

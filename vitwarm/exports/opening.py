@@ -16,6 +16,7 @@ from vitwarm.errors import UserError
 from vitwarm.exports.card import LICENSE
 from vitwarm.exports.gpt2 import read_gpt2
 from vitwarm.exports.layout import CONFIG, EXPORT, PROVENANCE, WARMUP, WEIGHTS
+from vitwarm.exports.timm_folder import CROP_MODE
 from vitwarm.exports.weights import find_weights, middle_runs_of, read_weights
 from vitwarm.files import expanded
 from vitwarm.reading import read_json
@@ -35,12 +36,14 @@ class Opened:
             runs of a core's middle block.
         tokenizer: of a language model, if it can be read.
         weights: the file of the weights; None if they are fresh.
+        crop_mode: timm's name of how images are cropped for evaluation.
     """
 
     model: nn.Module
     config: Config
     tokenizer: Tokenizer | None = None
     weights: Path | None = None
+    crop_mode: str = CROP_MODE
 
 
 def open_model(place: str, *, fresh: bool = False, seed: int = 0) -> Opened:
@@ -71,7 +74,8 @@ def open_model(place: str, *, fresh: bool = False, seed: int = 0) -> Opened:
     if fresh:
         facts = (str(decoder.size), decoder.vocab_size, decoder.n_positions)
         how: Any = {"tied": decoder.tied, "middle_runs": decoder.middle_runs}
-        decoder = build_decoder(*facts, _COMPOSED, seed=seed, **how)
+        decoder, read = build_decoder(*facts, _COMPOSED, seed=seed, **how), decoder
+        decoder.text_ids = read.text_ids
     tokenizer = None
     with contextlib.suppress(UserError):  # none there, or its package is not installed
         tokenizer = read_tokenizer(folder)
@@ -166,7 +170,8 @@ def lineage(sources: Iterable[str]) -> dict[str, Any]:
 
 
 def _open_timm(folder: Path, described: dict[str, Any], fresh: bool, seed: int) -> Opened:
-    images = preprocessing(described.get("pretrained_cfg", {}))
+    known = described.get("pretrained_cfg", {})
+    images = preprocessing(known)
     model = ModelConfig(described["architecture"], described["num_classes"], dict(described.get("model_args") or {}))
     if not timm.is_model(model.name):  # an address, from which timm would load
         raise UserError(f"{CONFIG}: timm has no architecture {model.name!r}")
@@ -180,4 +185,4 @@ def _open_timm(folder: Path, described: dict[str, Any], fresh: bool, seed: int) 
             raise UserError(f"no {WEIGHTS} in {folder}, which has a {CONFIG}; nothing else is read")
         vit.load_state_dict(read_weights(file))
         config.seed = _recorded_seed(folder, seed)
-    return Opened(vit, config, weights=file)
+    return Opened(vit, config, weights=file, crop_mode=known.get("crop_mode") or CROP_MODE)

@@ -9,7 +9,7 @@ from torch import nn
 
 from vitwarm.config import Config
 from vitwarm.exports.card import LICENSE, model_card
-from vitwarm.exports.layout import CARD, CONFIG, PROVENANCE
+from vitwarm.exports.layout import CARD, CONFIG, PROVENANCE, require_replaceable
 from vitwarm.files import whole_folder
 from vitwarm.trunk import family_of, is_drop_rate, trunk_facts
 
@@ -42,8 +42,10 @@ def export_model(
         crop_mode: timm's name of how images are cropped for evaluation; ours are cropped in the middle.
 
     Raises:
+        UserError: a folder that holds anything else than an older export.
         OSError: full disk, no permission.
     """
+    require_replaceable(folder)
     arguments = {k: v for k, v in config.model.args.items() if not is_drop_rate(k)}
     with whole_folder(folder) as aside:
         save_for_hf(model, str(aside), model_args=arguments, safe_serialization=True)

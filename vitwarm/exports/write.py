@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from fnmatch import fnmatchcase
 from pathlib import Path
 from types import NoneType
 from typing import Any, cast
@@ -16,7 +15,7 @@ from vitwarm.exports.arguments import require_own_code, twin_of
 from vitwarm.exports.card import LICENSE, model_card
 from vitwarm.exports.gpt2 import export_gpt2, from_gpt2, gpt2_facts, is_gpt2_model, require_as_configured
 from vitwarm.exports.hub import check_push, push_to_hub
-from vitwarm.exports.layout import CARD, PROVENANCE, WRITTEN
+from vitwarm.exports.layout import CARD, PROVENANCE, require_replaceable
 from vitwarm.exports.opening import class_names, preprocessing
 from vitwarm.exports.timm_folder import CROP_MODE, export_model
 from vitwarm.exports.weights import require_finite
@@ -33,6 +32,7 @@ def write_model(
     tokenizer: Tokenizer | None,
     record: dict[str, Any],
     classes: list[str] | None = None,
+    crop_mode: str = CROP_MODE,
 ) -> None:
     """A timm folder, or one of GPT-2 for `transformers`, with its provenance; it appears whole or not at all.
 
@@ -43,6 +43,7 @@ def write_model(
         tokenizer: of a decoder; goes into the folder.
         record: JSON-able provenance.
         classes: name of each class of a timm model.
+        crop_mode: of a timm model; see `export_model`.
 
     Raises:
         OSError: full disk, no permission.
@@ -50,7 +51,7 @@ def write_model(
     if isinstance(model, Decoder):
         export_gpt2(model, folder, tokenizer=tokenizer, provenance=record)
     else:
-        export_model(model, folder, config, record, classes)
+        export_model(model, folder, config, record, classes, crop_mode)
 
 
 def export(
@@ -91,7 +92,7 @@ def export(
         if not isinstance(text, str | (Path if name == "folder" else NoneType)) or text == "":
             raise UserError(f"{name} is {text!r}; give a text that is not empty")
     folder, given, model = expanded(folder), model, unwrap(model)
-    _check_replaceable(folder)
+    require_replaceable(folder)
     if push:
         check_push(push)
     theirs = is_gpt2_model(model)
@@ -120,7 +121,7 @@ def export(
         name, arguments, twin = twin_of(model, model_args)
         known = dict(cast(Any, model).pretrained_cfg)
         for wrapper in wrappers(given):  # of transformers, which makes the model within as if it had never been trained
-            known |= getattr(getattr(wrapper, "config", None), "pretrained_cfg", None) or {}
+            known |= _known_to(getattr(wrapper, "config", None))
         record |= _lineage([{"license": known.get("license") or LICENSE}, *lineages], license)
         images = {key: value for key, value in preprocessing(known).items() if key != "size"}
         described = ModelConfig(name, twin.num_classes, {k: v for k, v in arguments.items() if k != "num_classes"})
@@ -134,6 +135,14 @@ def export(
     return folder
 
 
+def _known_to(config: object) -> dict[str, Any]:
+    """What a configuration of transformers says of a timm model's weights, the names of the classes among it."""
+    names = getattr(config, "id2label", None) or {}
+    given = any(name != f"LABEL_{i}" for i, name in names.items())  # it makes these up where nobody named the classes
+    labels = {"label_names": [names[i] for i in sorted(names)]} if given else {}
+    return (getattr(config, "pretrained_cfg", None) or {}) | labels
+
+
 def _lineage(lineages: Sequence[Mapping[str, Any]], license: str | None) -> dict[str, Any]:
     """Whose weights are in a model: `base_models` and `license`, the given one or what others' licences leave.
 
@@ -145,26 +154,17 @@ def _lineage(lineages: Sequence[Mapping[str, Any]], license: str | None) -> dict
     return {"license": license or left, **({"base_models": bases} if bases else {})}
 
 
-def _check_replaceable(folder: Path) -> None:
-    """Refuse a place where something else than an export stands: whatever is there would be removed.
-
-    Raises:
-        UserError: a file, a place inside a file, the current folder, a folder with other things in it.
-    """
-    if not folder.name or any(above.is_file() for above in folder.parents):
-        raise UserError(f"cannot export to {str(folder)!r}; give a folder to make")
-    held = list(folder.iterdir()) if folder.is_dir() else []
-    strange = [path for path in held if path.is_dir() or not any(fnmatchcase(path.name, name) for name in WRITTEN)]
-    if strange or (folder.exists() and not folder.is_dir()) or (held and not (folder / PROVENANCE).is_file()):
-        what = f"holds {strange[0].name}, which is no part of an export" if strange else "exists and is no export"
-        raise UserError(f"{folder} {what}; give a folder to make, or one with an older export alone")
-
-
 def _export_transformers(model: Any, folder: Path, record: dict[str, Any]) -> None:
     """A GPT-2 of transformers by its own `save_pretrained`, with card and provenance."""
     facts = gpt2_facts(model.config.to_dict())
     with whole_folder(folder) as aside:
-        model.save_pretrained(aside)
+        try:
+            model.save_pretrained(aside)
+        except ValueError as error:  # a generation config that contradicts itself
+            reasons = [line.strip("- `") for line in str(error).splitlines() if line.startswith("- ")]
+            raise UserError(
+                f"transformers does not save the {type(model).__name__}: {(reasons or [str(error)])[0]}"
+            ) from error
         text = json.dumps({**record, "trunk": facts}, indent=2) + "\n"
         (aside / PROVENANCE).write_text(text, encoding="utf-8")
         name = "GPT-2 {depth}_{heads}_{width}".format(**facts)

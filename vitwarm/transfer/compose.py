@@ -16,8 +16,8 @@ from vitwarm.selection import Selection
 from vitwarm.transfer.groups import block_of, canonical, group_of, select
 from vitwarm.transfer.perturb import describe, perturb
 from vitwarm.transfer.warm_start import TransferReport, read_source, require_fit, require_same_blocks, transfer
-from vitwarm.trunk import require_values, trunk_facts, unwrap
-from vitwarm.trunk.families import copy_of
+from vitwarm.trunk import trunk_facts, unwrap
+from vitwarm.trunk.families import copy_of, require_changeable
 from vitwarm.trunk.history import Change, note
 
 
@@ -50,7 +50,7 @@ def merge(
     Raises:
         UserError: a part that does not fit or gives nothing, or parts that overlap.
     """
-    facts: dict[str, Any] = trunk_facts(model := require_values(model))
+    facts: dict[str, Any] = trunk_facts(model := require_changeable(model))
     depth, heads, controls = facts["depth"], facts["heads"], controls or {}
     if len(parts) > 1:
         _refuse_overlap(parts, depth)

@@ -59,7 +59,8 @@ def perturb(
             tensor = tensors[name].float()
             parts = _pieces(name, tensors, heads or 1)
             rng = keyed_rng(seed, "control", control[0], name)
-            made = torch.cat([_controlled(piece, *control, rng) for piece in tensor.chunk(parts)])
+            pieces = [_controlled(piece, *control, rng) for piece in (tensor.chunk(parts) if parts > 1 else [tensor])]
+            made = torch.cat(pieces) if parts > 1 else pieces[0]  # a single number has no axis
             if (own := chosen.heads_of(block_of(name))) is not None:
                 made = torch.where(head_mask(name, tensor.shape, own, heads or 1), made, tensor)
             changed[name] = made.to(tensors[name].dtype)
@@ -74,7 +75,7 @@ def _pieces(name: str, tensors: Mapping[str, Tensor], heads: int) -> int:
     """In how many pieces a tensor is perturbed: query, key and value head by head; keys and values may have fewer."""
     pieces = input_rows(name) * heads or 1
     query = re.sub(r"\.[kv](?=[._])", ".q", name)
-    return pieces * len(tensors[name]) // len(tensors[query]) if query in tensors else pieces
+    return pieces * len(tensors[name]) // len(tensors[query]) if query != name and query in tensors else pieces
 
 
 def _controlled(piece: Tensor, name: str, number: float | None, rng: np.random.Generator) -> Tensor:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from vitwarm.errors import UserError
 from vitwarm.exports.gpt2 import as_trunk, from_gpt2, gpt2_facts, is_gpt2, is_gpt2_model
-from vitwarm.exports.layout import CONFIG, EXPORT, PROVENANCE, WARMUP, WEIGHTS
+from vitwarm.exports.layout import CHECKPOINTS, CONFIG, EXPORT, PROVENANCE, WARMUP, WEIGHTS
 from vitwarm.exports.opening import lineage
 from vitwarm.exports.weights import find_weights, read_weights
 from vitwarm.files import expanded
@@ -105,6 +105,9 @@ def read_source(source: str | Path) -> tuple[dict[str, Tensor], str]:
             "to start as it did"
         )
     if found is None:
+        steps = sorted((path / CHECKPOINTS).glob("step-*[0-9]"))
+        if steps:
+            raise UserError(f"{source} is not finished and holds no weights but its checkpoints'; give {steps[-1]}")
         raise UserError(
             f"no weights at {source}: expected the folder of a run, of an export or of a checkpoint, with {WEIGHTS}, "
             "or a .safetensors file"
@@ -421,9 +424,12 @@ def require_fit(report: TransferReport, groups: Iterable[str]) -> None:
     """Refuse a transfer that does not fit or copied nothing, in one line that names the reason."""
     if report.refused:
         name, why = next(iter(report.refused.items()))
-        demand = "width, depth and block type must be equal"
-        if name in (TOKENS, POSITIONS):
-            demand = "the vocabulary must be the source's, the positions no more than its"
+        demand = {
+            "embedding": "size of images and of patches, or vocabulary and positions, must be the source's",
+            "head": "the classes, or the vocabulary, must be the source's",
+        }.get(group_of(canonical([name])[name]), "width, depth and block type must be equal")
+        if name == POSITIONS:
+            demand = "a decoder may have no more positions than the source"
         raise UserError(
             f"{report.source} does not fit the model: {len(report.refused)} tensors differ, first {name} ({why}); "
             f"{demand}"

@@ -12,10 +12,11 @@ Shapes: B sequences, N tokens, D channels, V symbols.
 """
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from numbers import Integral
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -82,7 +83,12 @@ class Decoder(nn.Module):
 
     Raises:
         UserError: an impossible size. Not three blocks, where one is to repeat.
+
+    Attributes:
+        text_ids: `bos_token_id` and `eos_token_id` of the vocabulary that came with the weights; empty without any.
     """
+
+    text_ids: Mapping[str, Any] = MappingProxyType({})
 
     def __init__(
         self,

@@ -175,7 +175,22 @@ class Family:
     @property
     def input_size(self) -> tuple[int, int]:
         """(height, width) in pixels of the images that the model takes."""
-        height, width = self.model.patch_embed.img_size or self.model.pretrained_cfg["input_size"][1:]
+        height, width = self.model.patch_embed.img_size or self.named_size()
+        return height, width
+
+    def named_size(self) -> tuple[int, int]:
+        """(height, width) that timm's description of the model names.
+
+        Raises:
+            UserError: it has none, since timm.create_model did not make it.
+        """
+        known = getattr(self.model, "pretrained_cfg", None)
+        if not known:
+            raise UserError(
+                f"the {type(self.model).__name__} takes images of any size and names none; make it with "
+                "timm.create_model, or give length="
+            )
+        height, width = known["input_size"][1:]
         return height, width
 
     @property
@@ -369,6 +384,11 @@ def family_of(model: nn.Module) -> Family:
     """
     model = unwrap(model)
     found = adapter_of(model)
+    if compiled := [n for n, m in model.named_modules() if n.startswith("blocks.") and "_orig_mod" in m._modules]:
+        raise UserError(
+            f"{compiled[0]} is wrapped by torch.compile, which gives its tensors other names; call its .compile() "
+            "instead, or compile the whole model"
+        )
     if reason := found.refusal:
         if inner := next((name for name, child in model.named_children() if adapter_of(child).refusal is None), None):
             raise UserError(f"{type(model).__name__} holds a model with a trunk in .{inner}; give that one")
@@ -474,10 +494,14 @@ def require_data(model: nn.Module) -> nn.Module:
 
 
 def canonical(names: Iterable[str]) -> dict[str, str]:
-    """Model names to canonical ones: a final norm that timm keeps behind the pooling (`fc_norm`) is `norm`."""
+    """Model names to canonical ones: a final norm that timm keeps behind the pooling (`fc_norm`) is `norm`.
+
+    What `torch.compile` of a single block puts into the names is left out.
+    """
     names = list(names)
     moved = any(n.startswith("fc_norm.") for n in names) and not any(n.startswith("norm.") for n in names)
-    return {n: n.removeprefix("fc_") if moved and n.startswith("fc_norm.") else n for n in names}
+    found = {n: n.removeprefix("fc_") if moved and n.startswith("fc_norm.") else n for n in names}
+    return {n: c.replace("._orig_mod.", ".") for n, c in found.items()}
 
 
 def tensor_group(name: str) -> str:

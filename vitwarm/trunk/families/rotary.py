@@ -54,8 +54,7 @@ class NaFlexFamily(Family):
 
     @property
     def input_size(self) -> tuple[int, int]:
-        height, width = self.model.pretrained_cfg["input_size"][1:]
-        return height, width
+        return self.named_size()
 
     @property
     def stem(self) -> Any:

@@ -185,6 +185,7 @@ def test_an_initialisation_that_something_would_overwrite_is_refused():
     assert "no weights at x" in refused(*given, "model.init=mimetic", "transfer.groups=[mlp, embedding]")
     assert "set warmup.budget=0" in refused("recipe=digits_proc", "model.init=impulse")
     assert "image positions" in refused("recipe=haystack_default", "model.init=impulse")
+    assert "set algorithmic.task=null" in refused("recipe=haystack_default", "algorithmic.budget=0")
 
 
 @pytest.mark.parametrize(

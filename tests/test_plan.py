@@ -150,10 +150,18 @@ def test_without_shards_a_small_set_needs_its_size():
     found = estimate(config, 1, "a100", train_images=50_000)
     assert found.lines[1].samples == -(-100 * 50_000 // 512) * 512
     assert "not here: not counted" in str(found)
+    here = load_recipe(["recipe=digits_default"])
+    assert estimate(here, 1, "a100", train_images=1437).lines == estimate(here, 1, "a100").lines
+    with pytest.raises(UserError, match="images.train holds 1,437 images, not 50,000: leave train_images"):
+        estimate(here, 1, "a100", train_images=50_000)
     streamed = load_recipe(
         ["recipe=cifar10_vit_t_proc", "images.train=https://host/train-000.tar", "images.train_samples=50000"]
     )
     assert estimate(streamed, 1, "a100").lines == found.lines
+
+
+def test_an_estimate_draws_no_weights_in_closed_form():
+    estimate(load_recipe(["recipe=haystack_set", "model.init=conditioned"]), 1, "h100")
 
 
 def test_the_command():

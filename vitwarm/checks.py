@@ -325,7 +325,13 @@ def _check_model(config: Config) -> None:
     if warms_up(config) and warmup.length is None and decoder.positions is None:
         raise UserError("warmup.length is missing: set it, or model.decoder.positions, to the tokens of a sequence")
     if config.algorithmic.requested():
-        _refuse_epochs(Amount.parse(config.algorithmic.budget, "algorithmic.budget"))
+        length = Amount.parse(config.algorithmic.budget, "algorithmic.budget")
+        _refuse_epochs(length)
+        if length.value == 0:
+            raise UserError(
+                f"algorithmic.budget={config.algorithmic.budget} is not a length; for a warm-up alone set "
+                "algorithmic.task=null"
+            )
     if config.text.requested():
         _check_text(config)
     if config.train.layer_decay is not None:

@@ -37,17 +37,18 @@ class StudyFolder:
         out: folder of the study.
         launch: how runs are started.
         runs: folder that holds the run folders; plans that share it share the cells that they have in common.
+        measure: measure the speed where that was not done; else only what is known of it counts.
 
     Raises:
         UserError: the plan cannot be carried out as it is.
     """
 
-    def __init__(self, plan: Plan, out: Path, launch: Launch, runs: Path | None = None):
+    def __init__(self, plan: Plan, out: Path, launch: Launch, runs: Path | None = None, *, measure: bool = True):
         self.plan, self.out, self.launch, self.runs = plan, out, launch, runs or out / CELLS
         self.folders = Folders(self.runs, out)
         file = out / RATES  # by the hash of an arm's full recipe: the rate of another recipe would be wrong
         self.rates: dict[str, dict[str, float]] = read_json(file) if file.is_file() else {}
-        if plan.unit == "device_seconds":
+        if plan.unit == "device_seconds" and measure:
             self.measure_rates()
         else:
             self.grid = self._grid()

@@ -20,7 +20,7 @@ def finish(one, folder=None, config=None, **changes):
     folder = folder or one.folder
     folder.mkdir(parents=True)
     (folder / "recipe.yaml").write_text(freeze(config or one.config))
-    stages = {"images": {"flops": 1.0, "samples": 1, "seconds": 1.0}}
+    stages = {"images": {"flops": 1.0, "samples": round(64_000 * one.main), "seconds": 1.0}}
     result = {"recipe_hash": one.hash, "seed": one.seed, "metrics": {"top1": 0.5}, "stages": stages}
     result |= {"processes": 1, "versions": {}}
     (folder / "result.json").write_text(json.dumps(result | changes))
@@ -45,6 +45,10 @@ def test_a_finished_cell_is_known_by_its_recipe_whatever_its_folder_is_called(st
         ({"metrics": {}}, "no finite top1"),
         ({"stages": {"warmup": {"flops": 1.0, "samples": 1, "seconds": 1.0}}}, "no stage images"),
         ({"stages": {"images": {"flops": 1.0, "samples": 1}}}, "stages.images.seconds is no finite number"),
+        (
+            {"stages": {"images": {"flops": 1.0, "samples": 6400, "seconds": 1.0}}},
+            "was trained on 6,400 images, the plan counts on 64,000; set train_images as they are",
+        ),
         ({"seed": 5}, "is of seed 5, recipe.yaml of 0"),
         ({"recipe_hash": "0123456789ab"}, "belongs to another recipe"),
     ],

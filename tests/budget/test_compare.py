@@ -168,6 +168,12 @@ def test_what_an_arm_starts_from_is_part_of_its_cost(tmp_path):
     assert [r.unknown for r in rows] == [[], [], [], [], [], [], ["timm:vit_tiny_patch16_224"]]
 
 
+def test_losses_have_four_decimals(arms):
+    rows = [replace(row, metric="loss") for row in compare(arms)]
+    table = markdown(rows, arms)
+    assert "| 74.0000, 73.0000, 76.0000 | +3.3333 [" in table
+
+
 def test_one_seed_decides_nothing(arms):
     rows = compare({name: runs[:1] for name, runs in arms.items()})
     assert rows[1].low is None and rows[1].sd is None

@@ -102,6 +102,16 @@ def test_a_lost_cell_is_marked_and_its_pair_left_out(tmp_path):
     assert arm_of(study).pairs == 2
 
 
+def test_a_run_with_a_damaged_log_keeps_its_value_and_loses_its_curve(tmp_path):
+    grid, statuses = make(tmp_path, exact(0.5), curve=lambda *place: 0.5)
+    whole = analyse(grid, statuses)
+    log = next(c.folder for c in grid.cells if (c.arm, c.budget, c.seed) == ("warmed", 1.0, 1)) / "log.jsonl"
+    log.write_text(log.read_text() + "{bad\n")
+    study = analyse(grid, statuses)
+    assert study.points == whole.points and study.curves["warmed"].keys() == {0, 2}
+    assert any("warmed, seed 1: without a curve" in text for text in study.warnings)
+
+
 def test_a_lost_cell_never_changes_what_the_others_say(tmp_path):
     whole = analyse(*make(tmp_path / "a", value(0.4)))
     lost = analyse(*make(tmp_path / "b", value(0.4), lost=[("warmed", 0.25, 0)]))

@@ -198,6 +198,12 @@ def test_a_plan_asks_for_what_its_stage_measures(stage, task, metrics):
         ({"published": [{"label": "x", "warmup": float("nan"), "needed": 50, "source": "y"}]}, "published: a list of"),
         ({"arms": PLAN["arms"] | {"../x": {"recipe": "digits_proc"}}}, "part of a folder's name"),
         ({"sedes": [0]}, "unknown key sedes; did you mean seeds"),
+        ({"set": {"recipe": "digits_proc"}}, "recipe belongs to the study"),
+        (
+            {"arms": PLAN["arms"] | {"x": {"recipe": "digits_mimetic", "set": {"recipe": "digits_proc"}}}},
+            "recipe belongs",
+        ),
+        ({"set": {"images.val": ""}}, "measure nothing without validation images; set images.val"),
         ({"set": {"seed": 3}}, "seed belongs to the study"),
         ({"tuned": ["train.lrr"]}, "tuned: no key train.lrr; did you mean train.lr"),
         ({"tuned": ["images.subset"]}, "tuned: images.subset says what is measured"),
@@ -233,7 +239,9 @@ def test_a_number_is_no_key(tmp_path):
         read_plan(tmp_path / "plan.yaml")
 
 
-@pytest.mark.parametrize("word", ["seeds=x", "budgets=10", "effect=-1", "unit=steps", "baseline=x", "arms=x", "seed=3"])
+@pytest.mark.parametrize(
+    "word", ["seeds=x", "budgets=10", "effect=-1", "unit=steps", "baseline=x", "arms=x", "seed=3", "recipe=digits_proc"]
+)
 def test_a_mistake_on_the_command_line_is_not_the_plan_s(tmp_path, word):
     (tmp_path / "plan.yaml").write_text(yaml.safe_dump(PLAN))
     key, _, value = word.partition("=")

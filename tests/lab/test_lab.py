@@ -1,6 +1,7 @@
 """The laboratory: what a plan means, what its cells share, what their folders tell."""
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -168,6 +169,7 @@ def test_the_words_of_a_cell_are_its_recipe(lab):
         ({"set": {"train.rate": 1}}, "set: no key train.rate"),
         ({"set": {"init_from": "x"}}, "init_from belongs to the laboratory"),
         ({"cells": [{"tasks": "hay", "warmups": "sett"}]}, "cells.0.: warmups: no 'sett'; did you mean set"),
+        ({"cells": [{"tasks": "", "warmups": "set"}]}, "cells.0.: tasks: no ''"),
         ({"cells": []}, "cells: a list of"),
         ({"seeds": "0-"}, "seeds: whole numbers and spans"),
         ({"seeds": [1, "0-2"]}, "seeds: one of them comes twice"),
@@ -285,6 +287,9 @@ def test_a_warmup_is_found_under_the_name_that_another_plan_gave_it(lab):
     cells = lab().cells
     assert next(cell for cell in cells if cell.hash == first.hash).folder == elsewhere
     assert any(elsewhere == cell.needs[0].folder and cell.ready() for cell in cells if cell.needs)
+    first.folder.mkdir()
+    shutil.copytree(elsewhere, first.folder, dirs_exist_ok=True)  # its own came after all: tasks name that folder
+    assert next(cell for cell in lab().cells if cell.hash == first.hash).folder == first.folder
 
 
 def test_a_task_does_not_start_from_a_run_that_is_not_its_warm_up(lab):
@@ -387,6 +392,12 @@ def test_settings_of_the_warm_up_alone_share_the_control_of_the_task(lab, tmp_pa
     found = find_outcomes(plan, {cell.hash: Status(WAITING) for cell in plan.cells}, tmp_path, "")
     control, gentle, fast = found.rows
     assert control_of(found.plan, found.rows, gentle.place) is control
+    orders = [{"train.weight_decay": 0.1, "train.lr": 1e-3}, {"train.lr": 1e-3, "train.weight_decay": 0.1}]
+    turned = {name: {"set": keys} for name, keys in zip(("slow", "gentle"), orders, strict=True)}
+    turned["fast"] = settings["fast"]
+    plan = lab(settings=turned, cells=cells)
+    found = find_outcomes(plan, {cell.hash: Status(WAITING) for cell in plan.cells}, tmp_path, "")
+    assert control_of(found.plan, found.rows, found.rows[1].place) is found.rows[0]
     assert control_of(found.plan, found.rows, fast.place) is None
 
 
@@ -404,7 +415,8 @@ def test_the_best_warm_up_is_the_one_that_gains_most_over_the_seeds_of_both(lab,
         outcomes = {
             row.place: [replace(o, value=statuses[row.place, o.seed]) for o in row.outcomes] for row in found.rows
         }
-        control = {_control(plan.plan, found.rows[0].place): dict(enumerate(values[0]))}
+        known = {seed: value for seed, value in enumerate(values[0]) if value is not None}
+        control = {_control(plan.plan, found.rows[0].place): known}
         rows = [_row(plan.plan, place, of_place, control) for place, of_place in outcomes.items()]
         return replace(found, rows=rows).headline()[1]
 
@@ -415,6 +427,10 @@ def test_the_best_warm_up_is_the_one_that_gains_most_over_the_seeds_of_both(lab,
     )
     three = (95.0, 96.0, 70.0)
     assert headline(no, three, (99.5, None, None)).startswith("hay: best is set, full, 87.0 % (3 seeds), +1.3 [")
+    lone = (60.0, None, None)
+    assert "set, full, 87.0 % (3 seeds), +35.0 points against no warm-up (over 1 of 3 seeds)." in headline(
+        lone, three, (None, None, None)
+    )
     none = (None, None, None)
     assert headline(no, none, none) == "hay: 85.7 % (3 seeds) without a warm-up."
 
@@ -430,9 +446,8 @@ def test_a_damaged_folder_does_not_hide_the_others(lab, tmp_path):
     first, second = (cell.hash for cell in plan.cells)
     (tmp_path / "entropy.json").write_text(json.dumps({first: [[0.5]]}))  # the export of the second is gone
     found = find_outcomes(plan, statuses, tmp_path, "")
-    assert [o.value for o in found.rows[0].outcomes] == [50.0, None] and found.done == 1
-    assert found.rows[0].outcomes[1].state == FOREIGN
-    assert [line for line in found.failed if "seed 1" in line and "cannot be read" in line]
+    assert [(o.value, o.state) for o in found.rows[0].outcomes] == [(50.0, DONE)] * 2 and found.done == 2
+    assert [line for line in found.failed if "seed 1" in line and "its attention cannot be measured" in line]
     for damaged in (
         "{",
         json.dumps({first: 3}),
@@ -440,7 +455,11 @@ def test_a_damaged_folder_does_not_hide_the_others(lab, tmp_path):
         json.dumps({first: [[0.1, 0.2], [0.3]]}),
     ):
         (tmp_path / "entropy.json").write_text(damaged)  # measured again, where that can be
-        assert find_outcomes(plan, statuses, tmp_path, "").done == 0
+        assert len(find_outcomes(plan, statuses, tmp_path, "").failed) == 2
+    (plan.cells[1].folder / "log.jsonl").write_text("{bad\n")
+    found = find_outcomes(plan, statuses, tmp_path, "")
+    assert [o.value for o in found.rows[0].outcomes] == [50.0, None] and found.done == 1
+    assert found.rows[0].outcomes[1].state == FOREIGN
 
 
 def test_values_that_are_published_are_met_within_three_points_or_the_interval(lab, tmp_path):

@@ -176,7 +176,9 @@ def _of_another(run: Run) -> str:
 
 
 def folder_of(runs: Path, name: str, seed: int, digest: str) -> Path:
-    """Where a cell's run lies: under whatever name another plan has finished it, else where it would be made.
+    """Where a cell's run lies: finished under its own name, or under whatever name another plan has finished it.
+
+    Without any it is where it would be made.
 
     Args:
         runs: folder of the run folders.
@@ -185,8 +187,10 @@ def folder_of(runs: Path, name: str, seed: int, digest: str) -> Path:
         digest: hash of its recipe.
     """
     end = f"-seed{seed}-{digest[:6]}"
+    own = runs / f"{name}{end}"
     others = (f.parent for f in sorted(runs.glob(f"*{end}/result.json")) if f.with_name("recipe.yaml").is_file())
-    return next((f for f in others if frozen_hash(f / "recipe.yaml") == digest), runs / f"{name}{end}")
+    found = sorted(others, key=lambda folder: folder != own)  # tasks name the folder of their warm-up: it must stay
+    return next((folder for folder in found if frozen_hash(folder / "recipe.yaml") == digest), own)
 
 
 def is_held(folder: Path) -> bool:

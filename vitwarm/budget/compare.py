@@ -159,12 +159,13 @@ def markdown(rows: list[ComparedArm], arms: dict[str, list[Run]]) -> str:
         f"| {' | '.join(columns)} |",
         "|---" * len(columns) + "|",
     ]
+    form = metric.form
     for r in rows:
-        mean = f"{r.mean:.2f}" + ("" if r.sd is None else f" ± {r.sd:.2f}")
-        values = ", ".join(f"{v:.2f}" for v in r.per_seed.values())
-        difference = "" if r.difference is None else f"{r.difference:+.2f}"
+        mean = f"{r.mean:{form}}" + ("" if r.sd is None else f" ± {r.sd:{form}}")
+        values = ", ".join(f"{v:{form}}" for v in r.per_seed.values())
+        difference = "" if r.difference is None else f"{r.difference:+{form}}"
         if r.low is not None and r.difference is not None:
-            difference += f" [{r.low:+.2f}, {r.high:+.2f}]"
+            difference += f" [{r.low:+{form}}, {r.high:+{form}}]"
         cells = [r.arm.replace("|", "\\|"), mean, values, difference]
         cells += ["" if r.holm is None else f"{r.holm:.2g}"] if several else []
         cells += [str(r.tuned[key]) for key in keys]

@@ -172,7 +172,7 @@ class Study:
     @property
     def form(self) -> str:
         """Format of a value."""
-        return ".2f" if self.unit == "points" else ".4f"
+        return METRICS[self.metric].form
 
     @property
     def signed(self) -> str:
@@ -262,7 +262,8 @@ def analyse(grid: Grid, statuses: Mapping[str, Status], command: str = "") -> St
         for arm in plan.arms
     }
     warmups = {arm: _warmup_share(grid, arm, runs) for arm in plan.arms}
-    curves = {arm: _curves(grid, arm, runs, warmups[arm] or 0.0) for arm in plan.arms}
+    unread: list[str] = []
+    curves = {arm: _curves(grid, arm, runs, warmups[arm] or 0.0, unread) for arm in plan.arms}
     arms = [_arm(grid, arm, runs, table, warmups[arm], curves[arm]) for arm in plan.arms]
     cells = _cells(grid, statuses, values)
     points = [_point(plan, arm, k, table) for arm in plan.arms for k in range(len(plan.budgets))]
@@ -294,7 +295,7 @@ def analyse(grid: Grid, statuses: Mapping[str, Status], command: str = "") -> St
         versions=versions,
         devices=sorted({r["device"] for r in results}),
         command=command,
-        warnings=_warnings(grid, arms, points, cells, versions, sorted({r["device"] for r in results})),
+        warnings=unread + _warnings(grid, arms, points, cells, versions, sorted({r["device"] for r in results})),
     )
 
 
@@ -345,12 +346,21 @@ def _warmup_share(grid: Grid, arm: str, runs: dict[tuple, Run]) -> float | None:
         return float(np.mean([s[WARMUP]["seconds"] / s[grid.stage]["seconds"] for s in stages])) if stages else None
 
 
-def _curves(grid: Grid, arm: str, runs: dict[tuple, Run], warmup: float) -> dict[int, list[tuple[float, float]]]:
-    """Seed -> (budget used so far, value) of the full-length runs; a total includes the warm-up."""
+def _curves(
+    grid: Grid, arm: str, runs: dict[tuple, Run], warmup: float, unread: list[str]
+) -> dict[int, list[tuple[float, float]]]:
+    """Seed -> (budget used so far, value) of the full-length runs; a total includes the warm-up.
+
+    A run whose log is damaged has none, which `unread` is told; its final value is in result.json.
+    """
     metric, found = METRICS[grid.plan.metric], {}
     offset = warmup if grid.plan.setting == "substitutive" else 0.0
     for seed, run in _runs_of(grid, arm, runs).items():
-        curve = run.curve(grid.stage, grid.plan.metric)
+        try:
+            curve = run.curve(grid.stage, grid.plan.metric)
+        except UserError as error:
+            unread.append(f"{arm}, seed {seed}: without a curve, since its log cannot be read: {error}")
+            continue
         whole = run.result["stages"][grid.stage]["samples"]
         found[seed] = [(offset + (1 - offset) * seen / whole, metric.scale * value) for seen, value in curve]
     return found

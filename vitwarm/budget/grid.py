@@ -110,6 +110,11 @@ class Grid:
         value = run.result["metrics"].get(self.plan.metric)
         if not is_finite(value):
             return f"result.json has no finite {self.plan.metric}"
+        cell = next(cell for cell in self.cells if cell.hash == run.hash)
+        planned = cell.main * self.work[cell.arm][self.stage].samples
+        seen = run.result["stages"][self.stage]["samples"]
+        if self.stage == "images" and abs(seen - planned) > 2 * cell.config.train.global_batch:  # of steps, rounded
+            return f"it was trained on {seen:,} images, the plan counts on {planned:,.0f}; set train_images as they are"
         return ""
 
     def progress(self, statuses: dict[str, Status]) -> str:
@@ -166,7 +171,9 @@ def make_grid(plan: Plan, runs: Path, measure: Callable[[Config], dict[str, Work
     full = {name: plan.recipe_of(name) for name in plan.arms}
     baseline = full[plan.baseline]
     stage = required_stage(baseline)
-    if plan.metric not in (known := measured(baseline, stage)):
+    if not (known := measured(baseline, stage)):
+        raise UserError(f"plan {plan.name}: its runs measure nothing without validation images; set images.val")
+    if plan.metric not in known:
         names = ", ".join(sorted(known))
         raise UserError(f"plan {plan.name}: a run on {stage} gives no {plan.metric}; set metric to one of {names}")
     for name in plan.others:

@@ -25,6 +25,11 @@ class Metric:
     least: float = 0.0
     most: float = 100.0
 
+    @property
+    def form(self) -> str:
+        """Format of a value: a loss differs in its fourth decimal."""
+        return ".2f" if self.unit == "points" else ".4f"
+
 
 METRICS = {
     "top1": Metric("top-1 accuracy, %", "points", 100.0, True),
@@ -50,10 +55,10 @@ def metric_of(name: str) -> Metric:
 
 
 def measured(config: Config, stage: str) -> set[str]:
-    """The keys of `METRICS` that a recipe's main stage measures."""
+    """The keys of `METRICS` that a recipe's main stage measures; none without validation images."""
     match stage, config.text.task:
         case "images", _:
-            return {"loss", "top1", "top5"}
+            return {"loss", "top1", "top5"} if config.images.val else set()
         case ("algorithmic", _) | ("text", "mathematics"):
             return {"loss", "accuracy", "exact"}
         case "text", "cola":

@@ -141,7 +141,7 @@ class Plan:
 
 _KEYS = {f.name for f in fields(Plan)} - {"name", "overrides"}
 _COMMAND_LINE = "command line"
-_OURS = ("seed", "run.dir", "run.keep_at", "run.smoke", "resume_from")  # set for each cell
+_OURS = ("recipe", "seed", "run.dir", "run.keep_at", "run.smoke", "resume_from")  # set for each cell
 _PUBLISHED_NUMBERS = {"warmup", "needed", "value"}
 _REQUIRED = ("arms", "budgets", "seeds")
 

@@ -54,7 +54,7 @@ def run(options: Options) -> None:
         print(listing(list_plans()))
         return
     if options.dry_run and options.report:
-        raise UserError("--dry-run trains nothing and --report neither; give one of them")
+        raise UserError("--dry-run lists the cells and --report writes the report; give one of them")
     if (numbers := expanded(options.plan)).suffix == ".json":
         _report_again(numbers, options)
         return
@@ -64,7 +64,8 @@ def run(options: Options) -> None:
     from vitwarm.signals import stop_signals
     from vitwarm.study import StudyFolder  # imports torch: only once the plan is known to be good
 
-    study = StudyFolder(plan, options.out or Path(f"runs/budget/{plan.name}"), launch, options.runs)
+    out = options.out or Path(f"runs/budget/{plan.name}")
+    study = StudyFolder(plan, out, launch, options.runs, measure=not options.report)
     if options.dry_run:
         study.measure_rates()
         print(study.summary())

@@ -39,7 +39,7 @@ def run(options: Options) -> None:
         print(listing(list_labs()))
         return
     if options.dry_run and options.report:
-        raise UserError("--dry-run trains nothing and --report neither; give one of them")
+        raise UserError("--dry-run lists the cells and --report writes the report; give one of them")
     plan = read_lab(find_lab(options.plan), options.overrides)
     from vitwarm.budget.launch import Launch
     from vitwarm.lab.folder import LabFolder  # imports torch: only once the plan is known to be good

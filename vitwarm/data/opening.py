@@ -202,23 +202,21 @@ def count_images(config: Config, given: int | None) -> ImageCounts:
 
     Args:
         config: the recipe.
-        given: size of the training set, where the user says it.
+        given: size of the training set, for where it cannot be counted.
 
     Raises:
-        UserError: an unknown number of images.
+        UserError: an unknown number of images, or another one than is given.
     """
     images = config.images
-    given = given or images.train_samples
     imagenet = config.model.num_classes in (None, IMAGENET_CLASSES)
     counts: dict[Split, int] = {}
     classes = IMAGENET_CLASSES
     sources = []
     specs: list[tuple[Split, str]] = [("train", images.train), ("val", images.val)]
     for split, spec in specs:
-        if split == "train" and given:
-            counts[split], source = given, "as told"
-        elif not spec:
-            counts[split], source = 0, "none"
+        told = (given or images.train_samples) if split == "train" else None
+        if not spec:
+            counts[split], source = (told, "as told") if told else (0, "none")
         else:
             try:
                 if is_url(spec) and not (images.cache and DownloadCache(images.cache).holds(spec, split)):
@@ -229,11 +227,18 @@ def count_images(config: Config, given: int | None) -> ImageCounts:
                     classes = count_classes(None, shards, None)
                 counts[split], source = len(shards), f"in {counted(shards.files, shards.kind)}, {size:.1f} GB"
             except UserError as error:
-                if split == "train" and not imagenet:
+                if split == "train" and not (imagenet or told):
                     raise UserError(f"{error}; or say train_images=N") from error
-                counts[split] = IMAGENET[split] if imagenet else 0
+                counts[split] = told or (IMAGENET[split] if imagenet else 0)
                 size = IMAGENET_BYTES[split] / 1e9
                 source = f"ImageNet-1k, {size:.1f} GB; its shards are not here" if imagenet else "not here: not counted"
+                source = "as told" if told else source
+            else:
+                if told not in (None, counts[split]):
+                    raise UserError(
+                        f"images.train holds {counts[split]:,} images, not {told:,}: leave train_images and "
+                        "images.train_samples out, or say the right number"
+                    )
         sources.append(f"{counts[split]:,} {split} ({source})")
     full, facts = counts["train"], {"images": ", ".join(sources)}
     used = full

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from vitwarm.budget.cells import DONE, Folders, require_whole
+from vitwarm.budget.cells import DONE, FOREIGN, Folders, Status, require_whole
 from vitwarm.budget.launch import Launch, carry_out
 from vitwarm.cost import estimate
 from vitwarm.errors import UserError
@@ -37,6 +37,7 @@ class LabFolder:
         runs = _as_named(runs or out / RUNS)
         self.lab = make_lab(plan, runs)
         self.folders = Folders(runs, out)
+        self.unreadable: dict[str, Status] = {}  # finished runs that the last report could not read
 
     def summary(self) -> str:
         """Every cell with its state, and the time that is left on a core."""
@@ -57,11 +58,13 @@ class LabFolder:
 
     def require_whole(self) -> None:
         """Refuse a plan in which a run failed; see `vitwarm.budget.cells.require_whole`."""
-        require_whole(self.lab.cells, self.folders.statuses(self.lab))
+        require_whole(self.lab.cells, self.folders.statuses(self.lab) | self.unreadable)
 
     def report(self, command: str) -> str:
         """Write the report of what is finished; returns its headline and where it is."""
         found = find_outcomes(self.lab, self.folders.statuses(self.lab), self.out, command)
+        outcomes = [outcome for row in found.rows for outcome in row.outcomes if outcome.state == FOREIGN]
+        self.unreadable = {outcome.hash: Status(FOREIGN, note=outcome.note) for outcome in outcomes}
         files = write_report(found, self.out)
         return "\n".join([*found.headline(), f"written: {files[0]}"])
 

@@ -63,12 +63,14 @@ class Row:
     """The seeds of a place.
 
     Attributes:
-        difference: mean difference to the control, over the seeds of both; None without.
+        pairs: seeds that the control has as well.
+        difference: mean difference to the control, over these; None without.
         published: (value in per cent, source), where there is one.
     """
 
     place: Place
     outcomes: list[Outcome]
+    pairs: int
     difference: float | None
     low: float | None
     high: float | None
@@ -85,6 +87,11 @@ class Row:
     @property
     def deviation(self) -> float | None:
         return float(np.std(self.values, ddof=1)) if len(self.values) > 1 else None
+
+    @property
+    def fewer_pairs(self) -> str:
+        """How many seeds a difference is of, in words, where these are not all."""
+        return f" (over {self.pairs} of {len(self.values)} seeds)" if 0 < self.pairs < len(self.values) else ""
 
     @property
     def taken_off(self) -> list[int]:
@@ -134,14 +141,14 @@ class Findings:
         lines = [f"{self.done} of {self.cells} cells are finished."]
         for task in self.tasks():
             paired = [row for row in self.of(task) if row.difference is not None]
-            paired = [row for row in paired if len(row.values) >= FEW] or paired
+            paired = [row for row in paired if row.pairs >= FEW] or paired
             best = max(paired or self.of(task), key=lambda row: (row.difference if paired else row.mean) or 0.0)
             name = f"{self.name(best.place)}, " * (best.place.warmup != NONE)
             text = f"{name}{best.mean:.1f} % ({len(best.values)} seed{'s'[: len(best.values) != 1]})"
             if best.difference is not None:  # over the seeds of both, as the order is
                 between = "" if best.low is None else f" [{best.low:+.1f}, {best.high:+.1f}]"
                 gains = "best is " if best.difference > 0 else "nothing is better than no warm-up; best is "
-                text = f"{gains}{text}, {best.difference:+.1f}{between} points against no warm-up"
+                text = f"{gains}{text}, {best.difference:+.1f}{between} points against no warm-up{best.fewer_pairs}"
             elif best.place.warmup == NONE:
                 text += " without a warm-up"
             lines.append(f"{self.plan.title('tasks', task)}: {text}.")
@@ -157,7 +164,7 @@ def control_of(plan: LabPlan, rows: Iterable[Row], place: Place) -> Row | None:
 
 def _control(plan: LabPlan, place: Place) -> tuple[str, ...]:
     """What tells a place's control: the recipe of its task without a warm-up; settings of warm-ups alone share it."""
-    return (place.task, *plan.task_words(place.task, NONE, NONE, place.setting))
+    return (place.task, *sorted(plan.task_words(place.task, NONE, NONE, place.setting)))
 
 
 def find_outcomes(lab: Lab, statuses: dict[str, Status], out: Path, command: str) -> Findings:
@@ -183,7 +190,8 @@ def find_outcomes(lab: Lab, statuses: dict[str, Status], out: Path, command: str
     rows = [_row(lab.plan, place, found, controls) for place, found in by_place.items()]
     unread = {o.hash: f"{o.state}: {o.note}" for row in rows for o in row.outcomes if o.note}
     unread |= {h: f"{s.state}: {s.note}" for h, s in statuses.items() if s.note}
-    runs = [s.run for h, s in statuses.items() if s.run and h not in unread]
+    without_value = {o.hash for row in rows for o in row.outcomes if o.value is None}
+    runs = [s.run for h, s in statuses.items() if s.run and h not in without_value]
     return Findings(
         lab.plan,
         rows,
@@ -211,7 +219,7 @@ def _row(
         ),
         None,
     )
-    return Row(place, outcomes, difference, low, high, published)
+    return Row(place, outcomes, len(pairs), difference, low, high, published)
 
 
 def _outcome(
@@ -223,15 +231,17 @@ def _outcome(
     if run is None:
         return Outcome(*base)
     try:
-        return Outcome(*base, **_numbers(lab, place, cell, run, statuses, entropies))
+        found = Outcome(*base, **_numbers(lab, place, cell, run, statuses))
     except (UserError, ValueError, KeyError, TypeError) as error:  # one damaged folder must not hide the others
         return replace(Outcome(*base), state=FOREIGN, note=f"{run.folder} cannot be read: {error}")
+    try:
+        return replace(found, entropy=entropies.of(run))
+    except (UserError, ValueError, KeyError, TypeError) as error:
+        return replace(found, note=f"its attention cannot be measured: {error}")
 
 
-def _numbers(
-    lab: Lab, place: Place, cell: LabCell, run: Run, statuses: dict[str, Status], entropies: "_Entropies"
-) -> dict[str, Any]:
-    """What an `Outcome` holds of a finished run."""
+def _numbers(lab: Lab, place: Place, cell: LabCell, run: Run, statuses: dict[str, Status]) -> dict[str, Any]:
+    """What an `Outcome` holds of a finished run, but for the entropy."""
     curve = [(samples, 100 * value) for samples, value in run.curve(STAGE, METRIC)]
     warmups = {groups: statuses[warmup.hash].run for groups, warmup in lab.warmups[cell.hash].items()}
     return {
@@ -239,7 +249,6 @@ def _numbers(
         "exact": _per_cent(run, "exact"),
         "curve": curve,
         "take_off": take_off(curve, lab.plan.tasks[place.task].take_off),
-        "entropy": entropies.of(run),
         "warmup": {g: learnt for g, w in warmups.items() if w and (learnt := _per_cent(w, METRIC)) is not None},
         "seconds": run.result["stages"][STAGE]["seconds"],
     }

@@ -346,7 +346,7 @@ class _Reader:
                 raise UserError(f"{self.path}: {kind} is missing; cells name them. One without keys is NAME: {{}}")
             if not names[kind] and allowed:
                 raise UserError(f"{self.path}: {where}: {kind} is missing; known: {', '.join(allowed)}")
-            if wrong := next((name for name in names[kind] if name not in allowed), None):
+            if (wrong := next((name for name in names[kind] if name not in allowed), None)) is not None:
                 raise UserError(f"{self.path}: {where}: {kind}: no {wrong!r}{nearest(wrong, allowed)}")
         own = fixed or (self.seeds(spec["seeds"], f"{where}: seeds") if "seeds" in spec else default)
         if own is None:

@@ -160,6 +160,7 @@ def _table(found: Findings, task: str) -> Table:
         difference = "" if row.difference is None else f"{row.difference:+.1f}"
         if row.low is not None:
             difference += f" [{row.low:+.1f}, {row.high:+.1f}]"
+        difference += row.fewer_pairs
         to_it = f"{np.median(row.taken_off) / 1e6:.2f}" if row.taken_off else ""
         lines.append(
             [

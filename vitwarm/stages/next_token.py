@@ -43,9 +43,9 @@ class NextTokenWarmup(RuleStage[TokenBatch]):
         streams = RuleStreams(config, length)
         sizes, runs = (streams.rule.vocab.size, length), config.warmup.middle_runs
         model = configured_decoder(warmup_decoder(config), *sizes, "warmup", seed=config.seed, middle_runs=runs)
-        if start is None:
+        if start is None and not next(model.parameters()).is_meta:  # of an estimate
             initialise(model, config.model.init, seed=config.seed)
-        else:
+        elif start is not None:
             model.blocks.load_state_dict(start.blocks.state_dict())
             model.norm.load_state_dict(start.norm.state_dict())
         super().__init__(config, main_samples, streams, model, length, length - 1)

@@ -181,5 +181,6 @@ for part in "$@"; do
     esac
     [ $code = 0 ] || { [ $code = 75 ] && [ $worst != 0 ]; } || worst=$code
 done
+compgen -G "$out/*.json" >/dev/null || exit $worst  # nothing to make a page of
 "${vitwarm[@]}" evidence out="$out" || exit
 exit $worst

@@ -22,6 +22,8 @@ from vitwarm.reading import read_json
 from vitwarm.stages.images import evaluate_images
 from vitwarm.training.processes import Processes, start_accelerator
 
+_OF_TIMM = (ValueError, KeyError, RuntimeError, TypeError, AttributeError, AssertionError)  # of arguments that it lacks
+
 
 def validate_export(export: str, shards: str, batch: int = 256, workers: int | None = None) -> dict[str, float | int]:
     """Top-1, top-5, loss, images per second and the count; every image counts once at any process count.
@@ -41,8 +43,9 @@ def validate_export(export: str, shards: str, batch: int = 256, workers: int | N
     try:
         architecture = read_json(folder / CONFIG, architecture=str)["architecture"]
         model: Any = timm.create_model(f"local-dir:{folder}", pretrained=True).to(processes.device).eval()
-    except (UserError, OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-        raise UserError(f"{export} holds no timm model ({str(error).splitlines()[0]}); give RUN/export") from error
+    except (UserError, OSError, SafetensorError, *_OF_TIMM) as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise UserError(f"{export} holds no timm model ({reason}); give RUN/export") from error
     require_finite(model.state_dict(), export)
     data = timm.data.resolve_model_data_config(model)
     (channels, height, width), mode = data["input_size"], data["crop_mode"]

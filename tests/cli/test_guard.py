@@ -1,5 +1,6 @@
 """Who speaks, on what, and in which words, when a command ends."""
 
+import os
 import subprocess
 import sys
 
@@ -55,3 +56,12 @@ def test_closed_standard_files_are_opened(tmp_path):
     (tmp_path / "code.py").write_text(CLOSED)
     command = f"{sys.executable} {tmp_path / 'code.py'} {tmp_path / 'code.py'} <&- >&- 2>&-"
     assert subprocess.run(["sh", "-c", command], capture_output=True).returncode == 0
+
+
+def test_what_a_terminal_cannot_show_is_a_question_mark(tmp_path):
+    shown = subprocess.run(
+        [sys.executable, "-m", "vitwarm", "show", "rule=stack", "count=1"],
+        capture_output=True,
+        env=os.environ | {"PYTHONIOENCODING": "latin-1"},
+    )
+    assert (shown.returncode, shown.stderr) == (0, b"") and b"?" in shown.stdout

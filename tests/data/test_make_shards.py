@@ -289,6 +289,9 @@ def test_tars_are_made_smaller_in_another_folder(tmp_path):
     assert len(tars) == 4 and {name: made[name] for name in tars} == {name: direct[name] for name in tars}
     manifests = [json.loads(files["manifest.json"]) for files in (made, direct)]
     assert manifests[0]["classes"] == ["ant", "bee", "cat"] and manifests[0]["splits"] == manifests[1]["splits"]
+    again = quiet(tmp_path / "of tars", tmp_path / "again", options=Options(images_per_shard=7)).splits["train"]
+    assert (again.max_side, again.quality) == (9, None)
+    assert quiet(tmp_path / "of tars", tmp_path / "more", options=Options(max_side=30)).splits["train"].max_side == 9
     (tmp_path / "full/manifest.json").unlink()
     with pytest.raises(UserError, match="numbers without names; give these.* classes=FILE"):
         quiet(tmp_path / "full", tmp_path / "nameless", options=options)
@@ -366,6 +369,21 @@ def test_what_another_plan_began_is_not_mixed_in(tmp_path, monkeypatch):
         with pytest.raises(UserError, match="out.partial: was begun from another source or with other options"):
             quiet(tmp_path / "in", tmp_path / "out", options=options)
     assert len(list(partial.glob("*.tar"))) == 2
+
+
+def test_a_folder_of_ones_own_is_not_taken_for_a_part_of_the_work(tmp_path):
+    tree(tmp_path / "in")
+    quiet(tmp_path / "in", tmp_path / "tars.partial")  # as a copy that is under way may be called
+    tree(tmp_path / "classes.partial")
+    (tmp_path / "notes.partial").mkdir()
+    (tmp_path / "notes.partial/holiday.tar").write_text("mine")
+    (tmp_path / "link.partial").symlink_to(tmp_path / "notes.partial")
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*.*") if path.is_file()}
+    for source, out in (("tars.partial", "tars"), ("classes.partial", "classes"), ("in", "notes"), ("in", "link")):
+        with pytest.raises(UserError, match=f"{out}.partial: exists and was not begun by this command"):
+            quiet(tmp_path / source, tmp_path / out)
+        assert not (tmp_path / out).exists()
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*.*") if path.is_file()} == before
 
 
 def test_two_makers_do_not_share_a_folder(tmp_path, monkeypatch):

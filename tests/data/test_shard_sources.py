@@ -202,6 +202,20 @@ def test_the_test_split_of_a_zip_and_of_tars_is_made_too(tmp_path):
     assert {name: split.class_counts for name, split in two.splits.items()} == {"train": [3] * 3, "val": [1] * 3}
 
 
+def test_a_lone_split_of_a_zip_or_of_tars_keeps_its_name_and_order(tmp_path):
+    tree(tmp_path / "in/val")
+    made = quiet(zipped(tmp_path / "in", tmp_path / "one.zip"), tmp_path / "out")
+    assert list(made.splits) == ["val"] and made.splits["val"].shuffle_seed is None
+    assert list(quiet(tmp_path / "out", tmp_path / "smaller", options=Options(max_side=8)).splits) == ["val"]
+    assert list(quiet(tmp_path / "one.zip", tmp_path / "told", split="train").splits) == ["train"]
+    tree(tmp_path / "flat")
+    assert list(quiet(zipped(tmp_path / "flat", tmp_path / "dev.zip"), tmp_path / "dev").splits) == ["val"]
+    assert list(quiet(zipped(tmp_path / "flat", tmp_path / "all.zip"), tmp_path / "all").splits) == ["train"]
+    tree(tmp_path / "in/train", 2)
+    both = quiet(zipped(tmp_path / "in", tmp_path / "train.zip"), tmp_path / "both")  # its own name says less
+    assert list(both.splits) == ["train", "val"]
+
+
 def test_a_test_split_without_labels_in_a_zip_is_named(tmp_path):
     for split, count in (("train", 3), ("val", 2)):
         tree(tmp_path / "in" / split, count)

@@ -223,6 +223,31 @@ def test_what_would_give_other_ids_is_refused(tmp_path, change, says):
     assert str(tmp_path) in str(error.value)
 
 
+def test_a_whole_tokenizer_counts_more_than_its_vocabulary_beside_it(tmp_path):
+    """The two files lack what was added since; without it they are read, and refused where they say that it was."""
+    pytest.importorskip("tiktoken")
+    made = course(tmp_path, alphabet=True)
+    made.model.save(str(tmp_path))
+    for source in (tmp_path, tmp_path / "tokenizer.json", tmp_path / "vocab.json"):
+        assert read_tokenizer(source).encode("the cat") == made.encode("the cat").ids
+    made.add_tokens(["  "])
+    made.save(str(tmp_path / "tokenizer.json"))
+    for source in (tmp_path, tmp_path / "tokenizer.json"):
+        with pytest.raises(UserError, match="'  ' is an added token that text may give"):
+            read_tokenizer(source)
+    made = course(tmp_path, alphabet=True, specials=["<|endoftext|>", "<pad>"])
+    assert read_tokenizer(tmp_path).encode("the cat") == made.encode("the cat").ids
+    (tmp_path / "tokenizer.json").unlink()
+    (tmp_path / "added_tokens.json").write_text(json.dumps({"<pad>": 300}))
+    with pytest.raises(UserError, match="'<pad>' is an added token that text may give"):
+        read_tokenizer(tmp_path)
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"pad_token": "<pad>"}))
+    assert read_tokenizer(tmp_path).encode("a")
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"add_prefix_space": True}))
+    with pytest.raises(UserError, match="add_prefix_space, which cannot be read"):
+        read_tokenizer(tmp_path)
+
+
 def test_characters_with_a_gap_in_their_ids_are_refused(tmp_path):
     CharTokenizer().save(tmp_path)
     whole = json.loads((tmp_path / "tokenizer.json").read_text(encoding="utf-8"))
@@ -334,5 +359,6 @@ def test_bad_folders_end_in_one_line(tmp_path):
     refused("a Unigram tokenizer of another kind")
     (tmp_path / "tokenizer.json").write_text("[" * 100_000)
     refused("cannot be read: RecursionError")
+    (tmp_path / "tokenizer.json").unlink()
     (tmp_path / "merges.txt").write_text("a b\n")
     refused("cannot be read: FileNotFoundError")

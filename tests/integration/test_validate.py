@@ -1,6 +1,8 @@
 """The command that measures an export: against plain timm, over any number of processes, and what it refuses."""
 
 import io
+import json
+import shutil
 import tarfile
 
 import pytest
@@ -64,13 +66,18 @@ def test_figures_are_plain_timms_over_any_number_of_processes(tmp_path, undistur
         (["export=EXPORT", "shards=digits", "bacth=8"], "no option bacth=; did you mean batch?"),
         (["export=EXPORT", "shards=digits", "batch=some"], "batch is a whole number"),
         (["export=EXPORT", "shards=digits", "batch=0"], "batch must lie in [1, inf), not be 0"),
+        (["export=ODD", "shards=digits"], "holds no timm model (VisionTransformer.__init__() got an unexpected"),
         (["export=/nowhere", "shards=digits"], "/nowhere holds no timm model"),
         (["export=EXPORT", "shards=/nowhere"], "shards: /nowhere: no such file"),
         (["export=EXPORT", "shards=MANY"], "is not below the 10 classes of "),
     ],
 )
 def test_mistakes_end_in_one_line(tmp_path, undisturbed, tars_of, arguments, says):
-    places = {"EXPORT": undisturbed / "export", "MANY": tars_of(12, classes=12)}
+    places = {"EXPORT": undisturbed / "export", "MANY": tars_of(12, classes=12), "ODD": tmp_path / "odd"}
+    (tmp_path / "odd").mkdir()  # of another version of timm
+    described = json.loads((undisturbed / "export/config.json").read_text()) | {"model_args": {"bogus": 1}}
+    (tmp_path / "odd/config.json").write_text(json.dumps(described))
+    shutil.copy(undisturbed / "export/model.safetensors", tmp_path / "odd")
     for name, place in places.items():
         arguments = [argument.replace(name, str(place)) for argument in arguments]
     code, command = validate(tmp_path, *arguments)

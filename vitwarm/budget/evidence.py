@@ -36,8 +36,10 @@ def write_evidence(folder: Path) -> list[Path]:
         The files, report.html first.
 
     Raises:
-        UserError: a record is damaged.
+        UserError: a record is damaged, or the folder holds none of them.
     """
+    if not any((folder / f"{name}.json").is_file() for _, names in PARTS.values() for name in names):
+        raise UserError(f"{folder} holds no record; give the folder that tools/gpu_evidence.sh has written to")
     blocks = page(folder)
     return write_page(folder, "Measured on a GPU", lambda _: blocks, {}, {})
 

@@ -1,5 +1,6 @@
 """Exit codes: 2 and one line for a user's mistake, 75 for a run to resume, a traceback for a bug."""
 
+import io
 import os
 import re
 import signal
@@ -60,7 +61,10 @@ def _complain(text: str) -> None:
 
 
 def open_standard_files() -> None:
-    """Open what the caller closed of stdin, stdout and stderr, or files of ours would take their places."""
+    """Open what the caller closed of stdin, stdout and stderr, or files of ours would take their places.
+
+    What a terminal's encoding lacks is printed as a question mark.
+    """
     for number, name, mode in ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w")):
         try:
             os.fstat(number)
@@ -68,6 +72,8 @@ def open_standard_files() -> None:
             os.open(os.devnull, os.O_RDWR)  # takes the lowest free number, which is this one
         if getattr(sys, name) is None:
             setattr(sys, name, open(number, mode, encoding="utf-8", closefd=False))  # noqa: SIM115 (it stays open)
+        if mode == "w" and isinstance(stream := getattr(sys, name), io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
 
 
 def _has_group() -> bool:

@@ -41,7 +41,7 @@ class SplitManifest:
         shuffle_seed: seed of the order; None where the source's own order was kept, or is unknown.
         shards: the tars, in order.
         max_side: larger images were made smaller until their shorter side was this, in pixels; None where none was.
-        quality: of the JPEGs that these are.
+        quality: of the JPEGs that these are; None where it is not known.
         notes: peculiarity -> how many images have it.
         stored_as_png: key and reason of each image whose bytes are not the source's own.
         damaged: key and reason of each image of the source that was left out.

@@ -2,7 +2,7 @@
 
 | source (`read_tokenizer`) | tokenizer | needs |
 |---|---|---|
-| folder with `vocab.json` and `merges.txt`, or a byte-level BPE's `tokenizer.json` | BPE | `pip install vitwarm[lm]` |
+| folder with `tokenizer.json` of a byte-level BPE, or `vocab.json` and `merges.txt` | BPE | `pip install vitwarm[lm]` |
 | `bytes` | 256 bytes of UTF-8 and an end of text | nothing |
 | `chars` | the 95 printable ASCII characters behind PAD, UNK, BOS, SEP | nothing |
 
@@ -23,6 +23,7 @@ from vitwarm.errors import UserError
 END = "<|endoftext|>"
 PRINTABLE = "".join(map(chr, range(32, 127)))
 VOCAB, MERGES, WHOLE, SETTINGS = "vocab.json", "merges.txt", "tokenizer.json", "tokenizer_config.json"
+ADDED = "added_tokens.json"  # of older versions of transformers
 UNREADABLE = "\ufffd"  # replaces bytes that are not valid text
 _ROLES = {"bos_token": ("<s>",), "eos_token": ("</s>",), "unk_token": ("<unk>",)}  # what may stand for END
 _LARGEST = 1 << 28  # bytes of a file
@@ -263,18 +264,25 @@ def read_tokenizer(source: str | Path) -> Tokenizer:
         return ByteTokenizer()
     if source == "chars":
         return CharTokenizer()
-    folder = Path(os.path.expanduser(source))
-    whole = folder / WHOLE
-    if folder.is_file():
-        folder, whole = folder.parent, folder.parent / WHOLE if folder.name in (VOCAB, MERGES) else folder
+    named = Path(os.path.expanduser(source))
+    folder = named.parent if named.is_file() else named
+    whole = named if named.is_file() else folder / WHOLE
+    pair = named.name in (VOCAB, MERGES) or not named.is_file()
     try:
         told = _read_json(folder / SETTINGS) if (folder / SETTINGS).is_file() else {}
-        if (folder / MERGES).is_file() and whole.name == WHOLE:
+        made = None
+        if whole.is_file() and whole.name not in (VOCAB, MERGES):
+            made = _from_whole(_read_json(whole), whole.name, told)
+        if (folder / MERGES).is_file() and pair:
             lines = [line.rstrip("\r") for line in _read(folder / MERGES).split("\n")]
             merges = [line for i, line in enumerate(lines) if line and not (i == 0 and line.startswith("#version"))]
-            return _bpe(_read_json(folder / VOCAB), merges, told)
-        if whole.is_file():
-            return _from_whole(_read_json(whole), whole.name, told)
+            vocab = _read_json(folder / VOCAB)
+            if made is None:
+                _check_settings(told, vocab, folder)
+            if made is None or (isinstance(made, BPETokenizer) and (made.vocab, made.merges) == (vocab, merges)):
+                return _bpe(vocab, merges, told)  # in the order of this file, which caches know it by
+        if made is not None:  # it may say more than the two files beside it, such as tokens that were added
+            return made
     except UserError as error:
         raise UserError(f"the tokenizer in {folder}: {error}") from error
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
@@ -315,6 +323,19 @@ def _bpe(vocab: dict[str, int], merges: list[str], told: Mapping[str, Any]) -> T
     if not merges and vocab == ByteTokenizer.vocab():
         return ByteTokenizer()
     return BPETokenizer(vocab, merges, _roles(vocab, told))
+
+
+def _check_settings(told: Mapping[str, Any], vocab: dict[str, int], folder: Path) -> None:
+    """Refuse what a vocabulary and its merges do not say, and would give other ids."""
+    if told.get("add_prefix_space"):
+        raise UserError(f"{SETTINGS} has add_prefix_space, which cannot be read")
+    more = told.get("added_tokens_decoder") or {}
+    plain = {token["content"] for token in more.values() if not token.get("special")}
+    if (folder / ADDED).is_file():
+        roles = {json.dumps(role) for role in told.values()}
+        plain |= {token for token in _read_json(folder / ADDED) if json.dumps(token) not in roles}
+    if text := next((token for token in sorted(plain) if token not in vocab), None):
+        raise UserError(f"{text!r} is an added token that text may give; only special ones can be read")
 
 
 def _from_whole(whole: dict[str, Any], name: str, told: Mapping[str, Any]) -> Tokenizer:

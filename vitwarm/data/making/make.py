@@ -229,7 +229,14 @@ def _check_space(out: Path, needed: int) -> None:
 
 
 def _open(partial: Path, began: str, held: contextlib.ExitStack) -> None:
-    """Create and lock the folder `OUT.partial`, or take over one from a killed call of the same classes and options."""
+    """Create and lock the folder `OUT.partial`, or take over one from a killed call of the same classes and options.
+
+    Raises:
+        UserError: it is of another call, or somebody's own: what is in it would be moved or removed.
+    """
+    held_there = {path.name for path in partial.iterdir()} if partial.is_dir() else set()
+    if partial.is_symlink() or (_PLAN not in held_there and held_there - {_LOCK, f".{_PLAN}.tmp"}):
+        raise UserError(f"{partial}: exists and was not begun by this command; move it away, or choose another out=")
     try:
         partial.mkdir(parents=True, exist_ok=True)
         held.enter_context(
@@ -289,7 +296,7 @@ def _verify(jobs: list[ShardJob], records: list[ShardRecord], workers: int) -> N
 def _manifest(
     source: Source, jobs: list[ShardJob], records: list[ShardRecord], options: Options, digest: str
 ) -> ShardManifest:
-    splits = {}
+    splits, before = {}, {split.name: split.max_side for split in source.splits}
     for name in dict.fromkeys(job.split for job in jobs):
         parts = [record for job, record in zip(jobs, records, strict=True) if job.split == name]
         labels: Counter[int] = Counter()
@@ -302,7 +309,7 @@ def _manifest(
             bytes=sum(part.shard.bytes for part in parts),
             class_counts=[labels[number] for number in range(len(source.classes))],
             shuffle_seed=options.seed if options.shuffle and name == "train" else None,
-            max_side=options.max_side,
+            max_side=min((side for side in (before[name], options.max_side) if side is not None), default=None),
             quality=options.quality,
             shards=[part.shard for part in parts],
             notes=dict(sorted(notes.items())),

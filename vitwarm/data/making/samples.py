@@ -58,11 +58,13 @@ class SourceSplit:
         name: `train`, `val` or `test`; the tars are named after it.
         samples: all images.
         pixels: how to read bare pixels; None for encoded images.
+        max_side: the shorter side, in pixels, to which larger images were brought before; None where none was.
     """
 
     name: str
     samples: list[Sample]
     pixels: Pixels | None = None
+    max_side: int | None = None
 
 
 @dataclass(frozen=True)

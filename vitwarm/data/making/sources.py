@@ -49,7 +49,9 @@ def find(source: Path, kind: str | None) -> tuple[str, Path]:
             )
         if (found := kind_of(source)) in _PACKED and kind in (None, found):
             return found, source
-        raise UserError(f"{source}: is a file; unpack it, and give its folder as source=")
+        raise UserError(
+            f"{source}: is a file; unpack it, and give its folder as source= (of WebDataset tars, the one they lie in)"
+        )
     for name, (marks, usual) in _MARKS.items():
         if kind not in (None, name):
             continue

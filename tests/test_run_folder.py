@@ -47,6 +47,19 @@ def test_logs_of_a_launcher_may_be_there_before_the_run(tmp_path):
     assert "is not a run folder" in refusal(check_folder, tmp_path, CONFIG)
 
 
+def test_files_of_others_in_the_export_are_told_before_training(tmp_path):
+    """Not at its end, when the export is replaced; a finished run replaces nothing."""
+    begun(tmp_path)
+    (tmp_path / "export").mkdir()
+    check_folder(tmp_path, CONFIG)
+    (tmp_path / "export" / "vitwarm.json").write_text("{}")
+    check_folder(tmp_path, CONFIG)
+    (tmp_path / "export" / "model.onnx").touch()
+    assert "export holds model.onnx, which is no part of an export" in refusal(check_folder, tmp_path, CONFIG)
+    (tmp_path / "result.json").write_text("{}")
+    check_folder(tmp_path, CONFIG)
+
+
 def test_another_recipe_is_named_by_what_differs(tmp_path):
     """Old and new values, of rules their parameters; of many keys the first."""
     words = ["warmup.budget=9 steps", "warmup.lr_warmup=0", "init_from=null"]

@@ -14,7 +14,7 @@ from vitwarm.checks import KEYS, LENGTHS, named_differences, value_of
 from vitwarm.config import Config
 from vitwarm.data.subset import SUBSET
 from vitwarm.errors import UserError, shown
-from vitwarm.exports.layout import CHECKPOINTS, EXPORT, WARMUP
+from vitwarm.exports.layout import CHECKPOINTS, EXPORT, WARMUP, require_replaceable
 from vitwarm.files import copy_plain, expanded, locked, whole_folder, write_text
 from vitwarm.reading import read_json, read_text
 from vitwarm.recipe import SMOKE, freeze, frozen_hash, read_frozen, recipe_hash
@@ -63,6 +63,8 @@ def check_folder(folder: Path, config: Config) -> None:
                 f"{folder} holds a run of another recipe: {named_differences(theirs, config, _FREE)}; choose "
                 "another run.dir, or remove that folder to start over"
             )
+    if not is_finished(folder, config):
+        require_replaceable(folder / EXPORT)  # not only at the end of training
     if config.resume_from and not has_checkpoint(folder, config):
         _adoptable(config)
 

@@ -166,13 +166,13 @@ def test_folder_is_complete_and_without_pickle(tmp_path):
 
 def test_an_older_export_is_replaced_as_a_whole(tmp_path):
     exported(tmp_path / "export")
-    (tmp_path / "export" / "left_over.txt").write_text("old")
+    (tmp_path / "export" / "merges.txt").write_text("of a tokenizer that the new export does not have")
     (tmp_path / ".export.tmp").mkdir()
     (tmp_path / ".export.tmp" / "half").write_text("of a run that was killed")
     _, model = exported(tmp_path / "export", classes=9)
     assert load(tmp_path / "export").num_classes == 9
     assert [p.name for p in tmp_path.iterdir()] == ["export"]
-    assert not (tmp_path / "export" / "left_over.txt").exists() and not (tmp_path / "export" / "half").exists()
+    assert not (tmp_path / "export" / "merges.txt").exists() and not (tmp_path / "export" / "half").exists()
 
 
 @pytest.mark.parametrize("broken", ["exports.timm_folder.save_for_hf", "exports.timm_folder.model_card", "files.flush"])

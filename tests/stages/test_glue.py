@@ -276,8 +276,8 @@ def test_a_classifier_starts_a_classifier_of_another_task(tmp_path, folder):
 @pytest.mark.parametrize(
     ("positions", "vocab", "says"),
     [
-        (31, 257, r"pos_embed.weight \(source \(31, 8\), target \(32, 8\)\); the vocabulary must be the source's"),
-        (32, 300, r"token_embed.weight \(source \(300, 8\), target \(257, 8\)\); the vocabulary must be the source's"),
+        (31, 257, r"pos_embed.weight \(source \(31, 8\), target \(32, 8\)\); a decoder may have no more positions"),
+        (32, 300, r"token_embed.weight \(source \(300, 8\), target \(257, 8\)\); .*vocabulary .* must be the source's"),
     ],
 )
 def test_another_vocabulary_or_fewer_positions_are_refused(tmp_path, folder, positions, vocab, says):

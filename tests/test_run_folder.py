@@ -47,6 +47,15 @@ def test_logs_of_a_launcher_may_be_there_before_the_run(tmp_path):
     assert "is not a run folder" in refusal(check_folder, tmp_path, CONFIG)
 
 
+def test_hidden_files_of_others_stay(tmp_path):
+    """Only what a killed run left of its own files is removed."""
+    for name in (".profile.old", ".vimrc.tmp", ".recipe.yaml.tmp"):
+        (tmp_path / name).write_text("x")
+    (tmp_path / ".export.old").mkdir()
+    begun(tmp_path, steps=())
+    assert {p.name for p in tmp_path.iterdir()} == {".profile.old", ".vimrc.tmp", ".lock", "recipe.yaml", "log.jsonl"}
+
+
 def test_files_of_others_in_the_export_are_told_before_training(tmp_path):
     """Not at its end, when the export is replaced; a finished run replaces nothing."""
     begun(tmp_path)

@@ -103,7 +103,8 @@ def open_folder(folder: Path, config: Config, held: contextlib.ExitStack, steady
     held.enter_context(locked(folder / LOCK, _TAKEN.format(folder)))
     replaced = [name for name in _OURS if name != LOCK] if _holds_smoke(folder, config) else []
     before = [folder / name for name in replaced if (folder / name).exists()]
-    for left in [*before, *folder.glob(".*.tmp"), *folder.glob(".*.old"), *folder.glob(f"{CHECKPOINTS}/.*")]:
+    asides = [folder / f".{name}.{end}" for name in _OURS for end in ("tmp", "old")]  # hidden files of others stay
+    for left in [*before, *asides, *folder.glob(f"{CHECKPOINTS}/.*")]:
         if left.is_dir() and not left.is_symlink():
             shutil.rmtree(left, ignore_errors=True)
         else:

@@ -122,6 +122,20 @@ def test_tensorboard_has_each_step_once_also_after_going_on(tmp_path):
     assert events.Scalars("toy/loss")[1].value == pytest.approx(0.5)
 
 
+def test_tensorboard_drops_what_a_run_without_a_checkpoint_left(tmp_path):
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    for last in (3, 2):
+        tracker = Tracker(tmp_path, tensorboard=True)
+        for step in range(1, last + 1):
+            tracker.record(entry(step))
+        tracker.close()
+    events = EventAccumulator(str(tmp_path / "tensorboard"))
+    events.Reload()
+    assert [e.step for e in events.Scalars("toy/loss")] == [1, 2]
+
+
 class FakeWandb(types.ModuleType):
     def __init__(self, error=None):
         super().__init__("wandb")

@@ -192,7 +192,7 @@ def check_trackers(run: RunConfig) -> None:
 def _tensorboard(folder: Path, run_step: int) -> Callable[[dict[str, Any]], None]:
     from torch.utils.tensorboard import SummaryWriter
 
-    writer = SummaryWriter(str(folder / TENSORBOARD), purge_step=run_step + 1 if run_step else None)
+    writer = SummaryWriter(str(folder / TENSORBOARD), purge_step=run_step + 1)
 
     def sink(entry: dict[str, Any]) -> None:
         if "run_step" in entry:

@@ -37,4 +37,4 @@ def require_replaceable(folder: Path) -> None:
     strange = [path for path in held if path.is_dir() or not any(fnmatchcase(path.name, name) for name in WRITTEN)]
     if strange or (place.exists() and not place.is_dir()) or (held and not (place / PROVENANCE).is_file()):
         what = f"holds {strange[0].name}, which is no part of an export" if strange else "exists and is no export"
-        raise UserError(f"{folder} {what}; give a folder to make, or one with an older export alone")
+        raise UserError(f"{folder} {what}; move that away, or give another folder")

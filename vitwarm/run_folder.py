@@ -63,7 +63,7 @@ def check_folder(folder: Path, config: Config) -> None:
                 f"{folder} holds a run of another recipe: {named_differences(theirs, config, _FREE)}; choose "
                 "another run.dir, or remove that folder to start over"
             )
-    if not is_finished(folder, config):
+    if (folder / EXPORT).exists() and not is_finished(folder, config):
         require_replaceable(folder / EXPORT)  # not only at the end of training
     if config.resume_from and not has_checkpoint(folder, config):
         _adoptable(config)

@@ -198,11 +198,13 @@ def test_a_gpt2_of_transformers_is_warmed_as_our_decoder_is():
     tensors = from_gpt2(weights(theirs))
     tensors.pop("head.weight")
     ours.load_state_dict(tensors)
+    before = weights(theirs)
     short = {"steps": 3, "global_batch": 8, "lr_warmup": "1 steps", "length": 33, "val_rows": 32, "progress": False}
     first, second = vitwarm.warm_up(theirs, "sort", **short), vitwarm.warm_up(ours, "sort", **short)
     after = from_gpt2(theirs.state_dict())
     assert not differing(ours.state_dict(), after)
     assert differing(tensors, after) == set(second.transfer.copied)
+    assert differing(before, theirs.state_dict()) == set(first.transfer.copied)
     assert first.accuracy == second.accuracy
 
 

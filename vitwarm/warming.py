@@ -186,7 +186,7 @@ def warm_up(
         loss=metrics["loss"],
         chance=metrics["chance"] if "chance" in metrics else stage.chance(),  # a folder of 0.1 lacks it
         curve=curve,
-        transfer=report,
+        transfer=report.of_model(target),
     )
 
 

@@ -5,6 +5,7 @@ import pytest
 import timm
 import torch
 from test_warm_start import FACTS, NAME, SMALL, model, trunk_file
+from transformers import GPT2Config, GPT2LMHeadModel
 
 from vitwarm.analysis.inspection import attention_entropy, inspect_trunk
 from vitwarm.analysis.page import table
@@ -12,6 +13,7 @@ from vitwarm.cli import call
 from vitwarm.config import Config, ModelConfig
 from vitwarm.errors import UserError
 from vitwarm.exports import export_gpt2, export_model
+from vitwarm.exports.gpt2 import as_trunk
 from vitwarm.procedural import RuleStream, make_rule
 from vitwarm.transfer import compose
 from vitwarm.trunk import SymbolStem, build_decoder
@@ -156,6 +158,17 @@ def test_the_tool(tmp_path, capsys):
     ]:
         with pytest.raises(UserError, match=says):
             call("inspect", arguments)
+
+
+def test_a_gpt2_of_transformers_is_looked_into_as_our_decoder_is():
+    theirs = GPT2LMHeadModel(GPT2Config(n_layer=2, n_head=2, n_embd=16, vocab_size=110, n_positions=24)).eval()
+    before = {name: tensor.clone() for name, tensor in theirs.state_dict().items()}
+    with as_trunk(theirs) as ours:
+        wanted = inspect_trunk(ours, "sort", rows=4)
+    found = inspect_trunk(torch.nn.DataParallel(theirs), "sort", rows=4)
+    assert np.array_equal(found.entropy, wanted.entropy) and found.entropy.shape == (2, 2)
+    assert all(np.array_equal(found.rms[name], wanted.rms[name]) for name in wanted.rms)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in theirs.state_dict().items())
 
 
 def test_a_rule_by_name_is_that_rule():

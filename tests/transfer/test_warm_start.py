@@ -92,7 +92,10 @@ def test_a_gpt2_of_transformers_takes_what_our_decoder_takes(tmp_path):
     same = trunk_file(tmp_path / "same.safetensors", build_decoder("3_3_192", 50, 40, "test", seed=1))
     for source in (same, "vitwarm:core"):
         reports = [vitwarm.warm_start(model, source) for model in (torch.nn.DataParallel(theirs), ours)]
-        assert reports[0] == reports[1] and reports[0].copied
+        assert reports[0] == reports[1].of_model(theirs) and reports[0].copied
+        named = {*reports[0].copied, *reports[0].fresh, *reports[0].reasons}
+        assert named <= theirs.state_dict().keys() and named.isdisjoint(ours.state_dict())
+        assert str(reports[0]).splitlines()[:5] == str(reports[1]).splitlines()[:5]
         wanted = ours.state_dict()
         found = from_gpt2(theirs.state_dict())
         assert torch.equal(found.pop("head.weight"), wanted["token_embed.weight"])

@@ -13,10 +13,11 @@ from torch import Tensor, nn
 
 from vitwarm.checks import rule_of, rule_spec
 from vitwarm.errors import UserError
+from vitwarm.exports.gpt2 import decoder_of, is_gpt2_model
 from vitwarm.exports.weights import require_finite
 from vitwarm.keys import require_seed
 from vitwarm.procedural import Rule, RuleStream
-from vitwarm.trunk import Decoder, Family, SymbolStem, Trunk, family_of, require_values, trunk_facts
+from vitwarm.trunk import Decoder, Family, SymbolStem, Trunk, family_of, require_values, trunk_facts, unwrap
 from vitwarm.trunk.families import copy_of
 
 MATRICES = ("query", "key", "value", "projection", "MLP in", "MLP out")
@@ -76,7 +77,7 @@ def inspect_trunk(
     out.
 
     Args:
-        model: timm model or decoder.
+        model: timm model, decoder or `GPT2LMHeadModel` of transformers.
         rule: name of a rule, {"name": NAME, PARAMETER: value}, or a `Rule`; its validation sequences are read.
         length: tokens of a sequence; None is a ViT's grid, a decoder's positions.
         rows: number of sequences.
@@ -93,7 +94,8 @@ def inspect_trunk(
     for name, number in whole.items():
         if isinstance(number, bool) or not isinstance(number, Integral) or number < 1:
             raise UserError(f"{name} is {number!r}; give a whole number from 1 on")
-    model = copy_of(require_values(model)).float().cpu().eval()
+    own = unwrap(model)
+    model = copy_of(require_values(decoder_of(own) if is_gpt2_model(own) else own)).float().cpu().eval()
     family = family_of(model)
     require_finite(family.model.state_dict(), "the model")
     parts = [_matrices(family, block) for block in family.model.blocks]

@@ -26,15 +26,17 @@ from vitwarm.reading import read_json
 from vitwarm.trunk import Classifier, Decoder, DecoderSize, build_decoder, require_data, trunk_facts
 from vitwarm.trunk.decoder import LAYER_NORM_EPS
 
-_IN_BLOCK = {  # GPT-2's name -> ours, and whether the matrix lies the other way
-    "ln_1": ("norm1", False),
-    "attn.c_attn": ("attn.qkv", True),
-    "attn.c_proj": ("attn.proj", True),
-    "ln_2": ("norm2", False),
-    "mlp.c_fc": ("mlp.fc1", True),
-    "mlp.c_proj": ("mlp.fc2", True),
+_IN_BLOCK = {  # GPT-2's name -> ours
+    "ln_1": "norm1",
+    "attn.c_attn": "attn.qkv",
+    "attn.c_proj": "attn.proj",
+    "ln_2": "norm2",
+    "mlp.c_fc": "mlp.fc1",
+    "mlp.c_proj": "mlp.fc2",
 }
 _OUTSIDE = {"wte": "token_embed", "wpe": "pos_embed", "ln_f": "norm", "lm_head": "head", "score": "score"}
+_BACK = {ours: theirs for theirs, ours in (_IN_BLOCK | _OUTSIDE).items()}
+_TURNED = ("c_attn.weight", "c_proj.weight", "c_fc.weight")  # matrices that lie the other way
 _MASKS = (".attn.bias", ".attn.masked_bias")  # older files hold the causal mask as well
 _NAME = re.compile(r"(?:transformer\.)?(?:h\.(?P<block>\d+)\.)?(?P<module>.+)\.(?P<kind>weight|bias)")
 
@@ -65,37 +67,37 @@ def from_gpt2(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     Raises:
         UserError: a tensor that GPT-2 does not have.
     """
-    ours = {}
-    for name, tensor in tensors.items():
-        if name.endswith(_MASKS):
-            continue
-        parts = _NAME.fullmatch(name)
-        block, module, kind = (parts["block"], parts["module"], parts["kind"]) if parts else (None, name, "")
-        if block is None and module in _OUTSIDE:
-            ours[f"{_OUTSIDE[module]}.{kind}"] = tensor
-        elif block is not None and module in _IN_BLOCK:
-            to, turned = _IN_BLOCK[module]
-            ours[f"blocks.{block}.{to}.{kind}"] = tensor.T.contiguous() if turned and kind == "weight" else tensor
-        else:
-            raise UserError(f"GPT-2 has no tensor {name}; this is another model's file")
-    return ours
+    kept = {name: tensor for name, tensor in tensors.items() if not name.endswith(_MASKS)}
+    return {decoder_name(n): t.T.contiguous() if n.endswith(_TURNED) else t for n, t in kept.items()}
 
 
 def to_gpt2(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     """The decoder's tensors as `GPT2LMHeadModel` names and lays them out, a classifier's as its sibling does."""
-    back = {to: (module, turned) for module, (to, turned) in _IN_BLOCK.items()}
-    outside = {to: module for module, to in _OUTSIDE.items()}
-    theirs = {}
-    for name, tensor in tensors.items():
-        if parts := re.fullmatch(r"blocks\.(\d+)\.(.+)\.(weight|bias)", name):
-            module, turned = back[parts[2]]
-            turned = turned and parts[3] == "weight"
-            theirs[f"transformer.h.{parts[1]}.{module}.{parts[3]}"] = tensor.T if turned else tensor
-        else:
-            module, kind = name.split(".")
-            prefix = "" if module in ("head", "score") else "transformer."
-            theirs[f"{prefix}{outside[module]}.{kind}"] = tensor
-    return {n: t.detach().cpu().contiguous() for n, t in theirs.items()}
+    theirs = {gpt2_name(name): tensor.detach().cpu() for name, tensor in tensors.items()}
+    return {n: (t.T if n.endswith(_TURNED) else t).contiguous() for n, t in theirs.items()}
+
+
+def decoder_name(name: str) -> str:
+    """What the decoder calls a tensor of GPT-2.
+
+    Raises:
+        UserError: a tensor that GPT-2 does not have.
+    """
+    if parts := _NAME.fullmatch(name):
+        block, module, kind = parts["block"], parts["module"], parts["kind"]
+        if block is None and module in _OUTSIDE:
+            return f"{_OUTSIDE[module]}.{kind}"
+        if block is not None and module in _IN_BLOCK:
+            return f"blocks.{block}.{_IN_BLOCK[module]}.{kind}"
+    raise UserError(f"GPT-2 has no tensor {name}; this is another model's file")
+
+
+def gpt2_name(name: str) -> str:
+    """What `GPT2LMHeadModel`, or its sibling with classes, calls a tensor of the decoder."""
+    module, _, kind = name.rpartition(".")
+    if parts := re.fullmatch(r"blocks\.(\d+)\.(.+)", module):
+        return f"transformer.h.{parts[1]}.{_BACK[parts[2]]}.{kind}"
+    return f"{'' if module in ('head', 'score') else 'transformer.'}{_BACK[module]}.{kind}"
 
 
 @contextmanager
@@ -113,6 +115,20 @@ def as_trunk(model: nn.Module) -> Iterator[nn.Module]:
     if not is_gpt2_model(model):
         yield model
         return
+    decoder = decoder_of(model)
+    yield decoder
+    values = model.state_dict()
+    with torch.no_grad():
+        for name, tensor in to_gpt2(decoder.state_dict()).items():
+            values[name].copy_(tensor)
+
+
+def decoder_of(model: nn.Module) -> Decoder:
+    """Our decoder on the same device, with copies of the weights of a `GPT2LMHeadModel`.
+
+    Raises:
+        UserError: a GPT-2 without values, or of another make than our decoder.
+    """
     own: Any = require_data(model)
     require_as_configured(own)
     config = check_gpt2(own.config.to_dict(), "the model's configuration")
@@ -123,11 +139,7 @@ def as_trunk(model: nn.Module) -> Iterator[nn.Module]:
     tensors = from_gpt2(own.state_dict())
     # Each tensor in its own type: what that cannot hold is refused, and what is not changed is not rounded.
     decoder.load_state_dict({name: tensors[name].clone() for name in decoder.state_dict()}, assign=True)
-    yield decoder.to(next(own.parameters()).device)
-    values = own.state_dict()
-    with torch.no_grad():
-        for name, tensor in to_gpt2(decoder.state_dict()).items():
-            values[name].copy_(tensor)
+    return decoder.to(next(own.parameters()).device)
 
 
 def require_as_configured(model: Any) -> None:

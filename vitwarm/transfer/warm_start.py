@@ -4,7 +4,7 @@ import contextlib
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from vitwarm.errors import UserError
-from vitwarm.exports.gpt2 import as_trunk, from_gpt2, gpt2_facts, is_gpt2, is_gpt2_model
+from vitwarm.exports.gpt2 import as_trunk, decoder_name, from_gpt2, gpt2_facts, gpt2_name, is_gpt2, is_gpt2_model
 from vitwarm.exports.layout import CHECKPOINTS, CONFIG, EXPORT, PROVENANCE, WARMUP, WEIGHTS
 from vitwarm.exports.opening import lineage
 from vitwarm.exports.weights import find_weights, read_weights
@@ -35,6 +35,7 @@ TOKENS, POSITIONS, HEAD = (
     "head.weight",
 )  # of a decoder; an image model's positions are `pos_embed`
 PACKAGED = "vitwarm:core"  # the compact core inside the package, as a source
+_BLOCK = re.compile(r"^((?:blocks|transformer\.h)\.)\d+")
 FREE = "conditioned"  # initialisation, where no source is given and the core does not fit
 
 
@@ -63,7 +64,8 @@ class TransferReport:
     def __str__(self) -> str:
         """One line a group, such as `attention: 48 copied`; then what has no counterpart, one line for all blocks."""
         lines = [f"transfer from {self.source}"]
-        shown = canonical([*self.copied, *self.fresh])
+        own = [*self.copied, *self.fresh, *self.refused]
+        shown = {n: decoder_name(n) for n in own} if is_gpt2(own) else canonical(own)
         counts = {
             label: Counter(group_of(shown.get(n, n)) for n in names)
             for label, names in (("copied", self.copied), ("kept", self.fresh), ("refused", self.refused))
@@ -74,10 +76,18 @@ class TransferReport:
                 lines.append(f"  {group}: {', '.join(parts)}")
         lines += [f"  refused {name}: {why}" for name, why in list(self.refused.items())[:5]]
         lines += [f"  {note}" for note in self.notes]
-        kept = {re.sub(r"^blocks\.\d+", "blocks.*", n): (n, why) for n, why in self.reasons.items()}
+        kept = {_BLOCK.sub(r"\1*", n): (n, why) for n, why in self.reasons.items()}
         lines += [f"  {'partly ' * (n in self.copied)}kept {name}: {why}" for name, (n, why) in kept.items()]
         lines += [f"  unused {name}: {why}" for name, why in self.unused.items()]
         return "\n".join(lines)
+
+    def of_model(self, model: nn.Module) -> "TransferReport":
+        """The same on the trunk of a `GPT2LMHeadModel` in that model's names; of any other model, the report itself."""
+        if not is_gpt2_model(model):
+            return self
+        copied, fresh = ([gpt2_name(n) for n in names] for names in (self.copied, self.fresh))
+        refused, reasons = ({gpt2_name(n): why for n, why in of.items()} for of in (self.refused, self.reasons))
+        return replace(self, copied=copied, fresh=fresh, refused=refused, reasons=reasons)
 
     def to_dict(self) -> dict[str, Any]:
         always = ("source", "copied", "fresh", "refused")
@@ -310,7 +320,7 @@ def warm_start(
     drawn = seed if fit == "expand" else None
     change = Change(f"{what} of {source}{how}", drawn, tuple(report.copied), lineage=origin)
     note(model, change, replaced=() if Selection.parse(words).heads else report.copied)
-    return report
+    return report.of_model(model)
 
 
 def _require_no_more(model: nn.Module, groups: list[str], fit: str) -> None:

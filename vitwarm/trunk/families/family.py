@@ -394,8 +394,9 @@ def family_of(model: nn.Module) -> Family:
             raise UserError(f"{type(model).__name__} holds a model with a trunk in .{inner}; give that one")
         if type(model).__module__.startswith("transformers."):
             raise UserError(
-                f"{type(model).__name__} is a model of transformers: warm_up, warm_start and export take its "
-                "GPT2LMHeadModel, all else timm's models and the decoder that vitwarm.exports.read_gpt2(FOLDER) makes"
+                f"{type(model).__name__} is a model of transformers: warm_up, warm_start, inspect_trunk and "
+                "export take its GPT2LMHeadModel, all else timm's models and the decoder that "
+                "vitwarm.exports.read_gpt2(FOLDER) makes"
             )
         of_timm = getattr(model, "pretrained_cfg", None)  # of others neither name nor width says what is like them
         hint = f"; the nearest that can is timm's {nearest(model)}" if of_timm else ""

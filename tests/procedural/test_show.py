@@ -1,6 +1,7 @@
 """The command that shows rows, its pictures, and the sequential versions the benchmark compares with."""
 
 import json
+from math import isqrt
 from random import Random
 
 import numpy as np
@@ -8,10 +9,11 @@ import pytest
 from bench import rules
 from bench.sequential import SEQUENTIAL, sequential_batch
 
+from vitwarm.analysis.sequences import plot
 from vitwarm.cli import call
 from vitwarm.errors import UserError
 from vitwarm.procedural import keyed_rng, list_rules, make_rule
-from vitwarm.procedural.rule import Vocab
+from vitwarm.procedural.rule import Sequences, Vocab
 from vitwarm.procedural.show import colours, glyphs, render
 
 COMPOSITE = {
@@ -61,6 +63,23 @@ def test_automata_show_the_diagram_and_what_is_left_of_it(block):
     hidden = np.repeat(masked[0], block)[: len(cells[1])]
     assert [mark == "?" for mark in cells[1]] == hidden.tolist()
     assert all(mark == cell for cell, mark, gone in zip(*cells, hidden, strict=True) if not gone)
+
+
+def test_automata_of_a_curriculum_have_the_rows_of_its_level(tmp_path):
+    """Padding behind them does not make them wider."""
+    inner = make_rule("eca")
+    curriculum = make_rule("curriculum", rule=inner, level=1)
+    rows, content = curriculum.sample(keyed_rng(4), 2, 64), curriculum.content_length(64)
+    assert content < 64 and not rows.tokens[:, content:].any()
+    lines = render(curriculum, rows, rows.scored, 80, False).splitlines()
+    cells = ["".join(".#"[token - 2] for token in row) for row in rows.tokens[0, :content].reshape(-1, isqrt(content))]
+    assert [line.split()[0] for line in lines[1 : 1 + len(cells)]] == cells
+    sizes = []
+    for rule, shown in ((curriculum, 64), (inner, content)):
+        part = Sequences(*(a[:, :shown] for a in (rows.tokens, rows.scored, rows.determined)))
+        plot(rule, part, part.scored, tmp_path / "rows.png")
+        sizes.append((tmp_path / "rows.png").read_bytes()[16:24])  # width and height of a PNG
+    assert sizes[0] == sizes[1]
 
 
 def test_narrow_terminals_break_lines():

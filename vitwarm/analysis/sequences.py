@@ -14,7 +14,7 @@ from vitwarm.procedural.brackets import BracketRule
 from vitwarm.procedural.composite import Mixture
 from vitwarm.procedural.eca import Eca
 from vitwarm.procedural.rule import Rule, Sequences
-from vitwarm.procedural.show import colours, glyphs, learnt
+from vitwarm.procedural.show import colours, content_of, glyphs
 
 __all__ = ["plot"]
 
@@ -25,9 +25,9 @@ _MAX_WIDTH = 24.0  # inches
 def plot(rule: Rule, rows: Sequences, masked: np.ndarray, path: Path) -> None:
     """Write a PNG of the sequences: hidden tokens are framed, black where they are determined and red where not."""
     count, length = rows.tokens.shape
-    title, rule = _title(rule), learnt(rule)
+    title, (rule, content) = _title(rule), content_of(rule, length)
     if isinstance(rule, Eca):
-        figure = _automata(rule, rows, masked)
+        figure = _automata(rule, rows, masked, content)
     else:
         cell = min(0.27, _MAX_WIDTH / length)  # inches
         depth = isinstance(rule, BracketRule)
@@ -128,11 +128,10 @@ def _row(axes: Axes, rule: Rule, rows: Sequences, masked: np.ndarray, index: int
     axes.axis("off")
 
 
-def _automata(rule: Eca, rows: Sequences, masked: np.ndarray) -> Figure:
-    """The space-time diagram of each sequence, and below it the same with hidden cells in colour."""
-    count, length = rows.tokens.shape
-    row = rule.row_tokens(length)
-    states, shown, used = length // row, row * rule.block, slice(0, length // row * row)
+def _automata(rule: Eca, rows: Sequences, masked: np.ndarray, content: int) -> Figure:
+    """The space-time diagram of each sequence's first `content` tokens; below it the same, hidden cells in colour."""
+    count, row = len(rows.tokens), rule.row_tokens(content)
+    states, shown, used = content // row, row * rule.block, slice(0, content // row * row)
     side = min(3.6, max(1.6, 0.12 * shown))
     figure = new_figure(figsize=(side * count * 1.05 + 0.3, 2.1 * side * states / shown + 0.8), layout="constrained")
     panels = figure.subplots(2, count, squeeze=False)

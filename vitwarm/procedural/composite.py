@@ -246,7 +246,8 @@ class Curriculum(Rule):
     def partners(self, row: np.ndarray) -> list[tuple[int, int]]:
         return self.rule.partners(row)
 
-    def _content_length(self, length: int) -> int:
+    def content_length(self, length: int) -> int:
+        """Tokens of the inner rule's sequences within `length` at this level; PAD follows."""
         return self.rule.length_of(self.start + self.step * min(self.level, self.last_level(length)))
 
     def check_length(self, length: int) -> None:
@@ -263,12 +264,12 @@ class Curriculum(Rule):
                 ) from error
 
     def draw(self, rng: np.random.Generator, count: int, length: int) -> Sequences:
-        rows = self.rule.sample(rng, count, self._content_length(length))
+        rows = self.rule.sample(rng, count, self.content_length(length))
         padding = ((0, 0), (0, length - rows.tokens.shape[1]))
         return Sequences(*(np.pad(array, padding) for array in (rows.tokens, rows.scored, rows.determined)))
 
     def solve(self, tokens: np.ndarray, masked: np.ndarray) -> np.ndarray:
-        content = self._content_length(tokens.shape[1])
+        content = self.content_length(tokens.shape[1])
         solved = tokens.astype(np.int64)
         solved[:, :content] = self.rule.solve(tokens[:, :content], masked[:, :content])
         return solved

@@ -49,9 +49,9 @@ def colours(vocab: Vocab) -> np.ndarray:
     return table
 
 
-def learnt(rule: Rule) -> Rule:
-    """The rule itself, or the inner rule of a curriculum."""
-    return rule.rule if isinstance(rule, Curriculum) else rule
+def content_of(rule: Rule, length: int) -> tuple[Rule, int]:
+    """The rule and `length`, or the inner rule of a curriculum and the tokens that it fills of `length`."""
+    return (rule.rule, rule.content_length(length)) if isinstance(rule, Curriculum) else (rule, length)
 
 
 def natural_length(rule: Rule) -> int:
@@ -70,9 +70,9 @@ def render(rule: Rule, rows: Sequences, masked: np.ndarray, width: int, colour: 
     cell += cell > 1
     marks = np.where(masked, np.where(rows.determined, "?", "~"), " ")
     per_line = max(1, width // cell)
-    rule = learnt(rule)
+    rule, content = content_of(rule, rows.tokens.shape[1])
     if diagram := isinstance(rule, Eca):
-        per_line = rule.row_tokens(rows.tokens.shape[1])
+        per_line = rule.row_tokens(content)
     lines = []
     for index, tokens in enumerate(rows.tokens):
         lines.append(

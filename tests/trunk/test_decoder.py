@@ -414,6 +414,14 @@ def test_sampling_follows_the_softmax():
     assert stats.chisquare(counts, expected * 4000 / expected.sum()).pvalue > 1e-3
 
 
+def test_a_tie_at_the_last_of_the_top_k_lets_no_more_in():
+    model = decoder(tied=False).eval()
+    torch.nn.init.zeros_(model.head.weight)  # all tokens are as probable
+    prompt = batch(1)[0][:, :4].expand(500, -1)
+    drawn = {k: generate(model, prompt, 1, temperature=1.0, top_k=k, seed=2)[:, -1].unique() for k in (1, 3)}
+    assert {k: len(tokens) for k, tokens in drawn.items()} == {1: 1, 3: 3}
+
+
 def test_sampling_is_keyed():
     model, tokens = decoder(tied=False), batch()[0][:, :4]
     first = generate(model, tokens, 10, temperature=1.0, seed=0)

@@ -207,6 +207,15 @@ def test_ids_and_places_out_of_range_are_refused(bad, at, value):
         tiny_loss(model, *data)
 
 
+def test_ids_behind_the_last_prediction_are_looked_at_too():
+    """They change nothing, and PyTorch refuses them all the same."""
+    model, data = decoder(), batch(4, 9, 2)
+    data[2].zero_()
+    data[0][1, -1] = VOCAB
+    with pytest.raises(IndexError, match="out of range"):
+        tiny_loss(model, *data)
+
+
 # When it applies
 
 

@@ -159,6 +159,6 @@ def _choose(logits: Tensor, temperature: float, top_k: int | None, generator: to
     logits = logits.float().cpu()  # the CPU draws: the same numbers whatever the device
     logits = (logits - logits.amax(-1, keepdim=True)) / temperature  # the largest is 0: no infinity from a small one
     if top_k is not None:
-        least = logits.topk(min(top_k, logits.shape[-1])).values[:, -1:]
-        logits = logits.masked_fill(logits < least, float("-inf"))
+        kept = logits.topk(min(top_k, logits.shape[-1]))
+        logits = torch.full_like(logits, float("-inf")).scatter(-1, kept.indices, kept.values)  # no more at a tie
     return torch.multinomial(logits.softmax(-1), 1, generator=generator)[:, 0]

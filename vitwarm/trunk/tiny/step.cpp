@@ -539,6 +539,8 @@ extern "C" int tiny_decoder(int V, int depth, int runs, const int* order, int64_
         if (place(b, i) < 0 || place(b, i) >= N || targets[b * M + i] < 0 || targets[b * M + i] >= V) return 1;
         if (place(b, i) >= lengths[b]) lengths[b] = place(b, i) + 1;
       }
+    for (int t = 0; t < N; t++)
+      if (tokens[b * N + t] < 0 || tokens[b * N + t] >= V) return 1;
     starts[lengths[b] + 1]++;
   }
   for (int n = 0; n <= N; n++) starts[n + 1] += starts[n];
@@ -605,7 +607,6 @@ extern "C" int tiny_decoder(int V, int depth, int runs, const int* order, int64_
     for (int t = 0; t < n; t++)
       for (int r = 0; r < LANES; r++) {
         const int64_t id = r < count ? tokens[rows[r] * N + t] : 0;
-        if (id < 0 || id >= V) return 1;
         for (int c = 0; c < D; c++) x[0][t * D + c][r] = model.token.value[id * D + c] + model.position.value[t * D + c];
       }
     const Dropout dropout = {rate, seed, sequences};

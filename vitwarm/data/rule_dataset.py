@@ -39,7 +39,8 @@ class RuleDataset(IterableDataset[dict[str, Tensor]]):
         loss_on: of `next_token` alone: the rule's eligible tokens (`outputs`, if None), or every token but PAD (`all`).
         mask_prob: of `masked` alone: the probability that an eligible token is hidden; 0.5 if None.
         seed: root seed.
-        split: `train`, `validation` or `test`, which share nothing.
+        split: `train`, `validation` or `test`, drawn independently; of a rule that has few sequences, the same
+            come in all.
         samples: sequences of an epoch over all readers; None is endless. Readers take whole chunks: give a multiple of
             256 times their number where ranks must have equally many, as DDP needs.
         rank: of this process; None is that in the process group.

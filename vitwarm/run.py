@@ -306,6 +306,11 @@ def _build(configs: list[Config], folders: list[Path], folder: Path, world: int,
         return _Joint(members, first.warmup, first.main)
     if taken := [own for own in folders if not resumes and is_finished(own, configs[0])]:
         raise UserError(f"{taken[0]} holds a finished run; choose another run.dir, or leave its seed out")
+    if begun := [own for own in folders if not resumes and has_checkpoint(own, configs[0])]:
+        raise UserError(
+            f"{begun[0]} holds a run that goes on alone; finish it with vitwarm train, choose another run.dir, or "
+            "leave its seed out"
+        )
     seeds, experiments = [config.seed for config in configs], [member.experiment for member in members]
     if world > 1:
         raise UserError("an ensemble of seeds trains in one process; launch one, or run the seeds alone")

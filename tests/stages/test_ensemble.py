@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import signal
 from dataclasses import replace
 
 import pytest
@@ -143,6 +144,23 @@ def test_a_killed_ensemble_resumes_to_the_same_bits(tmp_path):
     shutil.rmtree(tmp_path / "cut/tiny-seed1")
     with pytest.raises(UserError, match="tiny-seed1 is gone; remove .*tiny-ensemble0,1 to start over"):
         run_ensemble(c, [0, 1])
+
+
+def test_a_seed_that_was_begun_alone_is_not_trained_anew(tmp_path):
+    c = tiny(tmp_path)
+    alone = replace(c, seed=1, run=replace(c.run, dir=str(tmp_path / "tiny-seed1"), checkpoint_every=1))
+    log = tmp_path / "tiny-seed1/log.jsonl"
+
+    class Soon(list):
+        def __bool__(self):
+            return any((tmp_path / "tiny-seed1/checkpoints").glob("step-*"))
+
+    with pytest.raises(Interrupted):
+        run(alone, Soon([signal.SIGTERM]))
+    before = log.read_bytes()
+    with pytest.raises(UserError, match="tiny-seed1 holds a run that goes on alone; finish it with vitwarm train"):
+        run_ensemble(c, [0, 1])
+    assert log.read_bytes() == before and not (tmp_path / "tiny-seed0").exists()
 
 
 @pytest.mark.parametrize("how", ["init_from", "sources"])

@@ -15,6 +15,7 @@ from vitwarm.budget.cells import CRASHED, DONE, FOREIGN, WAITING, Folders, Statu
 from vitwarm.budget.launch import Launch
 from vitwarm.budget.runs import WARMUP, Run
 from vitwarm.errors import UserError
+from vitwarm.lab.figures import heat_map
 from vitwarm.lab.folder import LabFolder
 from vitwarm.lab.grid import STAGE, Place, make_lab
 from vitwarm.lab.outcomes import _control, _row, control_of, find_outcomes, take_off
@@ -500,3 +501,20 @@ def test_means_over_the_tasks_take_the_seeds_that_all_of_them_have(lab, tmp_path
         for row in found.rows
     ]
     assert _averages(replace(found, rows=rows)).rows == [["no warm-up", "2", "37.5 ± 10.6", "20.0"]]
+
+
+def test_titles_of_the_map_stand_beside_each_other_however_long(lab, tmp_path):
+    long = "a title that goes on and on, as one does that tells of every block and head of two warm-ups"
+    of_tasks = {name: {"recipe": "haystack_default", "take_off": 20, "title": f"a task of many words, {name}"}
+                for name in "abc"}  # fmt: skip
+    warmups = {"set": {"recipe": "haystack_set", "title": long}}
+    cells = [{"tasks": [*of_tasks], "warmups": "set", "parts": "full", "settings": "slow", "seeds": 0}]
+    plan = lab(tasks=of_tasks, warmups=warmups, settings={"slow": {}}, cells=cells, published=[])
+    found = find_outcomes(plan, {cell.hash: Status(WAITING) for cell in plan.cells}, tmp_path, "")
+    rows = [_row(plan.plan, row.place, [replace(o, value=50.0) for o in row.outcomes], {}) for row in found.rows]
+    figure = heat_map(replace(found, rows=rows), "slow")
+    figure.draw_without_rendering()
+    (ax,) = figure.axes
+    boxes = sorted((label.get_window_extent() for label in ax.get_xticklabels()), key=lambda box: box.x0)
+    assert len(boxes) == 3 and all(a.x1 < b.x0 for a, b in zip(boxes, boxes[1:], strict=False))
+    assert min(label.get_window_extent().x0 for label in ax.get_yticklabels()) >= 0

@@ -11,7 +11,7 @@ from vitwarm.lab.outcomes import Findings, Row
 from vitwarm.lab.plan import NONE
 from vitwarm.plotting import load_matplotlib, new_figure
 
-_DARK = "#1c2126"
+_DARK, _INCH_PER_LETTER = "#1c2126", 0.07  # of 9 points
 _CONTROL, _COLOURS = "#7b8794", ("#2f7fc1", "#d97a1f", "#2c9c6d", "#9466cf", "#d1495b", "#a08a15", "#1798a8")
 
 
@@ -25,8 +25,14 @@ def heat_map(found: Findings, setting: str) -> Any:
         key=lambda arm: (warmups.index(arm[0]), parts.index(arm[1])),
     )
     values = np.full((len(arms), len(tasks)), np.nan)
+    names = [found.name(Place(tasks[0], *arm, setting), of_setting=False) for arm in arms]
+    titles = [found.plan.title("tasks", task) for task in tasks]
     with load_matplotlib().rc_context(style()):
-        figure = new_figure(figsize=(3.4 + 0.95 * len(tasks), 0.8 + 0.29 * len(arms)), layout="constrained")
+        # constrained layout gives the titles their room and leaves the map the rest, so the width follows the titles
+        left = 0.3 + _INCH_PER_LETTER * max(map(len, names))
+        column = max(0.95, 0.2 + _INCH_PER_LETTER * max(map(len, titles)))
+        size = (left + column * len(tasks), 0.8 + 0.29 * len(arms))
+        figure = new_figure(figsize=size, layout="constrained")
         ax = figure.subplots()
         for row in rows:
             i, j = arms.index((row.place.warmup, row.place.part)), tasks.index(row.place.task)
@@ -34,9 +40,8 @@ def heat_map(found: Findings, setting: str) -> Any:
             text = f"{mean:.0f}" + (f" ({row.published[0]:.0f})" if row.published else "")
             ax.text(j, i, text, ha="center", va="center", fontsize=9, color="white" if mean > 55 else _DARK)
         ax.imshow(values, cmap="Blues", vmin=0, vmax=100, aspect="auto")
-        names = [found.name(Place(tasks[0], *arm, setting), of_setting=False) for arm in arms]
         ax.set_yticks(range(len(arms)), names, fontsize=9)
-        ax.set_xticks(range(len(tasks)), [found.plan.title("tasks", task) for task in tasks], fontsize=9)
+        ax.set_xticks(range(len(tasks)), titles, fontsize=9)
         ax.xaxis.tick_top()
         ax.tick_params(length=0)
         ax.grid(visible=False)

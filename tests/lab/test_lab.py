@@ -377,6 +377,9 @@ def test_a_plan_is_carried_out_in_folders_and_reported(lab, tmp_path):
     assert [len(row["outcomes"]) for row in numbers["rows"]] == [1, 1]  # what is finished
     assert numbers["rows"][1]["outcomes"][0]["value"] == warmed.mean
     assert {"report.html", "dots-hay.svg", "curves-hay.png"} <= {p.name for p in tmp_path.iterdir()}
+    assert "of one comparison" not in page  # nor is there an interval
+    write_report(replace(findings, rows=[control, replace(warmed, low=-1.0, high=2.0)]), tmp_path)
+    assert "of one comparison" in (tmp_path / "report.md").read_text()
 
 
 def test_settings_of_the_warm_up_alone_share_the_control_of_the_task(lab, tmp_path):

@@ -92,6 +92,8 @@ def page(found: Findings, drawn: dict[str, str]) -> list[Any]:
         blocks += [Heading(found.plan.title("tasks", task)), _table(found, task)]
         blocks.append(Figure(drawn[f"dots-{task}"], f"dots-{task}.svg", _dots_caption(found, task)))
         blocks.append(Figure(drawn[f"curves-{task}"], f"curves-{task}.svg", _CURVES))
+    if any(row.low is not None for row in found.rows):
+        blocks.append(Text(_INTERVALS, "small"))
     if len(found.plan.tasks) > 1 and (averages := _averages(found)).rows:
         blocks += [Heading("Means over the tasks"), averages, Text(_AVERAGES, "small")]
     if any(found.plan.settings[row.place.setting].prediction for row in found.rows if row.values):
@@ -104,6 +106,10 @@ def page(found: Findings, drawn: dict[str, str]) -> list[Any]:
 
 _MAP = "Mean accuracy over the seeds, %, under the published mask; in brackets the published value."
 _CURVES = "A line for each seed. Evaluations on held-out sequences; the dotted line is where a run counts as taken off."
+_INTERVALS = (
+    "Differences to no warm-up are paired by seed. Each interval is of one comparison: among many rows some exclude zero "
+    "by chance, and the best row looks better than it is."
+)
 _AGREES = (
     f"A published value agrees where it lies in the 95 % t interval of our mean, from {ENOUGH} seeds on, or within "
     f"{NEAR:g} points of it: its own spread is not published."

@@ -107,8 +107,8 @@ def page(found: Findings, drawn: dict[str, str]) -> list[Any]:
 _MAP = "Mean accuracy over the seeds, %, under the published mask; in brackets the published value."
 _CURVES = "A line for each seed. Evaluations on held-out sequences; the dotted line is where a run counts as taken off."
 _INTERVALS = (
-    "Differences to no warm-up are paired by seed. Each interval is of one comparison: among many rows some exclude zero "
-    "by chance, and the best row looks better than it is."
+    "Differences to no warm-up are paired by seed. Each interval is of one comparison: among many rows some exclude "
+    "zero by chance, and the best row looks better than it is."
 )
 _AGREES = (
     f"A published value agrees where it lies in the 95 % t interval of our mean, from {ENOUGH} seeds on, or within "

@@ -229,7 +229,7 @@ def is_locked(path: Path) -> bool:
     try:
         with open(path, "r+", encoding="utf-8") as handle:
             return not _try_lock(handle)
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
         return False
     except OSError:
         return True

@@ -10,6 +10,7 @@ ancestors. So a recipe overrides all its ancestors, the later of two parents win
 neither. A list of parents whose later one comes first in this order is refused.
 """
 
+import contextlib
 import copy
 import functools
 import hashlib
@@ -165,8 +166,10 @@ def read_frozen(path: str | Path) -> Config:
 
 
 def frozen_hash(path: str | Path) -> str:
-    """The hash that a frozen recipe bears in its first line; "" if there is none."""
-    return read_text(Path(path)).partition("\n")[0].strip().rpartition(", hash ")[2]
+    """The hash that a frozen recipe bears in its first line; "" if there is none, or the file cannot be read."""
+    with contextlib.suppress(UserError):
+        return read_text(Path(path)).partition("\n")[0].strip().rpartition(", hash ")[2]
+    return ""
 
 
 def recipe_hash(config: Config) -> str:

@@ -6,7 +6,18 @@ import os
 import pytest
 from test_grid import cell, grid
 
-from vitwarm.budget.cells import BEGUN, CRASHED, DONE, FOREIGN, RUNNING, WAITING, Folders, Status, require_whole
+from vitwarm.budget.cells import (
+    BEGUN,
+    CRASHED,
+    DONE,
+    FOREIGN,
+    RUNNING,
+    WAITING,
+    Folders,
+    Status,
+    folder_of,
+    require_whole,
+)
 from vitwarm.errors import UserError
 from vitwarm.recipe import freeze
 
@@ -103,6 +114,31 @@ def test_a_crash_is_remembered_until_the_run_is_done(study):
     assert (state(study, one).state, state(study, one).note) == (CRASHED, "the loss is not finite")
     finish(one)
     assert state(study, one).state == DONE
+
+
+@pytest.mark.parametrize("text", ["{", "[1]", '{"x": 3}', None])
+def test_damaged_notes_of_failures_are_none(study, text):
+    if text is None:
+        study[1].failures_file.mkdir()
+    else:
+        study[1].failures_file.write_text(text)
+    assert study[1].failures() == {}
+
+
+def test_files_where_folders_should_be_are_refused(tmp_path):
+    (tmp_path / "file").touch()
+    for runs, out, key in (("file", "out", "runs"), ("runs", "file", "out")):
+        with pytest.raises(UserError, match=f"file is a file; give a folder as {key}"):
+            Folders(tmp_path / runs, tmp_path / out)
+
+
+def test_a_recipe_that_is_no_text_is_marked_and_hides_nothing(study, tmp_path):
+    one = cell(study[0], "warmed", 1.0)
+    finish(one)
+    (one.folder / "recipe.yaml").write_bytes(b"\xff\xfe")
+    assert state(study, one).state == FOREIGN
+    end = one.folder.name.partition("-seed")[0]
+    assert folder_of(one.folder.parent, end, one.seed, one.hash) == one.folder  # under its own name, if not by its hash
 
 
 def test_a_folder_at_work_is_running_and_one_left_is_begun(study):

@@ -378,6 +378,11 @@ def test_a_plan_is_carried_out_in_folders_and_reported(lab, tmp_path):
     assert numbers["rows"][1]["outcomes"][0]["value"] == warmed.mean
     assert {"report.html", "dots-hay.svg", "curves-hay.png"} <= {p.name for p in tmp_path.iterdir()}
     assert "of one comparison" not in page  # nor is there an interval
+    (tmp_path / "entropy.json").unlink()
+    shutil.rmtree(statuses[found.places[warmed.place, 0]].run.folder / "export")  # what it started from is still there
+    assert any(
+        "its attention cannot be measured" in line for line in find_outcomes(found, statuses, tmp_path, "").failed
+    )
     write_report(replace(findings, rows=[control, replace(warmed, low=-1.0, high=2.0)]), tmp_path)
     assert "of one comparison" in (tmp_path / "report.md").read_text()
 
@@ -460,6 +465,17 @@ def test_a_damaged_folder_does_not_hide_the_others(lab, tmp_path):
     ):
         (tmp_path / "entropy.json").write_text(damaged)  # measured again, where that can be
         assert len(find_outcomes(plan, statuses, tmp_path, "").failed) == 2
+    damaged = {
+        "result.json has no finite exact": {"metrics": {"accuracy": 0.5, "exact": float("nan")}},
+        "has an evaluation without a finite accuracy": {},
+    }
+    step = {"event": "eval", "stage": STAGE, "step": 1, "accuracy": float("nan")}
+    for says, changes in damaged.items():
+        if not changes:
+            (plan.cells[1].folder / "log.jsonl").write_text(json.dumps(step) + "\n")
+        spoilt = replace(statuses[second].run, result=statuses[second].run.result | changes)
+        found = find_outcomes(plan, statuses | {second: Status(DONE, spoilt)}, tmp_path, "")
+        assert [o.value for o in found.rows[0].outcomes] == [50.0, None] and any(says in line for line in found.failed)
     (plan.cells[1].folder / "log.jsonl").write_text("{bad\n")
     found = find_outcomes(plan, statuses, tmp_path, "")
     assert [o.value for o in found.rows[0].outcomes] == [50.0, None] and found.done == 1

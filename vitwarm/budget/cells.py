@@ -95,9 +95,15 @@ class Folders:
     Args:
         runs: folder that holds them; may be shared by several plans.
         out: folder of the study, which remembers the failures.
+
+    Raises:
+        UserError: one of them is a file.
     """
 
     def __init__(self, runs: Path, out: Path):
+        for key, folder in (("out", out), ("runs", runs)):
+            if folder.exists() and not folder.is_dir():
+                raise UserError(f"{folder} is a file; give a folder as {key}")
         self.runs, self.failures_file = runs, out / FAILURES
         self._read: dict[Path, Run] = {}
         self._hashes: dict[tuple[Path, int], str] = {}  # of recipes by file and its time: reading one takes a while
@@ -105,7 +111,11 @@ class Folders:
 
     def failures(self) -> dict[str, str]:
         """Hash of a cell -> last line of output of its last attempt."""
-        return read_json(self.failures_file) if self.failures_file.is_file() else {}
+        try:
+            found = read_json(self.failures_file)
+        except UserError:  # not there, or damaged: these are notes, and what crashed is tried again anyway
+            return {}
+        return {digest: note for digest, note in found.items() if isinstance(note, str)}
 
     def statuses(self, grid: Cells) -> dict[str, Status]:
         """Hash -> state of every cell."""

@@ -60,6 +60,8 @@ def _on_devices(words: list[str], launch: Launch, devices: str | None) -> list[s
 def carry_out(grid: Cells, folders: Folders, launch: Launch, out: Path, stop: list[int]) -> None:
     """Run every cell that is not finished; prints the table of progress as it changes.
 
+    A new start tries again what crashed, after all others. When cell after cell crashes, no more are started.
+
     Args:
         grid: the cells.
         folders: their state.
@@ -68,7 +70,7 @@ def carry_out(grid: Cells, folders: Folders, launch: Launch, out: Path, stop: li
         stop: list that a signal handler fills; running cells then save a checkpoint and end.
 
     Raises:
-        UserError: submitit is missing or refuses its parameters, or cell after cell crashes.
+        UserError: submitit is missing or refuses its parameters.
         Interrupted: a signal came.
     """
     executor = _executor(launch, out)
@@ -76,7 +78,8 @@ def carry_out(grid: Cells, folders: Folders, launch: Launch, out: Path, stop: li
     slots: dict[str, int] = {}
     tried: set[str] = set()
     failures, in_a_row, shown = folders.failures(), 0, ""
-    for cell in grid.cells:  # a new start tries again
+    order = sorted(grid.cells, key=lambda cell: cell.hash in failures)
+    for cell in grid.cells:
         failures.pop(cell.hash, None)
     _write(folders.failures_file, failures)
     limit = len(grid.cells) if launch.executor == "slurm" else launch.jobs
@@ -102,10 +105,10 @@ def carry_out(grid: Cells, folders: Folders, launch: Launch, out: Path, stop: li
             _end(jobs, launch)
             raise Interrupted("stopped by a signal")
         if in_a_row >= _GIVE_UP:
-            _end(jobs, launch)
-            raise UserError(f"{in_a_row} cells in a row crashed; the last: {list(failures.values())[-1]}")
+            print(f"{in_a_row} cells in a row crashed: no more are started", flush=True)
+            return _end(jobs, launch)
         left = [hash_ for hash_, status in statuses.items() if status.state == RUNNING and hash_ not in jobs]
-        for cell in grid.cells:
+        for cell in order:
             if len(jobs) + len(left) >= limit:  # runs that a killed start has left behind go on
                 break
             if cell.hash not in tried and statuses[cell.hash].state in (WAITING, BEGUN) and cell.ready():

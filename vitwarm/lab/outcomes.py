@@ -15,6 +15,7 @@ from vitwarm.budget.cells import FOREIGN, Status
 from vitwarm.budget.runs import Run, is_finite
 from vitwarm.budget.statistics import paired_interval
 from vitwarm.errors import UserError
+from vitwarm.exports.layout import EXPORT
 from vitwarm.exports.opening import open_model
 from vitwarm.files import write_text
 from vitwarm.lab.grid import METRIC, STAGE, Lab, LabCell, Place
@@ -243,6 +244,8 @@ def _outcome(
 def _numbers(lab: Lab, place: Place, cell: LabCell, run: Run, statuses: dict[str, Status]) -> dict[str, Any]:
     """What an `Outcome` holds of a finished run, but for the entropy."""
     curve = [(samples, 100 * value) for samples, value in run.curve(STAGE, METRIC)]
+    if not all(is_finite(value) for _, value in curve):
+        raise UserError(f"log.jsonl has an evaluation without a finite {METRIC}")
     warmups = {groups: statuses[warmup.hash].run for groups, warmup in lab.warmups[cell.hash].items()}
     return {
         "value": 100 * run.result["metrics"][METRIC],
@@ -257,6 +260,8 @@ def _numbers(lab: Lab, place: Place, cell: LabCell, run: Run, statuses: dict[str
 def _per_cent(run: Run, metric: str) -> float | None:
     """A metric of a finished run; None where its version did not measure it."""
     value = run.result["metrics"].get(metric)
+    if value is not None and not is_finite(value):
+        raise UserError(f"{run.folder}/result.json has no finite {metric}")
     return None if value is None else 100 * float(value)
 
 
@@ -282,7 +287,7 @@ class _Entropies:
             rows = TaskStream(task, run.config.seed, "validation").rows(0, _ROWS)
             last = rows.answer.shape[1] - rows.answer[:, ::-1].argmax(1) - 1  # the last token that is predicted
             visible = torch.arange(rows.tokens.shape[1] - 1) < torch.from_numpy(last)[:, None]
-            model = open_model(str(run.folder)).model
+            model = open_model(str(run.folder / EXPORT)).model  # RUN alone would also take that of a warm-up
             assert isinstance(model, Decoder)
             found = attention_entropy(model, torch.from_numpy(rows.tokens[:, :-1]), visible)
             self.known[run.hash] = [[round(float(e), 4) for e in heads] for heads in found]

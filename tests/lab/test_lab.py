@@ -177,7 +177,10 @@ def test_the_words_of_a_cell_are_its_recipe(lab):
         ({"arms": {}}, "unknown key arms"),
         ({"published": [{"task": "hay"}]}, "published: a list of"),
         ({"published": 5}, "published is a list, not 5"),
-        ({"published": [PLAN["published"][0] | {"value": float("nan")}]}, "published: a list of"),
+        *(
+            ({"published": [PLAN["published"][0] | {key: value}]}, "published: a list of .* in per cent, not")
+            for key, value in (("value", float("nan")), ("value", 101), ("value", -1), ("source", None))
+        ),
         ({"set": {"run.smoke": True}}, "run.smoke belongs to the laboratory"),
         (
             {"settings": {"slow": {"warmups": {"sett": {"warmup.lr": 1}}}}},
@@ -206,7 +209,11 @@ def test_the_words_of_a_cell_are_its_recipe(lab):
             {"warmups": PLAN["warmups"] | {"mix": {"sources": {"attention": "set", "attention layers=0": "eca"}}}},
             "hay · mix · composed · slow, seed 0: .* both give blocks.0.attn",
         ),
-        ({"warmups": PLAN["warmups"] | {"mix": {"sources": ["set"]}}}, "sources is a mapping"),
+        ({"warmups": PLAN["warmups"] | {"mix": {"sources": ["set"]}}}, "warmups.mix: sources is a mapping"),
+        ({"warmups": PLAN["warmups"] | {"mix": {"sources": {"": "set"}}}}, "warmups.mix: sources: write which groups"),
+        ({"settings": {"slow": {"warmups": ["set"]}}}, "settings.slow: warmups is a mapping"),
+        ({"parts": {"full": {"set": [1]}}}, "parts.full: set is a mapping"),
+        ({"tasks": {"hay": {"recipe": None, "take_off": 20}}}, "tasks.hay: recipe and take_off say what a task is"),
         (
             {"warmups": PLAN["warmups"] | {"mix": {"sources": {"mlp": "set"}, "set": {"warmup.lr": 1}}}},
             "warmups.mix: a composition has no keys; set those of its sources",
@@ -254,6 +261,15 @@ def test_the_words_of_a_cell_are_its_recipe(lab):
 def test_what_a_plan_cannot_mean_is_refused_in_one_line(lab, changes, says):
     with pytest.raises(UserError, match=says):
         lab(**changes)
+
+
+def test_what_could_not_start_is_refused_before_its_warm_up_is_trained(lab, tmp_path):
+    lab({}, set={"algorithmic.budget": "5 steps", "train.lr_warmup": "9 steps"})
+    folder = LabFolder(read_lab(tmp_path / "tiny.yaml"), tmp_path / "out", Launch(jobs=1, accelerate=None))
+    for carry_out in (lambda: folder.run([]), folder.summary):
+        with pytest.raises(UserError, match="plan tiny: hay · none · none · slow, seed 0: train.lr_warmup .9 steps"):
+            carry_out()
+    assert not (tmp_path / "out").exists()
 
 
 def test_controls_alone_need_no_parts(lab):

@@ -11,8 +11,13 @@ from vitwarm.lab.outcomes import Findings, Row
 from vitwarm.lab.plan import NONE
 from vitwarm.plotting import load_matplotlib, new_figure
 
-_DARK, _INCH_PER_LETTER = "#1c2126", 0.07  # of 9 points
+_DARK = "#1c2126"
 _CONTROL, _COLOURS = "#7b8794", ("#2f7fc1", "#d97a1f", "#2c9c6d", "#9466cf", "#d1495b", "#a08a15", "#1798a8")
+
+
+def _width(names: Sequence[str]) -> float:
+    """Inches that the longest of these takes, in 9 points."""
+    return 0.07 * max(map(len, names))
 
 
 def heat_map(found: Findings, setting: str) -> Any:
@@ -29,10 +34,8 @@ def heat_map(found: Findings, setting: str) -> Any:
     titles = [found.plan.title("tasks", task) for task in tasks]
     with load_matplotlib().rc_context(style()):
         # constrained layout gives the titles their room and leaves the map the rest, so the width follows the titles
-        left = 0.3 + _INCH_PER_LETTER * max(map(len, names))
-        column = max(0.95, 0.2 + _INCH_PER_LETTER * max(map(len, titles)))
-        size = (left + column * len(tasks), 0.8 + 0.29 * len(arms))
-        figure = new_figure(figsize=size, layout="constrained")
+        width = 0.3 + _width(names) + max(0.95, 0.2 + _width(titles)) * len(tasks)
+        figure = new_figure(figsize=(width, 0.8 + 0.29 * len(arms)), layout="constrained")
         ax = figure.subplots()
         for row in rows:
             i, j = arms.index((row.place.warmup, row.place.part)), tasks.index(row.place.task)
@@ -52,7 +55,8 @@ def dots(found: Findings, task: str) -> Any:
     """A line for each place of a task: a dot for each seed, a bar at the mean, a diamond at the published value."""
     rows = found.of(task)
     with load_matplotlib().rc_context(style()):
-        figure = new_figure(figsize=(7.2, 0.9 + 0.27 * len(rows)), layout="constrained")
+        names = [found.name(row.place) for row in rows]
+        figure = new_figure(figsize=(max(7.2, 4.2 + _width(names)), 0.9 + 0.27 * len(rows)), layout="constrained")
         ax = figure.subplots()
         for place, row in enumerate(rows):
             colour = _CONTROL if row.place.warmup == NONE else _COLOURS[0]
@@ -62,7 +66,7 @@ def dots(found: Findings, task: str) -> Any:
                 look: dict[str, Any] = {"marker": "D", "s": 26, "facecolor": "none", "edgecolor": _COLOURS[1]}
                 ax.scatter([row.published[0]], [place], **look)
         ax.axvline(found.plan.tasks[task].take_off, color=_CONTROL, linewidth=0.8, linestyle=":")
-        ax.set_yticks(range(len(rows)), [found.name(row.place) for row in rows], fontsize=8.5)
+        ax.set_yticks(range(len(rows)), names, fontsize=8.5)
         ax.set(ylim=(len(rows) - 0.4, -0.6), xlim=(-2, 102), xlabel="accuracy, %, published mask")
     return figure
 
@@ -80,11 +84,13 @@ def shown_in_curves(found: Findings, task: str) -> list[Row]:
 def curves(found: Findings, task: str, rows: Sequence[Row]) -> Any:
     """A thin line for each seed, from the first evaluation to the last."""
     with load_matplotlib().rc_context(style()):
-        figure = new_figure(figsize=(6.6, 3.6 + 0.18 * len(rows)), layout="constrained")
+        width = max(6.6, 0.8 + _width([found.name(row.place) for row in rows]))
+        figure = new_figure(figsize=(width, 3.6 + 0.18 * len(rows)), layout="constrained")
         ax = figure.subplots()
         colours = iter(_COLOURS)
+        control = next((row for row in rows if row.place.warmup == NONE), None)
         for row in rows:
-            colour = _CONTROL if row.place.warmup == NONE else next(colours)
+            colour = _CONTROL if row is control else next(colours)
             for k, outcome in enumerate(o for o in row.outcomes if o.curve):
                 seen, values = np.array(outcome.curve).T
                 label = None if k else found.name(row.place)

@@ -42,18 +42,31 @@ class LabFolder:
     def summary(self) -> str:
         """Every cell with its state, and the time that is left on a core."""
         statuses = self.folders.statuses(self.lab)
-        seconds: dict[tuple, float] = {}  # of a kind of cell: estimated once
         rows, left = [], 0.0
-        for cell in self.lab.cells:
-            own = seconds.setdefault(_kind(cell), 0.0) or estimate(cell.config, gpus=1, device="cpu core").seconds
-            seconds[_kind(cell)] = own
+        for cell, own in zip(self.lab.cells, self._seconds(), strict=True):
             left += own if statuses[cell.hash].state != DONE else 0.0
             rows.append(f"{cell.title:<70}{own:>9.0f} s  {statuses[cell.hash].state}")
         total = f"left to do: about {left / 3600:.1f} hours of a core"
         return "\n".join([*rows, "", self.lab.progress(statuses), total])
 
+    def _seconds(self) -> list[float]:
+        """What each cell takes on a core. Refuses those that could not start: their warm-ups must not be trained."""
+        known: dict[tuple, float] = {}  # of a kind of cell
+        for cell in self.lab.cells:
+            if (kind := _kind(cell)) not in known:
+                try:
+                    known[kind] = estimate(cell.config, gpus=1, device="cpu core").seconds
+                except UserError as error:
+                    raise UserError(f"plan {self.lab.plan.name}: {cell.title}: {error}") from error
+        return [known[_kind(cell)] for cell in self.lab.cells]
+
     def run(self, stop: list[int]) -> None:
-        """Carry out what is not finished; see `carry_out`."""
+        """Carry out what is not finished; see `carry_out`.
+
+        Raises:
+            UserError: a cell could not start, or see there.
+        """
+        self._seconds()
         carry_out(self.lab, self.folders, self.launch, self.out, stop)
 
     def require_whole(self) -> None:

@@ -1,6 +1,5 @@
 """A plan of the laboratory: tasks x warm-ups x parts x settings x seeds. One YAML file; data only, like a recipe."""
 
-import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
@@ -244,10 +243,10 @@ class _Reader:
         if unknown := sorted(spec.keys() - keys, key=str):
             raise UserError(f"{at}unknown key {unknown[0]}{nearest(str(unknown[0]), keys)}")
 
-    def mapping(self, tree: dict[str, Any], key: str) -> dict[str, Any]:
+    def mapping(self, tree: dict[str, Any], key: str, where: str = "") -> dict[str, Any]:
         value = tree.get(key) or {}
         if not isinstance(value, dict):
-            raise UserError(f"{self.path}: {key} is a mapping, not {value!r}")
+            raise UserError(f"{self.at(where)}{key} is a mapping, not {value!r}")
         return value
 
     def rows(self, tree: dict[str, Any], key: str) -> list[Any]:
@@ -262,13 +261,15 @@ class _Reader:
         if not _NAME.fullmatch(name) or where == f"warmups.{NONE}":
             raise UserError(f"{self.path}: {where}: {name!r} becomes part of a folder's name; choose another")
         self.known({} if spec is None else spec, {f.name for f in fields(cls)}, where)  # type: ignore[arg-type]
-        given = dict(spec or {})
+        given = {key: value for key, value in dict(spec or {}).items() if value is not None}
         given |= {key: str(given[key]) for key in ("recipe", "title", "prediction") if key in given}
         if "sources" in given:
-            given["sources"] = {str(g): str(w) for g, w in self.mapping(given, "sources").items()}
-        given |= {"set": self.settings(self.mapping(given, "set"), f"{where}.set")}
+            given["sources"] = {str(g): str(w) for g, w in self.mapping(given, "sources", where).items()}
+            if not all(groups.split() for groups in given["sources"]):
+                raise UserError(f"{self.path}: {where}: sources: write which groups a source gives, such as attention")
+        given |= {"set": self.settings(self.mapping(given, "set", where), f"{where}.set")}
         if "warmups" in given:
-            single = self.mapping(given, "warmups")
+            single = self.mapping(given, "warmups", where)
             given["warmups"] = {str(w): self.settings(keys, f"{where}.warmups.{w}") for w, keys in single.items()}
         at = given.get("take_off", 100.0)
         if isinstance(at, bool) or not isinstance(at, (int, float)) or not 1 < at <= 100:
@@ -381,11 +382,12 @@ class _Reader:
         self.known(row, {f.name for f in fields(Published)}, "published")
         try:
             point = Published(**(row | {"value": float(row["value"])}))
-            if not math.isfinite(point.value):
+            if not 0 <= point.value <= 100 or point.source is None:
                 raise ValueError
         except (KeyError, TypeError, ValueError):
             wanted = ", ".join(f.name for f in fields(Published))
-            raise UserError(f"{self.path}: published: a list of {{{wanted}}}, not {row!r}") from None
+            wanted = f"a list of {{{wanted}}}, the value in per cent"
+            raise UserError(f"{self.path}: published: {wanted}, not {row!r}") from None
         for kind in ("tasks", "warmups", "parts"):
             name, allowed = getattr(point, kind[:-1]), [*known[kind], *([NONE] if kind != "tasks" else [])]
             if name not in allowed:

@@ -91,7 +91,7 @@ def page(found: Findings, drawn: dict[str, str]) -> list[Any]:
     for task in found.tasks():
         blocks += [Heading(found.plan.title("tasks", task)), _table(found, task)]
         blocks.append(Figure(drawn[f"dots-{task}"], f"dots-{task}.svg", _dots_caption(found, task)))
-        blocks.append(Figure(drawn[f"curves-{task}"], f"curves-{task}.svg", _CURVES))
+        blocks.append(Figure(drawn[f"curves-{task}"], f"curves-{task}.svg", _curves_caption(found, task)))
     if any(row.low is not None for row in found.rows):
         blocks.append(Text(_INTERVALS, "small"))
     if len(found.plan.tasks) > 1 and (averages := _averages(found)).rows:
@@ -105,7 +105,6 @@ def page(found: Findings, drawn: dict[str, str]) -> list[Any]:
 
 
 _MAP = "Mean accuracy over the seeds, %, under the published mask; in brackets the published value."
-_CURVES = "A line for each seed. Evaluations on held-out sequences; the dotted line is where a run counts as taken off."
 _INTERVALS = (
     "Differences to no warm-up are paired by seed. Each interval is of one comparison: among many rows some exclude "
     "zero by chance, and the best row looks better than it is."
@@ -124,6 +123,15 @@ _ENTROPY = (
 def _dots_caption(found: Findings, task: str) -> str:
     at = f"{found.plan.tasks[task].take_off:g} %"
     return f"A dot for each seed, a bar at the mean, a diamond at the published value; taken off from {at} (dotted)."
+
+
+def _curves_caption(found: Findings, task: str) -> str:
+    shown, rows = len(figures.shown_in_curves(found, task)), len(found.of(task))
+    chosen = f", {shown} of {rows}: no warm-up, what has a published value, and the best others" * (shown < rows)
+    return (
+        f"A line for each seed{chosen}. Evaluations on held-out sequences; the dotted line is where a run counts as "
+        "taken off."
+    )
 
 
 def interval(row: Row) -> tuple[float, float] | tuple[None, None]:

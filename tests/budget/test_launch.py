@@ -6,7 +6,7 @@ from test_grid import grid
 
 from vitwarm.budget import launch
 from vitwarm.budget.cells import Folders
-from vitwarm.budget.launch import Launch, carry_out
+from vitwarm.budget.launch import Launch, _last_words, carry_out
 
 
 class Failed:
@@ -14,14 +14,11 @@ class Failed:
 
     job_id = "1"
 
+    def __init__(self, stderr="vitwarm: error: the loss is not finite", stdout=""):
+        self.stderr, self.stdout = (lambda: stderr), (lambda: stdout)
+
     def done(self):
         return True
-
-    def stderr(self):
-        return "vitwarm: error: the loss is not finite"
-
-    def stdout(self):
-        return ""
 
 
 def test_what_crashed_is_tried_again_last_so_that_an_arm_that_fails_does_not_keep_the_others_waiting(
@@ -55,3 +52,11 @@ def test_what_crashed_is_tried_again_last_so_that_an_arm_that_fails_does_not_kee
         json.dumps({cell.hash: "" for cell in found.cells if str(cell.folder) in ready[:6]})
     )
     assert start() == ready[6:9]
+
+
+def test_the_reason_of_a_failure_is_what_vitwarm_said_last_or_the_signal_or_the_error():
+    killed = "CalledProcessError: Command '['env', 'python']' died with <Signals.SIGKILL: 9>."
+    assert _last_words(Failed(killed, "start\n")) == "it was killed (SIGKILL)"
+    assert _last_words(Failed(f"vitwarm: error: no space left\n{killed}")) == "no space left"
+    assert _last_words(Failed("Traceback\nValueError: x\nsubmitit.FailedJobError: y")) == "ValueError: x"
+    assert _last_words(Failed("")) == "no output; see job 1"

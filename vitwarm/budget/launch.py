@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import re
 import shlex
 import sys
 import time
@@ -165,6 +166,8 @@ def _last_words(job: Any) -> str:
     text = (job.stderr() or "") + "\n" + (job.stdout() or "")
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     ours = [line for line in lines if line.startswith("vitwarm:") and "warning" not in line]
+    if not ours and (signal := re.search(r"died with <Signals\.(\w+)", text)):
+        return f"it was killed ({signal[1]})"
     faults = [line for line in lines if "Error" in line and not line.startswith("submitit")]
     last = (ours or faults or lines or [f"no output; see job {job.job_id}"])[-1 if ours else 0]
     return last.removeprefix("vitwarm: ").removeprefix("error: ")[-500:]  # how a command died stands behind it

@@ -248,7 +248,8 @@ def _seeds(found: Findings) -> Folded:
         task = found.plan.title("tasks", row.place.task)
         lines.append([f"{task}, {found.name(row.place)}", " · ".join(cells), " · ".join(learnt)])
     heads = ["cell", "accuracy by seed, %", "its warm-up on its own rule, by seed, %"]
-    return Folded(f"{sum(len(row.values) for row in found.rows)} runs", [Table(heads, lines, names=3)])
+    runs = {o.hash for row in found.rows for o in row.outcomes if o.value is not None}  # settings may share some
+    return Folded(f"{len(runs)} runs", [Table(heads, lines, names=3)])
 
 
 def _begun(found: Findings) -> list[Row]:

@@ -136,6 +136,8 @@ def test_arcs_join_every_answer_to_its_origin(name, options, length):
         (["rule=dyck", "--png", "/nowhere/x.png"], "there is no folder /nowhere"),
         (["rule=dyck", "count=0"], "count must lie in"),
         (["rule=dyck", "count=none"], "whole number"),
+        (["rule=dyck", "length=64", "count=1000000000000"], "1,000,000,000,000 sequences of 64 tokens are more than"),
+        (["rule=dyck", "length=1000000000000"], "000 tokens are more than 1,000,000; show"),
         (["rule=dyck", "rule=ww"], "given twice"),
         (["rule=dyck", "name=ww"], "name= repeats rule="),
         (['rule={"name": "shuffled", "rule": {"name": ["dyck"]}}'], "there is no rule"),

@@ -11,6 +11,8 @@ from vitwarm.cli.words import flag, option, rest
 from vitwarm.errors import UserError
 from vitwarm.plotting import load_matplotlib
 
+_MOST = 1_000_000  # tokens: all are held in memory
+
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
@@ -37,8 +39,11 @@ def run(options: Options) -> None:
     from vitwarm.procedural.show import natural_length, render
 
     rule = read_rule(options.rule, options.parameters)
+    length = options.length or natural_length(rule)
+    if options.count * length > _MOST:
+        raise UserError(f"{options.count:,} sequences of {length:,} tokens are more than {_MOST:,}; show fewer")
     try:
-        stream = RuleStream(rule, options.seed, "train", options.length or natural_length(rule))
+        stream = RuleStream(rule, options.seed, "train", length)
         rows = stream.rows(0, options.count)
         masked = stream.masked_rows(0, options.count, options.mask).masked
     except ValueError as error:  # a length that the rule cannot have

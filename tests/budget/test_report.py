@@ -224,6 +224,7 @@ def test_an_inlined_picture_keeps_its_names_to_itself():
         '<?xml?><svg width="9pt" height="8pt" viewBox="0 0 9 8"><metadata>x</metadata><g id="a" style="fill: #010203"/>'
     )
     svg += '<use xlink:href="#a" clip-path="url(#c)" width="2"/></svg>'
+    assert "url(#a-task-1-c)" in inline(svg, "a task, 1", "#010203")
     found = inline(svg, "one", "#010203")
     assert found.startswith('<svg viewBox="0 0 9 8">') and "metadata" not in found and "currentColor" in found
     assert 'id="one-a"' in found and 'href="#one-a"' in found and "url(#one-c)" in found and 'width="2"' in found

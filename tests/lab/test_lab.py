@@ -278,8 +278,10 @@ def test_controls_alone_need_no_parts(lab):
 
 
 def test_names_and_titles_may_be_numbers(lab):
-    made = lab(settings={8: {"title": 0.001, "prediction": 90}}, cells=[{"tasks": "hay", "warmups": "set"}])
+    settings = {8: {"title": 0.001, "prediction": 90}, "nine": {"title": None, "prediction": "of two\nlines"}}
+    made = lab(settings=settings, cells=[{"tasks": "hay", "warmups": "set"}])
     assert made.plan.title("settings", "8") == "0.001" and made.plan.settings["8"].prediction == "90"
+    assert made.plan.title("settings", "nine") == "nine" and made.plan.settings["nine"].prediction == "of two lines"
     assert [cell.folder.name.split("-")[0] for cell in made.cells][:1] == ["warmup"]
 
 

@@ -175,7 +175,7 @@ def _last_words(job: Any) -> str:
 
 def _end(jobs: dict[str, Any], launch: Launch) -> None:
     """Signal the trainings of this machine to save and end; jobs on Slurm continue by themselves."""
-    if launch.executor == "slurm":
+    if launch.executor == "slurm" or not jobs:
         return
     import psutil
 

@@ -137,6 +137,7 @@ def _html(block: Block) -> str:
 def inline(svg: str, name: str, ink: str) -> str:
     """An SVG file for use inside a page: its own names, the text's colour for `ink`, as wide as there is room."""
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg[svg.index("<svg") :], flags=re.DOTALL)
+    name = re.sub(r"\W+", "-", name)  # blanks would end a url in CSS
     svg = re.sub(r'\bid="', f'id="{name}-', svg)
     svg = re.sub(r"url\(#", f"url(#{name}-", svg)
     svg = re.sub(r'href="#', f'href="#{name}-', svg)

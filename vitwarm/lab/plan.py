@@ -262,7 +262,8 @@ class _Reader:
             raise UserError(f"{self.path}: {where}: {name!r} becomes part of a folder's name; choose another")
         self.known({} if spec is None else spec, {f.name for f in fields(cls)}, where)  # type: ignore[arg-type]
         given = {key: value for key, value in dict(spec or {}).items() if value is not None}
-        given |= {key: str(given[key]) for key in ("recipe", "title", "prediction") if key in given}
+        given |= {"recipe": str(given["recipe"])} if "recipe" in given else {}
+        given |= {key: " ".join(str(given[key]).split()) for key in ("title", "prediction") if key in given}  # one line
         if "sources" in given:
             given["sources"] = {str(g): str(w) for g, w in self.mapping(given, "sources", where).items()}
             if not all(groups.split() for groups in given["sources"]):
